@@ -1,0 +1,1 @@
+"""Fit a cost model to runs and say how wrong it is."""

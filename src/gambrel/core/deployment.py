@@ -1,0 +1,97 @@
+"""What a deployment *is*: a model on accelerators with an engine's settings, named as vLLM names them.
+
+Defaults stand for vLLM's V1 engine (0.11 and later): ``gpu_memory_utilization`` 0.9, ``block_size`` 16, chunked
+prefill on, ``max_num_seqs`` 256. ``max_num_batched_tokens`` there depends on device and entry point; the planner
+searches it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gambrel.core.errors import DeploymentError
+from gambrel.core.formats import KVFormat, WeightFormat, kv_format, weight_format
+
+if TYPE_CHECKING:
+    from gambrel.core.accelerator import Accelerator
+    from gambrel.core.model import Model
+
+__all__ = ["Deployment"]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on a fleet of equal replicas; every field is a choice that a plan can make.
+
+    ``tp`` x ``pp`` accelerators make one replica. ``policy`` names the engine's scheduling rule.
+    ``prefill_chunk`` of None means ``max_num_batched_tokens``.
+    """
+
+    model: Model
+    accelerator: Accelerator
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    replicas: int = 1
+    weights: str = "bf16"
+    kv: str = "bf16"
+    engine: str = "vllm"
+    engine_version: str = "0.11"
+    policy: str = "vllm"
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+    block_size: int = 16
+    chunked_prefill: bool = True
+    cuda_graphs: bool = True
+    routing: str = "round_robin"
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "ep", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise DeploymentError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise DeploymentError(
+                f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization!r}"
+            )
+        weight_format(self.weights)
+        kv_format(self.kv)
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """The weight format object."""
+        return weight_format(self.weights)
+
+    @property
+    def kv_format(self) -> KVFormat:
+        """The KV cache format object."""
+        return kv_format(self.kv)
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """Accelerators in one replica."""
+        return self.tp * self.pp
+
+    @property
+    def num_gpus(self) -> int:
+        """Accelerators in all."""
+        return self.gpus_per_replica * self.replicas
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Dollars per hour of the whole fleet; None where the accelerator has no price."""
+        return None if self.accelerator.price is None else self.accelerator.price.usd_per_hour * self.num_gpus
+
+    def with_(self, **changes: Any) -> Deployment:
+        """The same deployment with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def label(self) -> str:
+        """A short unambiguous name, e.g. ``2 x h100-sxm tp2 fp8``."""
+        kv = "" if self.kv == "bf16" else f" kv-{self.kv}"
+        parallel = f" tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "") + (f" ep{self.ep}" if self.ep > 1 else "")
+        return f"{self.replicas} x {self.accelerator.name}{parallel} {self.weights}{kv}"

@@ -1,0 +1,90 @@
+"""How much of its specification sheet an accelerator reaches: the constants between physics and practice.
+
+Every field is a fitted or assumed constant with a stated basis; :mod:`gambrel.catalog` reads them from data files
+that carry the rows they were fitted to. :func:`ideal` is the textbook roofline: every efficiency 1, no overheads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Efficiency", "Matmul", "ideal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """A matrix multiplication's two roofs for one weight format's math.
+
+    Compute: ``mfu_max * T / (T + mfu_half_tokens)`` of the dense peak at ``T`` tokens, so the compute time is the
+    straight line ``2 n k (T + mfu_half_tokens) / (mfu_max F)``. Memory: ``bw_max * b / (b + bw_half_bytes)`` of the
+    peak bandwidth for a tensor of ``b`` bytes, so small tensor-parallel shards lose bandwidth.
+    """
+
+    mfu_max: float = 1.0
+    mfu_half_tokens: float = 0.0
+    bw_max: float = 1.0
+    bw_half_bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Constants of one accelerator family under one engine generation.
+
+    Attributes:
+        matmul: by math format (``bf16``, ``fp8``, ``int8``, ``fp4``) or by weight format name where it differs
+            (``int4``: dequantisation); ``bf16`` is always present and stands in for what is missing.
+        grouped: the same for grouped expert matmuls; empty means as ``matmul``.
+        expert_imbalance: time of the busiest expert shard over the mean, at least 1.
+        kv_bw_max: fraction of peak bandwidth that decode attention reaches on large calls.
+        kv_floor_s: seconds of a decode attention call that reads nothing, per layer.
+        kv_sqrt: seconds per square root of a byte read, per layer call; bends the middle of the curve.
+        prefill_mfu_max: fraction of the 16-bit dense peak that prefill attention reaches on long prompts.
+        prefill_half_keys: mean attended keys at which it reaches half of that.
+        prefill_floor_s: seconds of a prefill attention call, per layer and chunk.
+        decode_attention_mfu: fraction of the peak for the FLOPs of decode attention (binds for MLA).
+        layer_s, layer_s_per_token: norms, rotary, activations and launch gaps, per layer, and per layer and token
+            beyond ``layer_free_tokens``.
+        step_s: host seconds per step (scheduling, launch, sampling) that the device waits for.
+        seq_s: host seconds per sequence in a step.
+        allreduce_alpha_s: seconds of an all-reduce of nothing, per doubling of ranks beyond one.
+        allreduce_bw: fraction of the link's one-way bandwidth that a large all-reduce reaches.
+        reserve_bytes: device memory taken by context, graphs and communicators.
+        basis: one phrase for people: what the constants stand on.
+        spread: one-sigma relative error of a predicted step (log scale), for intervals.
+    """
+
+    matmul: tuple[tuple[str, Matmul], ...] = (("bf16", Matmul()),)
+    grouped: tuple[tuple[str, Matmul], ...] = ()
+    expert_imbalance: float = 1.0
+    kv_bw_max: float = 1.0
+    kv_floor_s: float = 0.0
+    kv_sqrt: float = 0.0
+    prefill_mfu_max: float = 1.0
+    prefill_half_keys: float = 0.0
+    prefill_floor_s: float = 0.0
+    decode_attention_mfu: float = 1.0
+    layer_s: float = 0.0
+    layer_s_per_token: float = 0.0
+    layer_free_tokens: float = 0.0
+    step_s: float = 0.0
+    seq_s: float = 0.0
+    allreduce_alpha_s: float = 0.0
+    allreduce_bw: float = 1.0
+    reserve_bytes: float = 0.0
+    basis: str = "spec sheet"
+    spread: float = 0.0
+
+    def matmul_for(self, math: str, weights: str = "") -> Matmul:
+        """The constants for a math format, a weight format's own where it has them."""
+        table = dict(self.matmul)
+        return table.get(weights) or table.get(math) or table["bf16"]
+
+    def grouped_for(self, math: str, weights: str = "") -> Matmul:
+        """The constants of grouped expert matmuls."""
+        table = dict(self.grouped)
+        return table.get(weights) or table.get(math) or table.get("bf16") or self.matmul_for(math, weights)
+
+
+def ideal() -> Efficiency:
+    """The textbook roofline: peak everywhere, no overhead, free collectives' latency."""
+    return Efficiency(basis="spec sheet: peak rates, no overheads")

@@ -1,0 +1,124 @@
+"""What a plan *is*: the chosen deployment, why the others lost, where it breaks, and what to measure next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Distribution, Run
+    from gambrel.core.slo import SLO, Verdict
+    from gambrel.core.step import MemoryBudget
+
+__all__ = ["Candidate", "Cell", "Fix", "LoadPoint", "Plan", "Pricing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """What tokens cost at the real utilisation: fleet dollars divided by time share, then by tokens.
+
+    ``usd_per_mtok`` is dollars per million output tokens with the whole fleet charged to them;
+    ``usd_per_mtok_input`` and ``usd_per_mtok_output`` split the fleet by the time share of prefill and decode.
+    """
+
+    usd_per_hour: float
+    usd_per_mtok: float
+    usd_per_mtok_input: float
+    usd_per_mtok_output: float
+    utilisation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One deployment that was considered, with what became of it.
+
+    ``stage`` is ``fits`` (ruled out by memory), ``screen`` (ruled out analytically) or ``simulated``. The latency
+    blocks are there only for simulated ones. ``lost_because`` is empty for the chosen one.
+    """
+
+    deployment: Deployment
+    stage: str
+    memory: MemoryBudget
+    verdicts: tuple[Verdict, ...] = ()
+    latency: Mapping[str, Distribution] = field(default_factory=dict)
+    pricing: Pricing | None = None
+    goodput: float = float("nan")
+    idle_share: float = float("nan")
+    lost_because: str = ""
+
+    @property
+    def feasible(self) -> bool:
+        """Simulated, and every objective met."""
+        return self.stage == "simulated" and bool(self.verdicts) and all(v.met for v in self.verdicts)
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Fleet dollars per hour; infinite without a price."""
+        price = self.deployment.usd_per_hour
+        return float("inf") if price is None else price
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One of the four cells {1 user, N users} x {short, real prompts}: what a test there shows, and hides."""
+
+    users: int
+    prompt_tokens: float
+    label: str
+    ttft_p95_s: float
+    tpot_p95_s: float
+    e2e_p95_s: float
+    tokens_per_s: float
+    kv_usage_max: float
+    hides: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """A change cheaper than an upgrade and what simulation says it gains."""
+
+    change: str
+    effect: str
+    usd_per_hour: float
+    meets_slo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPoint:
+    """The chosen fleet under a multiple of the log's rate."""
+
+    load: float
+    rate_rps: float
+    latency: Mapping[str, Distribution]
+    goodput: float
+    tokens_per_s: float
+    kv_usage_max: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer: what to rent, what it will do, why not the others."""
+
+    workload: str
+    num_requests: int
+    rate_rps: float
+    slo: SLO
+    chosen: Candidate
+    run: Run
+    alternatives: tuple[Candidate, ...]
+    biggest_gpu: Candidate | None
+    biggest_gpu_extra_usd_per_hour: float
+    cells: tuple[Cell, ...]
+    loads: tuple[LoadPoint, ...]
+    breaks_at: Mapping[str, float]
+    cheaper_fixes: tuple[Fix, ...]
+    intervals: Mapping[str, tuple[float, float]]
+    measure_next: str
+    launch: str
+    basis: str
+    wall_s: float
+    num_considered: int
+    num_simulated: int

@@ -1,0 +1,203 @@
+"""What happened: one row a request, whoever made it (simulated, measured, logged, imported).
+
+Percentiles, SLO checks, plots and residuals are written once, against this table.
+Definitions, as vLLM's own benchmark has them: TTFT is first token minus arrival (queueing included); E2E is last
+token minus arrival; TPOT is (last - first) / (output tokens - 1), undefined for one-token answers; ITL is the
+gap between two tokens of one request, pooled over all requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.core.step import CAUSES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gambrel.core.step import Floats
+    from gambrel.core.workload import Ints
+
+__all__ = ["PERCENTILES", "Distribution", "Histogram", "Run", "Series"]
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Mean and percentiles of a quantity in SI units; NaN where nothing was observed."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Floats) -> Distribution:
+        """Summarise; linear interpolation between order statistics, as numpy does by default."""
+        values = values[np.isfinite(values)]
+        if len(values) == 0:
+            nan = float("nan")
+            return cls(nan, nan, nan, nan, nan, nan, 0)
+        p50, p90, p95, p99 = (float(x) for x in np.percentile(values, PERCENTILES))
+        return cls(float(values.mean()), p50, p90, p95, p99, float(values.max()), len(values))
+
+    def percentile(self, name: str) -> float:
+        """The statistic called ``mean``, ``p50``, ``p90``, ``p95``, ``p99`` or ``max``."""
+        return float(getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Weighted counts in logarithmic buckets: exact to a bucket's width (1/32 of an octave, 2.2 %).
+
+    ``edges`` float64[k + 1] ascending, ``counts`` int64[k]; ``total`` is the exact weighted sum of the values.
+    """
+
+    edges: Floats
+    counts: Ints
+    total: float
+
+    def distribution(self) -> Distribution:
+        """Mean exact, percentiles interpolated within their bucket."""
+        n = int(self.counts.sum())
+        if n == 0:
+            return Distribution.of(np.empty(0))
+        cumulative = np.cumsum(self.counts)
+        found = []
+        for p in (*PERCENTILES, 100.0):
+            rank = p / 100.0 * n
+            i = int(np.searchsorted(cumulative, rank, side="left"))
+            i = min(i, len(self.counts) - 1)
+            before = float(cumulative[i - 1]) if i else 0.0
+            share = (rank - before) / float(self.counts[i]) if self.counts[i] else 1.0
+            low, high = float(self.edges[i]), float(self.edges[i + 1])
+            found.append(low + (high - low) * min(max(share, 0.0), 1.0))
+        return Distribution(self.total / n, found[0], found[1], found[2], found[3], found[4], n)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Batch size and KV usage over time: samples of (time, running, waiting, KV share used), one replica or summed."""
+
+    time_s: Floats
+    running: Floats
+    waiting: Floats
+    kv_usage: Floats
+
+
+@dataclass(frozen=True)
+class Run:
+    """Per-request times and what the replicas did meanwhile.
+
+    Attributes (arrays have one row a request, in arrival order; seconds on the workload's clock):
+        arrival_s, scheduled_s, first_token_s, last_token_s: NaN where a request failed or never got there.
+        prompt_tokens, output_tokens: int64.
+        preemptions: int64 times a request was evicted and recomputed.
+        replica: int64 which replica served it.
+        itl: pooled gaps between tokens.
+        busy_s: seconds of engine steps, summed over replicas.
+        bound_by_s: float64[5] busy seconds by binding cause, in the order of ``CAUSES``.
+        part_s: float64[5] seconds of each cause summed over steps (they overlap, so they exceed ``busy_s``).
+        prefill_s: busy seconds attributed to prompt tokens (share of each step's time), for pricing input.
+        num_steps: engine iterations.
+        batch_mean, batch_max: sequences per step, weighted by step time, and the largest.
+        kv_usage_mean, kv_usage_max: share of KV blocks in use, likewise.
+        origin: ``simulated``, ``measured``, ``logged`` or ``imported``.
+    """
+
+    arrival_s: Floats
+    scheduled_s: Floats
+    first_token_s: Floats
+    last_token_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    preemptions: Ints
+    replica: Ints
+    itl: Histogram
+    busy_s: float
+    bound_by_s: Floats
+    part_s: Floats
+    prefill_s: float
+    num_steps: int
+    batch_mean: float
+    batch_max: int
+    kv_usage_mean: float
+    kv_usage_max: float
+    replicas: int = 1
+    series: Series | None = None
+    origin: str = "simulated"
+    basis: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @cached_property
+    def ttft_s(self) -> Floats:
+        """Time to first token per request, queueing included."""
+        return self.first_token_s - self.arrival_s
+
+    @cached_property
+    def e2e_s(self) -> Floats:
+        """Arrival to last token per request."""
+        return self.last_token_s - self.arrival_s
+
+    @cached_property
+    def queue_s(self) -> Floats:
+        """Arrival to first scheduled per request."""
+        return self.scheduled_s - self.arrival_s
+
+    @cached_property
+    def tpot_s(self) -> Floats:
+        """Time per output token after the first; NaN for one-token answers."""
+        gaps = (self.output_tokens - 1).astype(np.float64)
+        gaps[gaps < 1] = np.nan
+        return (self.last_token_s - self.first_token_s) / gaps
+
+    @cached_property
+    def _distributions(self) -> dict[str, Distribution]:
+        return {
+            "ttft": Distribution.of(self.ttft_s),
+            "tpot": Distribution.of(self.tpot_s),
+            "itl": self.itl.distribution(),
+            "e2e": Distribution.of(self.e2e_s),
+            "queue": Distribution.of(self.queue_s),
+        }
+
+    def distribution(self, metric: str) -> Distribution:
+        """The distribution of ``ttft``, ``tpot``, ``itl``, ``e2e`` or ``queue`` in seconds."""
+        return self._distributions[metric]
+
+    @property
+    def makespan_s(self) -> float:
+        """First arrival to last token."""
+        return float(np.nanmax(self.last_token_s) - self.arrival_s[0])
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """Generated tokens over the makespan, all replicas."""
+        done = np.isfinite(self.last_token_s)
+        return float(self.output_tokens[done].sum()) / self.makespan_s
+
+    @property
+    def num_preemptions(self) -> int:
+        """Evictions in all."""
+        return int(self.preemptions.sum())
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the makespan that replicas spent in steps."""
+        return self.busy_s / (self.makespan_s * self.replicas) if self.makespan_s > 0 else 0.0
+
+    def time_bound_by(self) -> dict[str, float]:
+        """Share of busy time by binding cause."""
+        total = float(self.bound_by_s.sum()) or 1.0
+        return {cause: float(s) / total for cause, s in zip(CAUSES, self.bound_by_s, strict=True)}

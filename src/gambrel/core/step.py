@@ -1,0 +1,284 @@
+"""One forward pass of an engine, what it costs, and the table form that the event loop evaluates.
+
+A :class:`Step` is a handful of sums over the batch; that is enough to price it. A :class:`CostModel` turns a
+step into a :class:`StepCost`, and compiles itself into a :class:`StepTable`: per-token-count tables for all
+matrix multiplications and collectives, and straight lines for attention. :func:`step_seconds` evaluates a table
+in O(1); it is plain arithmetic on floats and arrays, so the engine compiles the very same source with numba,
+and the simulator cannot tell an analytic, a calibrated and a measured cost apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
+
+__all__ = [
+    "CAUSES",
+    "CostModel",
+    "Floats",
+    "MemoryBudget",
+    "Step",
+    "StepCost",
+    "StepTable",
+    "step_parts",
+    "step_seconds",
+]
+
+Floats = npt.NDArray[np.float64]
+
+CAUSES = ("compute", "weights", "kv", "collective", "overhead")
+"""What can bind a step, in the order of every table and array of shares."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward pass does, as sums over its sequences.
+
+    Attributes:
+        tokens: new tokens computed (decoded ones and prompt tokens).
+        sampled: positions whose logits are computed (decoders, and prompts whose last chunk this is).
+        decodes: sequences that decode one token.
+        decode_kv: cached tokens that the decoders attend to, themselves included.
+        decode_kv_windowed: the same with each sequence capped at the model's window.
+        prefill_tokens: prompt tokens among ``tokens``.
+        prefill_chunks: sequences they belong to.
+        prefill_pairs: exact causal (query, key) pairs of those prompt tokens.
+        prefill_pairs_windowed: the same with every query's keys capped at the window.
+    """
+
+    tokens: int
+    sampled: int
+    decodes: int
+    decode_kv: int
+    decode_kv_windowed: int = 0
+    prefill_tokens: int = 0
+    prefill_chunks: int = 0
+    prefill_pairs: int = 0
+    prefill_pairs_windowed: int = 0
+
+    @classmethod
+    def decode(cls, batch: int, context: int, window: int | None = None) -> Step:
+        """``batch`` sequences that each attend to ``context`` tokens (itself included) and emit one."""
+        capped = context if window is None else min(context, window)
+        return cls(batch, batch, batch, batch * context, batch * capped)
+
+    @classmethod
+    def prefill(cls, prompt: int, batch: int = 1, cached: int = 0, window: int | None = None) -> Step:
+        """``batch`` prompts of ``prompt`` new tokens each, on ``cached`` tokens already in the cache, in one pass."""
+        return cls(
+            tokens=batch * prompt,
+            sampled=batch,
+            decodes=0,
+            decode_kv=0,
+            prefill_tokens=batch * prompt,
+            prefill_chunks=batch,
+            prefill_pairs=batch * causal_pairs(cached, prompt),
+            prefill_pairs_windowed=batch * causal_pairs(cached, prompt, window),
+        )
+
+
+def causal_pairs(cached: int, new: int, window: int | None = None) -> int:
+    """Exact (query, key) pairs of ``new`` tokens after ``cached`` ones: sum of min(position, window).
+
+    Without a window: ``new * cached + new (new + 1) / 2``.
+    """
+    if window is None or cached + new <= window:
+        return new * cached + new * (new + 1) // 2
+    below = max(0, window - cached)  # queries that still see fewer keys than the window
+    return below * cached + below * (below + 1) // 2 + (new - below) * window
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Seconds of one step by cause, and the total under the cost model's named form.
+
+    ``compute_s`` holds matmul and attention FLOPs, ``weights_s`` reading weights, ``kv_s`` reading and writing KV
+    cache and state. They overlap within a kernel, so they do not add up to ``seconds``:
+    form ``max`` is ``max(compute, weights + kv) + collective + overhead`` (the textbook lower bound);
+    form ``serial`` is ``linear + attention + collective + overhead`` with ``linear`` the sum over matmul
+    kernels of max(compute, weights) and ``attention`` likewise (attention cannot overlap with matmuls).
+    """
+
+    compute_s: float
+    weights_s: float
+    kv_s: float
+    collective_s: float
+    overhead_s: float
+    seconds: float
+
+    @property
+    def bound_by(self) -> str:
+        """The largest cause."""
+        parts = (self.compute_s, self.weights_s, self.kv_s, self.collective_s, self.overhead_s)
+        return CAUSES[parts.index(max(parts))]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """Bytes on the fullest accelerator of a replica, part by part, and the KV blocks that are left.
+
+    ``usable_bytes`` = utilisation x memory; what is not weights, activations or reserve is KV cache.
+    ``kv_bytes_per_block`` is for this rank; ``state_bytes_per_sequence`` likewise (hybrid models).
+    """
+
+    memory_bytes: float
+    usable_bytes: float
+    weight_bytes: float
+    activation_bytes: float
+    reserve_bytes: float
+    kv_bytes_per_block: float
+    state_bytes_per_sequence: float
+    block_size: int
+    num_kv_blocks: int
+
+    @property
+    def kv_cache_bytes(self) -> float:
+        """Bytes left for the KV cache; negative when the model does not fit."""
+        return self.usable_bytes - self.weight_bytes - self.activation_bytes - self.reserve_bytes
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the KV blocks hold."""
+        return self.num_kv_blocks * self.block_size
+
+    @property
+    def fits(self) -> bool:
+        """Whether weights, activations and reserve leave room for at least one block."""
+        return self.num_kv_blocks > 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """A cost model compiled for the event loop: seconds by lookup and straight lines.
+
+    Per token count ``T`` in ``0..max_tokens`` (float64, seconds): ``linear`` (all layer matmuls under the form),
+    ``linear_compute``, ``linear_weights``, ``collective``, ``overhead``. Per sampled rows ``R`` in ``0..max_seqs``:
+    ``head`` with ``head_compute`` and ``head_weights``. ``lines`` (float64[18]) are the attention coefficients:
+
+    ====== ==========================================================================================
+    index  meaning (seconds per ...)
+    ====== ==========================================================================================
+    0, 6   decode attention floor of full (0) and windowed (6) layers, per step with any decoder
+    1, 7   per KV token read by decoders (bytes over achieved bandwidth)
+    2, 8   per square root of KV tokens read (small calls do not reach full bandwidth)
+    3, 9   per decode (query, key) pair of compute
+    4, 10  per prefill pair of compute
+    5, 11  per prefill token (attention ramp-up: half-saturation keys x seconds per pair)
+    12     per prefill chunk (kernel floor of prefill attention)
+    13     per decoding sequence (recurrent state read and written, MLA absorption)
+    14     per sequence in the step (sampling, scheduling, detokenising on the host)
+    15     1.0 for form ``max``, 0.0 for form ``serial``
+    16     per prefill token for the recurrent scan of linear and SSM layers
+    17     unused, 0
+    ====== ==========================================================================================
+
+    ``window`` is the model's attention window in tokens, 0 without one.
+    """
+
+    linear: Floats
+    linear_compute: Floats
+    linear_weights: Floats
+    collective: Floats
+    overhead: Floats
+    head: Floats
+    head_compute: Floats
+    head_weights: Floats
+    lines: Floats
+    window: int
+
+    @property
+    def max_tokens(self) -> int:
+        """The largest token count of a step."""
+        return len(self.linear) - 1
+
+    @property
+    def max_seqs(self) -> int:
+        """The largest number of sampled rows."""
+        return len(self.head) - 1
+
+    def arrays(self) -> tuple[Floats, ...]:
+        """The arrays in the order of :func:`step_seconds`."""
+        return (
+            self.linear, self.linear_compute, self.linear_weights, self.collective, self.overhead,
+            self.head, self.head_compute, self.head_weights, self.lines,
+        )  # fmt: skip
+
+    def cost(self, step: Step) -> StepCost:
+        """The cost of one step; IndexError beyond the table's token or row count."""
+        parts = step_parts(
+            self.linear, self.linear_compute, self.linear_weights, self.collective, self.overhead,
+            self.head, self.head_compute, self.head_weights, self.lines,
+            step.tokens, step.sampled, step.decodes, step.decode_kv, step.decode_kv_windowed,
+            step.prefill_tokens, step.prefill_chunks, step.prefill_pairs, step.prefill_pairs_windowed,
+        )  # fmt: skip
+        compute, weights, kv, collective, overhead, seconds = (float(p) for p in parts)
+        return StepCost(compute, weights, kv, collective, overhead, seconds)
+
+
+def step_parts(
+    linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
+    head: Any, head_compute: Any, head_weights: Any, lines: Any,
+    tokens: Any, sampled: Any, decodes: Any, kv: Any, kv_win: Any,
+    pre_tokens: Any, pre_chunks: Any, pairs: Any, pairs_win: Any,
+) -> Any:  # fmt: skip
+    """(compute, weights, kv, collective, overhead, total) seconds of one step; scalars only, numba-ready."""
+    busy = 1.0 if decodes > 0 else 0.0
+    attn_kv = (
+        busy * lines[0] + lines[1] * kv + lines[2] * math.sqrt(kv)
+        + busy * lines[6] + lines[7] * kv_win + lines[8] * math.sqrt(kv_win)
+        + lines[13] * decodes
+    )  # fmt: skip
+    attn_decode = lines[3] * kv + lines[9] * kv_win
+    attn_prefill = (
+        lines[4] * pairs + lines[10] * pairs_win + (lines[5] + lines[11] + lines[16]) * pre_tokens
+        + lines[12] * pre_chunks
+    )  # fmt: skip
+    compute = linear_compute[tokens] + head_compute[sampled] + attn_decode + attn_prefill
+    weights = linear_weights[tokens] + head_weights[sampled]
+    extra = overhead[tokens] + lines[14] * (decodes + pre_chunks)
+    if lines[15] > 0.5:
+        total = max(compute, weights + attn_kv) + collective[tokens] + extra
+    else:
+        total = linear[tokens] + head[sampled] + max(attn_kv, attn_decode) + attn_prefill + collective[tokens] + extra
+    return compute, weights, attn_kv, collective[tokens], extra, total
+
+
+def step_seconds(
+    linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
+    head: Any, head_compute: Any, head_weights: Any, lines: Any,
+    tokens: Any, sampled: Any, decodes: Any, kv: Any, kv_win: Any,
+    pre_tokens: Any, pre_chunks: Any, pairs: Any, pairs_win: Any,
+) -> Any:  # fmt: skip
+    """Total seconds of one step; see :func:`step_parts`."""
+    return step_parts(
+        linear, linear_compute, linear_weights, collective, overhead, head, head_compute, head_weights, lines,
+        tokens, sampled, decodes, kv, kv_win, pre_tokens, pre_chunks, pairs, pairs_win,
+    )[5]  # fmt: skip
+
+
+class CostModel(Protocol):
+    """Anything that can price steps of a deployment: analytic, calibrated, or measured."""
+
+    @property
+    def deployment(self) -> Deployment:
+        """What is priced."""
+
+    @property
+    def basis(self) -> str:
+        """Where the constants come from, e.g. ``spec sheet`` or ``fitted: kernels hopper 2026-11``."""
+
+    def step_cost(self, step: Step) -> StepCost:
+        """Seconds of one step by cause, for people."""
+
+    def compile(self, max_tokens: int, max_seqs: int) -> StepTable:
+        """The same cost as tables, for the loop."""
+
+    def memory(self) -> MemoryBudget:
+        """The memory of one accelerator of a replica."""

@@ -1,0 +1,113 @@
+"""What traffic *is*: one row a request, as columns, with where it came from.
+
+Lengths are tokens, times are seconds from the first arrival. Prompt content is never held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from gambrel.core.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from gambrel.core.step import Floats
+
+__all__ = ["Ints", "Workload"]
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in order of arrival.
+
+    Attributes:
+        arrival_s: float64[n], non-decreasing, starting at 0 or later.
+        prompt_tokens: int64[n], at least 1.
+        output_tokens: int64[n], at least 1.
+        session: int64[n] id of the conversation or client, or None.
+        cached_tokens: int64[n] prompt tokens already in a prefix cache as the log reports, or None.
+        prefix_blocks: flattened int64 prefix-block hashes with ``prefix_offsets`` int64[n + 1], or None.
+        prefix_block_tokens: tokens per hashed block.
+        service_s: float64[n] how long the request took in the log (E2E), or None.
+        name: what it is called.
+        source: file or profile it came from, with format.
+        warnings: what a reader should know before believing it.
+        has_arrivals: False when the source had lengths only and the times were made up.
+    """
+
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    session: Ints | None = None
+    cached_tokens: Ints | None = None
+    prefix_blocks: Ints | None = None
+    prefix_offsets: Ints | None = None
+    prefix_block_tokens: int = 0
+    service_s: Floats | None = None
+    name: str = "workload"
+    source: str = ""
+    warnings: tuple[str, ...] = field(default=())
+    has_arrivals: bool = True
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival_s)
+        if n == 0:
+            raise WorkloadError(f"{self.source or self.name}: no requests")
+        for column in ("prompt_tokens", "output_tokens", "session", "cached_tokens", "service_s"):
+            values = getattr(self, column)
+            if values is not None and len(values) != n:
+                raise WorkloadError(f"{self.source or self.name}: {column} has {len(values)} rows, arrival_s {n}")
+        if not np.all(np.isfinite(self.arrival_s)):
+            raise WorkloadError(f"{self.source or self.name}: arrival times must be finite")
+        if n > 1 and bool(np.any(np.diff(self.arrival_s) < 0)):
+            raise WorkloadError(f"{self.source or self.name}: arrival times must not decrease")
+        for column in ("prompt_tokens", "output_tokens"):
+            values = getattr(self, column)
+            if int(values.min()) < 1:
+                row = int(np.argmin(values))
+                raise WorkloadError(
+                    f"{self.source or self.name}: {column} must be at least 1, row {row + 1} has {int(values[row])}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from first to last arrival."""
+        return float(self.arrival_s[-1] - self.arrival_s[0])
+
+    @property
+    def rate_rps(self) -> float:
+        """Mean arrivals per second over the span: (n - 1) gaps; infinite when all arrive at once."""
+        span = self.span_s
+        return (len(self) - 1) / span if span > 0 else float("inf")
+
+    def take(self, rows: npt.NDArray[np.intp] | slice) -> Workload:
+        """The given rows as a workload of their own (prefix hashes are carried when rows are a slice)."""
+        blocks, offsets = self.prefix_blocks, self.prefix_offsets
+        if offsets is not None and blocks is not None and isinstance(rows, slice):
+            start, stop, stride = rows.indices(len(self))
+            if stride == 1:
+                blocks = blocks[offsets[start] : offsets[stop]]
+                offsets = offsets[start : stop + 1] - offsets[start]
+            else:
+                blocks = offsets = None
+        else:
+            blocks = offsets = None
+        return replace(
+            self,
+            arrival_s=self.arrival_s[rows],
+            prompt_tokens=self.prompt_tokens[rows],
+            output_tokens=self.output_tokens[rows],
+            session=None if self.session is None else self.session[rows],
+            cached_tokens=None if self.cached_tokens is None else self.cached_tokens[rows],
+            service_s=None if self.service_s is None else self.service_s[rows],
+            prefix_blocks=blocks,
+            prefix_offsets=offsets,
+        )

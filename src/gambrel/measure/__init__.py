@@ -1,0 +1,1 @@
+"""Send a workload to a real endpoint and get a run."""

@@ -1,0 +1,1 @@
+"""Core objects to charts, tables and one self-contained page."""

@@ -1,0 +1,1 @@
+"""Logs and traces to workloads; workloads described in figures; synthetic and scaled workloads."""
