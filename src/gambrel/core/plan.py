@@ -36,7 +36,8 @@ class Candidate:
     """One deployment that was considered, with what became of it.
 
     ``stage`` is ``fits`` (ruled out by memory), ``screen`` (ruled out analytically) or ``simulated``. The latency
-    blocks are there only for simulated ones. ``lost_because`` is empty for the chosen one.
+    blocks are there only for simulated ones. ``keeps_up`` is False when the queue grows to the end of the log.
+    ``lost_because`` is empty for the chosen one.
     """
 
     deployment: Deployment
@@ -47,12 +48,13 @@ class Candidate:
     pricing: Pricing | None = None
     goodput: float = float("nan")
     idle_share: float = float("nan")
+    keeps_up: bool = True
     lost_because: str = ""
 
     @property
     def feasible(self) -> bool:
-        """Simulated, and every objective met."""
-        return self.stage == "simulated" and bool(self.verdicts) and all(v.met for v in self.verdicts)
+        """Simulated, every objective met, and no backlog at the end of the log."""
+        return self.stage == "simulated" and self.keeps_up and all(v.met for v in self.verdicts)
 
     @property
     def usd_per_hour(self) -> float:
@@ -111,6 +113,8 @@ class Plan:
     alternatives: tuple[Candidate, ...]
     biggest_gpu: Candidate | None
     biggest_gpu_extra_usd_per_hour: float
+    demo_plan: Candidate | None
+    demo_plan_hits: str
     cells: tuple[Cell, ...]
     loads: tuple[LoadPoint, ...]
     breaks_at: Mapping[str, float]

@@ -1,0 +1,298 @@
+"""What stands around a decision: what a demo would have hidden, where the fleet breaks, what cheaper would help.
+
+Every figure here is simulated on the same log with the same cost model as the decision itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.core.plan import Cell, Fix, LoadPoint
+from gambrel.engine import simulate
+from gambrel.plan.search import METRICS, fewest_replicas, judge, sustained
+from gambrel.traffic import scale_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Run
+    from gambrel.core.slo import SLO
+    from gambrel.core.step import CostModel, MemoryBudget, Step, StepCost, StepTable
+    from gambrel.core.workload import Workload
+
+__all__ = ["Slower", "alone_workload", "breaking_loads", "cells", "fixes", "intervals", "load_sweep", "measure_next"]
+
+SHORT_PROMPT = 32
+"""Tokens of the prompt that people try a model with."""
+
+HIDES = (
+    "prompt length, other users and memory: it proves only that the model answers",
+    "queueing, batching and KV growth: nobody else is there",
+    "prefill stalls and most of the KV cache: prompts cost nothing here",
+    "tomorrow's growth: it is the log as it was",
+)
+"""What each of the four cells does not show, in their order."""
+
+LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+TOLERANCE = 0.02  # of a load multiple
+INTERVAL_SIGMAS = 1.2816  # 80 % of a normal distribution lies within
+
+
+@dataclass(frozen=True)
+class Slower:
+    """A cost model whose every step takes ``factor`` times as long: the edge of an interval."""
+
+    inner: CostModel
+    factor: float
+
+    @property
+    def deployment(self) -> Deployment:
+        """What is priced."""
+        return self.inner.deployment
+
+    @property
+    def basis(self) -> str:
+        """The inner basis and the factor."""
+        return f"{self.inner.basis}, x {self.factor:.3g}"
+
+    @property
+    def spread(self) -> float:
+        """The inner model's."""
+        return self.inner.spread
+
+    def step_cost(self, step: Step) -> StepCost:
+        """The inner cost, scaled."""
+        c, f = self.inner.step_cost(step), self.factor
+        return replace(
+            c,
+            compute_s=c.compute_s * f,
+            weights_s=c.weights_s * f,
+            kv_s=c.kv_s * f,
+            collective_s=c.collective_s * f,
+            overhead_s=c.overhead_s * f,
+            seconds=c.seconds * f,
+        )
+
+    def compile(self, max_tokens: int, max_seqs: int) -> StepTable:
+        """The inner table, scaled."""
+        return self.inner.compile(max_tokens, max_seqs).scaled(self.factor)
+
+    def memory(self) -> MemoryBudget:
+        """The inner memory: uncertainty of time, not of bytes."""
+        return self.inner.memory()
+
+
+def alone_workload(workload: Workload, prompt_tokens: int | None = None, most: int = 500) -> Workload:
+    """The log's requests one at a time, never overlapping: one user who waits for each answer.
+
+    Takes ``most`` requests evenly over the log; ``prompt_tokens`` replaces every prompt length.
+    """
+    rows = np.unique(np.linspace(0, len(workload) - 1, min(most, len(workload))).astype(np.intp))
+    picked = workload.take(rows)
+    gap_s = 1e5  # longer than any single answer
+    prompts = picked.prompt_tokens if prompt_tokens is None else np.full(len(rows), prompt_tokens, np.int64)
+    return replace(picked, arrival_s=np.arange(len(rows), dtype=np.float64) * gap_s, prompt_tokens=prompts)
+
+
+def cells(deployment: Deployment, cost_model: CostModel, workload: Workload, run: Run) -> tuple[Cell, ...]:
+    """The four cells {1 user, N users} x {short prompt, the log's prompts} on the same deployment."""
+    one = deployment.with_(replicas=1)
+    short = replace(workload, prompt_tokens=np.full(len(workload), SHORT_PROMPT, np.int64), prefix_blocks=None)
+    users = max(1, round(float(run.e2e_s.sum()) / max(run.makespan_s, 1e-9)))
+    real = float(workload.prompt_tokens.mean())
+    runs = (
+        (1, float(SHORT_PROMPT), "short prompt", simulate(one, cost_model, alone_workload(workload, SHORT_PROMPT))),
+        (1, real, "real prompts", simulate(one, cost_model, alone_workload(workload))),
+        (users, float(SHORT_PROMPT), "short prompt", simulate(deployment, cost_model, short)),
+        (users, real, "real prompts", run),
+    )
+    return tuple(
+        Cell(
+            users=n,
+            prompt_tokens=prompt,
+            label=f"{n} user{'s' if n > 1 else ''}, {label}",
+            ttft_p95_s=r.distribution("ttft").p95,
+            tpot_p95_s=r.distribution("tpot").p95,
+            e2e_p95_s=r.distribution("e2e").p95,
+            tokens_per_s=float(r.output_tokens.sum() / r.e2e_s.sum()) if n == 1 else r.output_tokens_per_s,
+            kv_usage_max=r.kv_usage_max,
+            hides=hides,
+        )
+        for (n, prompt, label, r), hides in zip(runs, HIDES, strict=True)
+    )
+
+
+def at_load(deployment: Deployment, cost_model: CostModel, workload: Workload, load: float) -> Run:
+    """The fleet under a multiple of the log's rate, with the log's burst structure."""
+    return simulate(deployment, cost_model, workload if load == 1.0 else scale_rate(workload, load, seed=0))
+
+
+def load_sweep(
+    deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO
+) -> tuple[tuple[LoadPoint, ...], dict[str, float]]:
+    """Percentiles against load, and the multiple at which each objective first breaks.
+
+    The sweep stops one point after everything is broken; break points are bisected to ``TOLERANCE`` of a multiple.
+    An objective that holds at the largest load gets infinity.
+    """
+    points: list[LoadPoint] = []
+    holds: dict[str, list[tuple[float, bool]]] = {name: [] for name in (*(o.name for o in slo.objectives), "backlog")}
+    for load in LOADS:
+        run = at_load(deployment, cost_model, workload, load)
+        points.append(point(run, load, workload.rate_rps, slo))
+        for name, met in met_objectives(run, slo).items():
+            holds[name].append((load, met))
+        if load >= 1.0 and all(not history[-1][1] for history in holds.values()):
+            break
+    breaks = {}
+    for name, history in holds.items():
+        broken = next((i for i, (_, met) in enumerate(history) if not met), None)
+        if broken is None:
+            breaks[name] = float("inf")
+            continue
+        low, high = (history[broken - 1][0] if broken else 0.0), history[broken][0]
+
+        def holds_at(x: float, objective: str = name) -> bool:
+            return met_objectives(at_load(deployment, cost_model, workload, x), slo)[objective]
+
+        breaks[name] = bisect(low, high, holds_at)
+    return tuple(points), breaks
+
+
+def point(run: Run, load: float, rate_rps: float, slo: SLO) -> LoadPoint:
+    """One point of the sweep."""
+    return LoadPoint(
+        load=load,
+        rate_rps=rate_rps * load,
+        latency={m: run.distribution(m) for m in METRICS},
+        goodput=slo.goodput(run),
+        tokens_per_s=run.output_tokens_per_s,
+        kv_usage_max=run.kv_usage_max,
+    )
+
+
+def met_objectives(run: Run, slo: SLO) -> dict[str, bool]:
+    """By objective name, and ``backlog`` for keeping up."""
+    return {v.objective.name: v.met for v in slo.check(run)} | {"backlog": sustained(run)}
+
+
+def bisect(low: float, high: float, holds_at: Callable[[float], bool]) -> float:
+    """The largest load known to hold, within ``TOLERANCE``, given that ``high`` does not."""
+    while high - low > TOLERANCE:
+        middle = (low + high) / 2
+        if middle > 0 and holds_at(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def breaking_loads(deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO, high: float) -> float:
+    """The load multiple at which the first objective breaks, looked for up to ``high``."""
+
+    def holds_at(load: float) -> bool:
+        return all(met_objectives(at_load(deployment, cost_model, workload, load), slo).values())
+
+    if holds_at(high):
+        return high
+    return bisect(1.0, high, holds_at) if holds_at(1.0) else bisect(0.0, 1.0, holds_at)
+
+
+def fixes(
+    deployment: Deployment,
+    pricer: Callable[[Deployment], CostModel],
+    workload: Workload,
+    slo: SLO,
+    breaks: Mapping[str, float],
+) -> tuple[Fix, ...]:
+    """Changes that cost nothing or little, each with the load it carries; the best first.
+
+    Judged by the load multiple at which the first objective breaks, against the chosen settings'.
+    """
+    now = min(breaks.values(), default=float("inf"))
+    if not np.isfinite(now):
+        return ()
+    d = deployment
+    changes: list[tuple[str, Deployment]] = []
+    if "fp8" in d.accelerator.peak_flops:
+        if d.kv != "fp8":
+            changes.append(("KV cache in fp8", d.with_(kv="fp8")))
+        if d.weight_format.element_bits >= 16:
+            changes.append(("weights in fp8", d.with_(weights="fp8")))
+    changes += [
+        (f"max_num_seqs {d.max_num_seqs * 2}", d.with_(max_num_seqs=d.max_num_seqs * 2)),
+        (f"max_num_seqs {max(1, d.max_num_seqs // 2)}", d.with_(max_num_seqs=max(1, d.max_num_seqs // 2))),
+        (
+            f"max_num_batched_tokens {d.max_num_batched_tokens * 2}",
+            d.with_(max_num_batched_tokens=d.max_num_batched_tokens * 2),
+        ),
+    ]
+    if d.max_num_batched_tokens // 2 >= d.max_num_seqs:
+        halved = d.max_num_batched_tokens // 2
+        changes.append((f"max_num_batched_tokens {halved}", d.with_(max_num_batched_tokens=halved)))
+    if d.replicas > 1 and d.routing != "least_outstanding":
+        changes.append(("route to the least busy replica", d.with_(routing="least_outstanding")))
+    changes.append(("one replica more", d.with_(replicas=d.replicas + 1)))
+    longest = int((workload.prompt_tokens + workload.output_tokens).max())
+    found = []
+    for name, changed in changes:
+        cost_model = pricer(changed)
+        if cost_model.memory().kv_tokens < longest:
+            continue
+        load = breaking_loads(changed, cost_model, workload, slo, high=2.0 * now)
+        if load > now + TOLERANCE:
+            more = "more than " if load >= 2.0 * now else ""
+            effect = f"holds to {more}{load:.2f}x of today's load instead of {now:.2f}x"
+            found.append((load, Fix(name, effect, changed.usd_per_hour or float("nan"), load >= 1.0)))
+    found.sort(key=lambda item: (item[1].usd_per_hour, -item[0], item[1].change))
+    return tuple(fix for _, fix in found)
+
+
+def intervals(deployment: Deployment, cost_model: CostModel, workload: Workload) -> dict[str, tuple[float, float]]:
+    """80 % interval of each metric's p50, p95 and p99 from the cost model's spread, re-simulated at both edges.
+
+    All step times err together here, which is the pessimistic reading of a spread.
+    """
+    edges = [
+        simulate(deployment, Slower(cost_model, float(np.exp(sign * INTERVAL_SIGMAS * cost_model.spread))), workload)
+        for sign in (-1.0, 1.0)
+    ]
+    return {
+        f"{metric}.{statistic}": (
+            edges[0].distribution(metric).percentile(statistic),
+            edges[1].distribution(metric).percentile(statistic),
+        )
+        for metric in METRICS
+        for statistic in ("p50", "p95", "p99")
+    }
+
+
+def measure_next(deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO, run: Run) -> str:
+    """The measurement whose result could change the decision most, with what is at stake in dollars.
+
+    The plan is re-made with every step at the slow edge of the interval; the extra replicas are the stake.
+    """
+    shares = run.time_bound_by()
+    cause = max(shares, key=lambda k: shares[k])
+    slow = Slower(cost_model, float(np.exp(INTERVAL_SIGMAS * cost_model.spread)))
+    trial = fewest_replicas(
+        lambda d: judge(d, slow, workload, slo), deployment, deployment.replicas, deployment.replicas * 2
+    )
+    context = int(run.prompt_tokens.mean() + run.output_tokens.mean() / 2)
+    what = (
+        f"decode steps of {deployment.model.name} on {deployment.accelerator.name} tp{deployment.tp} at batch "
+        f"{max(1, round(run.batch_mean))} and context {context}: {cause} binds {shares[cause]:.0%} of the busy time, "
+        f"and the step time is known to {np.expm1(INTERVAL_SIGMAS * cost_model.spread):+.0%} (80 %)"
+    )
+    extra = trial.candidate.deployment.replicas - deployment.replicas
+    if not trial.candidate.feasible:
+        return f"{what}; at the slow edge no replica count up to twice today's holds ({trial.candidate.lost_because})"
+    if extra == 0:
+        return f"{what}; even at the slow edge the plan holds, so nothing is at stake"
+    price = deployment.accelerator.price
+    stake = "" if price is None else f", ${price.usd_per_hour * deployment.gpus_per_replica * extra:.2f}/h"
+    return f"{what}; at the slow edge it takes {extra} more replica{'s' if extra > 1 else ''}{stake}"

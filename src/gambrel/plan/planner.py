@@ -1,0 +1,186 @@
+"""The answer in one call: the cheapest deployment that holds, with the evidence around it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gambrel.core.errors import DoesNotFit, InfeasiblePlan
+from gambrel.core.plan import Candidate, Plan
+from gambrel.plan.explain import (
+    SHORT_PROMPT,
+    alone_workload,
+    cells,
+    fixes,
+    intervals,
+    load_sweep,
+    measure_next,
+)
+from gambrel.plan.launch import vllm_command
+from gambrel.plan.search import Search, Trial, judge, search
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.model import Model
+    from gambrel.core.slo import SLO
+    from gambrel.core.step import CostModel
+    from gambrel.core.workload import Workload
+    from gambrel.plan.space import Space
+
+__all__ = ["plan"]
+
+
+def plan(
+    model: Model,
+    workload: Workload,
+    slo: SLO,
+    space: Space,
+    pricer: Callable[[Deployment], CostModel],
+    progress: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """The cheapest deployment in ``space`` whose simulation of ``workload`` meets ``slo``.
+
+    ``pricer`` makes the cost model of a deployment; ``progress`` hears a word per finished part.
+
+    Raises:
+        DoesNotFit: the model fits no shape; the message has needed and available bytes of the nearest.
+        InfeasiblePlan: no shape meets the objectives; the message says which, the best reached and by whom.
+    """
+    started = time.perf_counter()
+    found = search(model, workload, slo, space, pricer, progress)
+    ranked = found.feasible
+    if not ranked:
+        raise refusal(model, found, slo)
+    best = ranked[0]
+    deployment = best.candidate.deployment
+    cost_model = pricer(deployment)
+    progress("load sweep")
+    points, breaks = load_sweep(deployment, cost_model, workload, slo)
+    progress("cheaper fixes")
+    cheaper = fixes(deployment, pricer, workload, slo, breaks)
+    progress("intervals")
+    demo, hits = demo_plan(found, slo, workload, pricer)
+    others = losers(found, best)
+    biggest = biggest_gpu(best, others, space)
+    extra = (
+        biggest.usd_per_hour - best.candidate.usd_per_hour if biggest is not None and biggest.feasible else float("nan")
+    )
+    return Plan(
+        workload=workload.name,
+        num_requests=len(workload),
+        rate_rps=workload.rate_rps,
+        slo=slo,
+        chosen=best.candidate,
+        run=best.run,
+        alternatives=others,
+        biggest_gpu=biggest,
+        biggest_gpu_extra_usd_per_hour=extra,
+        demo_plan=demo,
+        demo_plan_hits=hits,
+        cells=cells(deployment, cost_model, workload, best.run),
+        loads=points,
+        breaks_at=breaks,
+        cheaper_fixes=cheaper,
+        intervals=intervals(deployment, cost_model, workload),
+        measure_next=measure_next(deployment, cost_model, workload, slo, best.run),
+        launch=vllm_command(deployment),
+        basis=cost_model.basis,
+        wall_s=time.perf_counter() - started,
+        num_considered=found.num_considered,
+        num_simulated=found.num_simulated,
+    )
+
+
+def losers(found: Search, best: Trial) -> tuple[Candidate, ...]:
+    """Everyone else with the reason: those that hold by cost, those that miss by how near, those ruled out last."""
+    rows = []
+    for trial in found.trials:
+        if trial is best:
+            continue
+        candidate = trial.candidate
+        if candidate.feasible:
+            more = candidate.usd_per_hour - best.candidate.usd_per_hour
+            reason = f"holds, but costs ${more:.2f}/h more" if more > 0.005 else "same cost, narrower margin"
+            candidate = replace(candidate, lost_because=reason)
+        rows.append(candidate)
+    rows.sort(key=lambda c: (not c.feasible, c.usd_per_hour, c.deployment.label))
+    gone = sorted(found.ruled_out, key=lambda c: (c.stage == "fits", c.deployment.label))
+    return (*rows, *gone)
+
+
+def biggest_gpu(best: Trial, others: tuple[Candidate, ...], space: Space) -> Candidate | None:
+    """The best row of the biggest accelerator: the one with the most memory bandwidth among those with a price."""
+    priced = [a for a in space.accelerators if a.price is not None]
+    if not priced:
+        return None
+    name = max(priced, key=lambda a: (a.memory_bandwidth, a.memory_bytes, a.name)).name
+    if best.candidate.deployment.accelerator.name == name:
+        return best.candidate
+    return next((c for c in others if c.deployment.accelerator.name == name), None)
+
+
+def demo_plan(
+    found: Search, slo: SLO, workload: Workload, pricer: Callable[[Deployment], CostModel]
+) -> tuple[Candidate | None, str]:
+    """What a test with one user and a short prompt would have bought, and what it meets first under the real log.
+
+    The cheapest single replica among the searched shapes that passes the objectives on that test.
+    """
+    alone = alone_workload(workload, SHORT_PROMPT, most=100)
+    shapes = {c.deployment.with_(replicas=1).label: c.deployment.with_(replicas=1) for c in found.ruled_out}
+    shapes |= {
+        t.candidate.deployment.with_(replicas=1).label: t.candidate.deployment.with_(replicas=1) for t in found.trials
+    }
+    priced = [d for d in shapes.values() if d.usd_per_hour is not None]
+    for deployment in sorted(priced, key=lambda d: (d.usd_per_hour or 0.0, d.label)):
+        cost_model = pricer(deployment)
+        if cost_model.memory().kv_tokens < int((alone.prompt_tokens + alone.output_tokens).max()):
+            continue
+        if not judge(deployment, cost_model, alone, slo).candidate.feasible:
+            continue
+        longest = int((workload.prompt_tokens + workload.output_tokens).max())
+        tokens = cost_model.memory().kv_tokens
+        if tokens < longest:
+            reason = f"KV cache holds {tokens:,} tokens, the longest request of the log needs {longest:,}"
+            return Candidate(deployment, "fits", cost_model.memory(), lost_because=reason), reason
+        real = judge(deployment, cost_model, workload, slo).candidate
+        return real, real.lost_because or "it holds under the real log too"
+    return None, "no single replica passes even the demo"
+
+
+def refusal(model: Model, found: Search, slo: SLO) -> InfeasiblePlan | DoesNotFit:
+    """Why there is no plan, in one line: bytes when nothing fits, else each objective's best and by whom."""
+    if not found.trials and all(c.stage == "fits" for c in found.ruled_out):
+        nearest = max(found.ruled_out, key=lambda c: (c.memory.kv_cache_bytes, c.deployment.label))
+        m = nearest.memory
+        needed = m.weight_bytes + m.activation_bytes + m.reserve_bytes
+        return DoesNotFit(
+            f"{model.name} fits nowhere in the search; nearest is {nearest.deployment.label}: {nearest.lost_because} "
+            f"({needed:.0f} bytes needed, {m.usable_bytes:.0f} available per accelerator)",
+            needed_bytes=needed,
+            available_bytes=m.usable_bytes,
+        )
+    judged = [c for c in (*(t.candidate for t in found.trials), *found.ruled_out) if c.verdicts]
+    if not judged:
+        example = next(c for c in found.ruled_out if c.stage == "screen")
+        return InfeasiblePlan(f"nothing could be ranked: {example.deployment.label}: {example.lost_because}")
+    parts = []
+    for objective in slo.objectives:
+        best = min(
+            ((v.reached_s, c) for c in judged for v in c.verdicts if v.objective == objective),
+            key=lambda pair: (pair[0], pair[1].deployment.label),
+            default=None,
+        )
+        if best is not None and best[0] > objective.limit_s:
+            bound = " at the very best" if best[1].stage == "screen" else ""
+            parts.append(f"{objective.name} reaches {best[0]:.3g} s{bound} on {best[1].deployment.label}")
+    if not parts:
+        nearest = max(judged, key=lambda c: (min(v.margin for v in c.verdicts), c.deployment.label))
+        parts.append(
+            f"each objective can be met alone, not all at once; nearest is {nearest.deployment.label}: "
+            f"{nearest.lost_because}"
+        )
+    return InfeasiblePlan(f"no deployment meets the objectives: {'; '.join(parts)}")

@@ -1,0 +1,156 @@
+"""Rule candidates out before simulating them, with bounds that can only be optimistic.
+
+A bound here must never discard what simulation would accept: every figure is a lower bound on what any schedule of
+the same engine can reach. Latency: a request alone in the engine. Replicas: the least busy time that the whole
+workload can take at the best batch the memory and ``max_num_seqs`` allow, over the time that there is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.core.slo import Verdict
+from gambrel.core.step import Step
+
+if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.slo import SLO
+    from gambrel.core.step import Floats, MemoryBudget, StepTable
+    from gambrel.core.workload import Workload
+
+__all__ = ["Demand", "alone", "least_busy_s", "least_replicas", "screen_latency"]
+
+GRID = 24
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A workload boiled down to what bounds need; computed once for all candidates.
+
+    ``kv_token_steps`` is the number of cached tokens read by decoders in all: sum of P G + G (G + 1) / 2, less the
+    first token of each request, which prefill emits.
+    """
+
+    num_requests: int
+    span_s: float
+    prompt_tokens: int
+    output_tokens: int
+    decode_tokens: int
+    kv_token_steps: float
+    prefill_pairs: float
+    longest: int
+    prompts: Floats
+    outputs: Floats
+    grid: Floats
+
+    @classmethod
+    def of(cls, workload: Workload) -> Demand:
+        """Sum up a workload."""
+        p = workload.prompt_tokens.astype(np.float64)
+        g = workload.output_tokens.astype(np.float64)
+        lengths = np.unique(np.quantile(p, np.linspace(0, 1, GRID), method="lower"))
+        return cls(
+            num_requests=len(workload),
+            span_s=workload.span_s,
+            prompt_tokens=int(p.sum()),
+            output_tokens=int(g.sum()),
+            decode_tokens=int((g - 1).sum()),
+            kv_token_steps=float(((g - 1) * p + (g - 1) * g / 2).sum()),
+            prefill_pairs=float((p * (p + 1) / 2).sum()),
+            longest=int((workload.prompt_tokens + workload.output_tokens).max()),
+            prompts=p,
+            outputs=g,
+            grid=lengths,
+        )
+
+
+def alone(table: StepTable, prompt: int) -> tuple[float, float]:
+    """(TTFT, TPOT at the first decode) in seconds of one request that has the engine to itself.
+
+    The prompt goes in chunks of the table's token count, as chunked prefill does.
+    """
+    window = table.window or None
+    done, ttft = 0, 0.0
+    while done < prompt:
+        chunk = min(prompt - done, table.max_tokens)
+        step = Step.prefill(chunk, cached=done, window=window)
+        ttft += table.cost(step if done + chunk >= prompt else _unsampled(step)).seconds
+        done += chunk
+    return ttft, table.cost(Step.decode(1, prompt + 1, window)).seconds
+
+
+def _unsampled(step: Step) -> Step:
+    return Step(
+        step.tokens,
+        0,
+        0,
+        0,
+        0,
+        step.prefill_tokens,
+        step.prefill_chunks,
+        step.prefill_pairs,
+        step.prefill_pairs_windowed,
+    )
+
+
+def screen_latency(table: StepTable, demand: Demand, slo: SLO) -> tuple[Verdict, ...]:
+    """The best each objective can reach with any number of replicas; empty for metrics that have no such bound.
+
+    Each request's TTFT, TPOT and E2E are bounded by those of a shorter prompt from a grid, alone in the engine; a
+    percentile of lower bounds is a lower bound of the percentile.
+    """
+    ttft_grid, tpot_grid = (np.array(x) for x in zip(*(alone(table, int(p)) for p in demand.grid), strict=True))
+    at = np.searchsorted(demand.grid, demand.prompts, side="right") - 1
+    ttft, tpot = ttft_grid[at], tpot_grid[at]
+    bounds = {
+        "ttft": ttft,
+        "tpot": tpot[demand.outputs > 1],
+        "itl": tpot_grid[:1],
+        "e2e": ttft + tpot * (demand.outputs - 1),
+    }
+    return tuple(
+        Verdict(o, low_statistic(bounds[o.metric], o.statistic))
+        for o in slo.objectives
+        if len(bounds.get(o.metric, ())) > 0
+    )
+
+
+def low_statistic(values: Floats, statistic: str) -> float:
+    """A mean, maximum or percentile; the lower order statistic, so that no interpolation rule is above it."""
+    if statistic == "mean":
+        return float(values.mean())
+    if statistic == "max":
+        return float(values.max())
+    return float(np.percentile(values, float(statistic[1:]), method="lower"))
+
+
+def least_busy_s(table: StepTable, demand: Demand, deployment: Deployment, memory: MemoryBudget) -> float:
+    """Seconds one replica is busy at the very least with the whole workload.
+
+    Two bounds hold at once. Work: every token passes the matmuls at the best seconds per token of any step size, every
+    attention pair and KV byte is paid. Steps: a step advances at most ``max_num_seqs`` decoders (fewer when their
+    KV does not fit), and no step is shorter than an empty one.
+    """
+    tokens = np.arange(1, table.max_tokens + 1)
+    fixed = table.collective[1:] + table.overhead[1:]
+    linear = table.linear_compute[1:] if table.lines[15] > 0.5 else table.linear[1:]
+    per_token = float(((linear + fixed) / tokens).min())
+    lines = table.lines
+    kv_s = (lines[1] + (lines[7] if not table.window else 0.0)) * demand.kv_token_steps
+    pairs = lines[4] * demand.prefill_pairs
+    work = per_token * (demand.prompt_tokens + demand.decode_tokens) + (kv_s if lines[15] <= 0.5 else 0.0) + pairs
+    mean_held = demand.kv_token_steps / max(1, demand.decode_tokens)
+    by_memory = memory.kv_tokens / max(1.0, mean_held)
+    batch = max(1.0, min(float(deployment.max_num_seqs), by_memory))
+    steps = demand.decode_tokens / batch
+    empty = table.cost(Step.decode(1, 1, table.window or None)).seconds
+    return float(max(work, steps * empty))
+
+
+def least_replicas(busy_s: float, demand: Demand, slack_s: float) -> int:
+    """Replicas below which the work cannot be done by ``slack_s`` after the last arrival."""
+    return max(1, math.ceil(busy_s / (demand.span_s + slack_s) - 1e-9))

@@ -1,0 +1,299 @@
+"""Find the cheapest deployment that holds, by simulation, and keep the reason why every other one lost.
+
+Three passes. *Shapes*: every accelerator x parallelism x formats is ruled out by memory, by the latency of a request
+alone, or by the cost of the fewest replicas that could do the work; the rest get their replica count by bisection on
+simulations of the whole log. *Limits*: the best shapes try every ``max_num_seqs`` and ``max_num_batched_tokens``.
+*Verdict*: dollars per hour decide, then the smallest margin to an objective. Deterministic: candidates are ordered
+before they are judged, and threads only change who computes, never what.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.core.errors import DeploymentError
+from gambrel.core.plan import Candidate, Pricing
+from gambrel.core.units import GIB
+from gambrel.engine import simulate
+from gambrel.plan.screen import Demand, alone, least_busy_s, least_replicas, screen_latency
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.model import Model
+    from gambrel.core.run import Run
+    from gambrel.core.slo import SLO, Verdict
+    from gambrel.core.step import CostModel, MemoryBudget
+    from gambrel.core.workload import Workload
+    from gambrel.plan.space import Space
+
+__all__ = ["METRICS", "Search", "Trial", "fewest_replicas", "judge", "price_run", "search", "sustained"]
+
+IDLE = 0.05  # busy share below which a missed objective is not a matter of load
+METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
+FINALISTS = 4
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A simulated candidate with its run."""
+
+    candidate: Candidate
+    run: Run
+
+
+@dataclass
+class Search:
+    """What the search found: the best trial of every shape that was simulated, and the rest with their reasons."""
+
+    trials: list[Trial] = field(default_factory=list)
+    ruled_out: list[Candidate] = field(default_factory=list)
+    num_simulated: int = 0
+    num_considered: int = 0
+
+    @property
+    def feasible(self) -> list[Trial]:
+        """Trials that meet every objective, best first."""
+        return sorted((t for t in self.trials if t.candidate.feasible), key=rank)
+
+
+def rank(trial: Trial) -> tuple[float, float, str]:
+    """Cheapest first; then the widest narrowest margin; then the name, so that ties never depend on order."""
+    candidate = trial.candidate
+    margin = min((v.margin for v in candidate.verdicts), default=0.0)
+    return round(candidate.usd_per_hour, 6), -round(margin, 6), candidate.deployment.label
+
+
+def sustained(run: Run) -> bool:
+    """Whether the fleet keeps up: the queue of the last tenth of requests is not a backlog.
+
+    A backlog grows with the log's length; the test allows a twentieth of the span (and one second for short logs).
+    """
+    last = run.queue_s[-max(1, len(run) // 10) :]
+    span = float(run.arrival_s[-1] - run.arrival_s[0])
+    return bool(np.mean(last) <= 0.05 * span + 1.0)
+
+
+def price_run(run: Run, usd_per_hour: float) -> Pricing:
+    """Dollars per token at the utilisation the traffic really gives: idle time is paid too.
+
+    The fleet is charged from the first arrival to the last token. Prefill's share of the busy time is charged to
+    prompt tokens, the rest to output tokens; ``usd_per_mtok`` charges everything to output tokens.
+    """
+    dollars = usd_per_hour * run.makespan_s / 3600.0
+    share = run.prefill_s / run.busy_s if run.busy_s > 0 else 0.0
+    prompt, output = float(run.prompt_tokens.sum()), float(run.output_tokens.sum())
+    return Pricing(
+        usd_per_hour=usd_per_hour,
+        usd_per_mtok=1e6 * dollars / output,
+        usd_per_mtok_input=1e6 * dollars * share / prompt,
+        usd_per_mtok_output=1e6 * dollars * (1.0 - share) / output,
+        utilisation=run.utilisation,
+    )
+
+
+def judge(deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO) -> Trial:
+    """Simulate one candidate on the whole workload and hold it against the objectives."""
+    run = simulate(deployment, cost_model, workload)
+    price = deployment.usd_per_hour
+    verdicts = slo.check(run)
+    candidate = Candidate(
+        deployment=deployment,
+        stage="simulated",
+        memory=cost_model.memory(),
+        verdicts=verdicts,
+        latency={m: run.distribution(m) for m in METRICS},
+        pricing=None if price is None else price_run(run, price),
+        goodput=slo.goodput(run),
+        idle_share=1.0 - run.utilisation,
+        keeps_up=sustained(run),
+        lost_because=miss(verdicts, run),
+    )
+    return Trial(candidate, run)
+
+
+def miss(verdicts: tuple[Verdict, ...], run: Run) -> str:
+    """The objective missed by most, in words; an empty string when all hold and the fleet keeps up."""
+    worst = min((v for v in verdicts if not v.met), key=lambda v: v.margin, default=None)
+    if worst is not None:
+        o = worst.objective
+        return f"{o.name} reaches {worst.reached_s:.3g} s, limit {o.limit_s:g} s"
+    return "" if sustained(run) else "falls behind: the queue grows to the end of the log"
+
+
+def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployment, least: int, most: int) -> Trial:
+    """The fewest replicas in ``least..most`` that hold, by galloping up and bisecting; else the last that missed."""
+    count, failed = min(least, most), min(least, most) - 1
+    trial = try_out(deployment.with_(replicas=count))
+    while not trial.candidate.feasible:
+        if count >= most or trial.run.utilisation < IDLE:
+            return trial
+        failed, count = count, min(most, max(count + 1, math.ceil(count * 1.5)))
+        trial = try_out(deployment.with_(replicas=count))
+    while trial.candidate.deployment.replicas - failed > 1:
+        middle = (trial.candidate.deployment.replicas + failed) // 2
+        other = try_out(deployment.with_(replicas=middle))
+        if other.candidate.feasible:
+            trial = other
+        else:
+            failed = middle
+    return trial
+
+
+@dataclass
+class Hunter:
+    """The search over the shapes of one accelerator, and what it found."""
+
+    workload: Workload
+    demand: Demand
+    slo: SLO
+    space: Space
+    pricer: Callable[[Deployment], CostModel]
+    found: Search = field(default_factory=Search)
+
+    def try_out(self, deployment: Deployment, cost_model: CostModel) -> Trial:
+        """Simulate and count."""
+        self.found.num_simulated += 1
+        return judge(deployment, cost_model, self.workload, self.slo)
+
+    def rule_out(
+        self, deployment: Deployment, memory: MemoryBudget, stage: str, reason: str, bounds: tuple[Verdict, ...] = ()
+    ) -> None:
+        """A candidate that goes no further; ``bounds`` are the best its objectives can reach."""
+        self.found.ruled_out.append(Candidate(deployment, stage, memory, bounds, lost_because=reason))
+
+    def bound(self, deployment: Deployment) -> tuple[CostModel, int] | None:
+        """The cost model and the fewest replicas worth simulating; None when the shape is ruled out."""
+        cost_model = self.pricer(deployment)
+        memory = cost_model.memory()
+        if memory.kv_tokens < self.demand.longest:
+            self.rule_out(deployment, memory, "fits", too_small(memory, self.demand.longest))
+            return None
+        if deployment.accelerator.price is None:
+            reason = f"no price is known for {deployment.accelerator.name}; give one to rank it"
+            self.rule_out(deployment, memory, "screen", reason)
+            return None
+        table = cost_model.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
+        bounds = screen_latency(table, self.demand, self.slo)
+        worst = min(bounds, key=lambda v: v.margin, default=None)
+        if worst is not None and not worst.met:
+            o = worst.objective
+            reason = f"{o.name} is at least {worst.reached_s:.3g} s even for requests alone, limit {o.limit_s:g} s"
+            self.rule_out(deployment, memory, "screen", reason, bounds)
+            return None
+        ttft, tpot = alone(table, int(self.demand.grid[-1]))
+        slack = 0.2 * self.demand.span_s + 1.0 + ttft + tpot * float(self.demand.outputs.max())
+        return cost_model, least_replicas(least_busy_s(table, self.demand, deployment, memory), self.demand, slack)
+
+    def explore(self, shapes: list[Deployment]) -> Search:
+        """All shapes, the cheapest lower bound first; those that cannot beat the best found are not simulated."""
+        queue = []
+        for deployment in shapes:
+            bound = self.bound(deployment)
+            price = deployment.usd_per_hour
+            if bound is not None and price is not None:
+                queue.append((price * bound[1], deployment.label, deployment, *bound, price))
+        queue.sort(key=lambda item: (round(item[0], 6), item[1]))
+        best = math.inf
+        for least_usd, _, deployment, cost_model, least, price in queue:
+            if least_usd >= best:
+                reason = f"needs {least} replicas or more, ${least_usd:.2f}/h; ${best:.2f}/h is enough on this GPU"
+                self.rule_out(deployment, cost_model.memory(), "screen", reason)
+                continue
+            most = self.space.max_gpus // deployment.gpus_per_replica
+            if math.isfinite(best):
+                most = min(most, max(least, math.ceil(best / price) - 1))
+            trial = fewest_replicas(lambda d, c=cost_model: self.try_out(d, c), deployment, least, max(1, most))
+            self.found.trials.append(trial)
+            if trial.candidate.feasible:
+                best = min(best, trial.candidate.usd_per_hour)
+        self.found.num_considered += len(shapes)
+        return self.found
+
+    def refine(self, trial: Trial) -> Trial:
+        """The same shape under every batch limit: fewer replicas first, then more margin."""
+        start = trial.candidate.deployment
+        best = trial
+        for seqs, tokens in self.space.limits():
+            if (seqs, tokens) == (start.max_num_seqs, start.max_num_batched_tokens):
+                continue
+            deployment = start.with_(max_num_seqs=seqs, max_num_batched_tokens=tokens)
+            cost_model = self.pricer(deployment)
+            self.found.num_considered += 1
+            if cost_model.memory().kv_tokens < self.demand.longest:
+                continue
+            replicas = best.candidate.deployment.replicas
+            other = self.try_out(deployment.with_(replicas=replicas), cost_model)
+            while other.candidate.feasible and replicas > 1:
+                fewer = self.try_out(deployment.with_(replicas=replicas - 1), cost_model)
+                if not fewer.candidate.feasible:
+                    break
+                other, replicas = fewer, replicas - 1
+            if other.candidate.feasible and rank(other) < rank(best):
+                best = other
+        return best
+
+
+def too_small(memory: MemoryBudget, longest: int) -> str:
+    """Why a replica cannot hold the model or the longest request, in GiB and tokens."""
+    needed = memory.weight_bytes + memory.activation_bytes + memory.reserve_bytes
+    if needed >= memory.usable_bytes:
+        return (
+            f"does not fit: needs {needed / GIB:.1f} GiB beside any KV cache, has {memory.usable_bytes / GIB:.1f} GiB"
+        )
+    return f"KV cache holds {memory.kv_tokens:,} tokens, the longest request needs {longest:,}"
+
+
+def search(
+    model: Model,
+    workload: Workload,
+    slo: SLO,
+    space: Space,
+    pricer: Callable[[Deployment], CostModel],
+    progress: Callable[[str], None] = lambda _: None,
+) -> Search:
+    """Run the three passes over ``space``; ``pricer`` makes the cost model of a deployment.
+
+    Raises:
+        DeploymentError: the space holds no shape that the model can take.
+    """
+    demand = Demand.of(workload)
+    groups: dict[str, list[Deployment]] = {}
+    for deployment in space.shapes(model):
+        groups.setdefault(deployment.accelerator.name, []).append(deployment)
+    if not groups:
+        raise DeploymentError(
+            f"nothing to search: no accelerator and tensor-parallel degree of {list(space.tp)} suits {model.name} "
+            f"({model.num_heads} attention heads)"
+        )
+
+    def explore(shapes: list[Deployment]) -> Search:
+        found = Hunter(workload, demand, slo, space, pricer).explore(shapes)
+        progress(shapes[0].accelerator.name)
+        return found
+
+    def refine(trial: Trial) -> tuple[Trial, Search]:
+        hunter = Hunter(workload, demand, slo, space, pricer)
+        return hunter.refine(trial), hunter.found
+
+    total = Search()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for found in pool.map(explore, groups.values()):
+            total.trials += found.trials
+            total.ruled_out += found.ruled_out
+            total.num_simulated += found.num_simulated
+            total.num_considered += found.num_considered
+        finalists = total.feasible[:FINALISTS]
+        for before, (after, found) in zip(finalists, pool.map(refine, finalists), strict=True):
+            progress(f"batch limits of {before.candidate.deployment.label}")
+            total.trials[total.trials.index(before)] = after
+            total.num_simulated += found.num_simulated
+            total.num_considered += found.num_considered
+    return total

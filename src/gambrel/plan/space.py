@@ -1,0 +1,98 @@
+"""Which deployments are worth considering: the axes of the search and the formats a device can run.
+
+One axis is one field of :class:`~gambrel.core.deployment.Deployment`; adding an axis is adding a line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gambrel.core.deployment import Deployment
+from gambrel.core.formats import kv_format, weight_format
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gambrel.core.accelerator import Accelerator
+    from gambrel.core.model import Model
+
+__all__ = ["Space", "kv_formats_for", "weight_formats_for"]
+
+SIXTEEN_BIT = ("bf16", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The axes. ``weights`` and ``kv`` of None mean: what the checkpoint is in, and fp8 where the device has it.
+
+    Batch limits are searched in two passes: ``first`` values for every candidate, the full lists for the finalists.
+    """
+
+    accelerators: tuple[Accelerator, ...]
+    tp: tuple[int, ...] = (1, 2, 4, 8)
+    weights: tuple[str, ...] | None = None
+    kv: tuple[str, ...] | None = None
+    max_num_seqs: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    max_num_batched_tokens: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)
+    first_max_num_seqs: int = 256
+    first_max_num_batched_tokens: int = 2048
+    gpu_memory_utilization: float = 0.9
+    max_gpus: int = 4096
+    max_model_len: int | None = None
+
+    def shapes(self, model: Model) -> Iterator[Deployment]:
+        """Every accelerator x tensor parallel x formats, one replica each, with the first batch limits."""
+        for accelerator in self.accelerators:
+            for tp in self.tp:
+                if not tp_is_possible(model, accelerator, tp):
+                    continue
+                for weights in self.weights or weight_formats_for(accelerator, model):
+                    for kv in self.kv or kv_formats_for(accelerator):
+                        yield Deployment(
+                            model,
+                            accelerator,
+                            tp=tp,
+                            weights=weights,
+                            kv=kv,
+                            max_num_seqs=self.max_num_seqs[0]
+                            if len(self.max_num_seqs) == 1
+                            else self.first_max_num_seqs,
+                            max_num_batched_tokens=self.max_num_batched_tokens[0]
+                            if len(self.max_num_batched_tokens) == 1
+                            else self.first_max_num_batched_tokens,
+                            max_model_len=self.max_model_len,
+                            gpu_memory_utilization=self.gpu_memory_utilization,
+                        )
+
+    def limits(self) -> Iterator[tuple[int, int]]:
+        """Every (max_num_seqs, max_num_batched_tokens); a budget below the sequence limit would starve decoding."""
+        for seqs in self.max_num_seqs:
+            for tokens in self.max_num_batched_tokens:
+                if tokens >= seqs:
+                    yield seqs, tokens
+
+
+def tp_is_possible(model: Model, accelerator: Accelerator, tp: int) -> bool:
+    """Whether engines accept the degree: heads divide evenly, and the devices share a machine or scale-up domain."""
+    return tp == 1 or (model.num_heads % tp == 0 and tp <= accelerator.max_tp)
+
+
+def weight_formats_for(accelerator: Accelerator, model: Model) -> tuple[str, ...]:
+    """Formats offered without being asked: the checkpoint's own, and fp8 where tensor cores run it.
+
+    Four-bit formats change answers more and are searched only when named.
+    """
+    own = model.checkpoint_format
+    first = own if weight_format(own).element_bits < 16 else ("bf16" if "bf16" in accelerator.peak_flops else "fp16")
+    wanted = [first]
+    if "fp8" in accelerator.peak_flops and weight_format(first).element_bits >= 16:
+        wanted.append("fp8")
+    return tuple(wanted)
+
+
+def kv_formats_for(accelerator: Accelerator) -> tuple[str, ...]:
+    """bf16 (fp16 where there is no bf16), and fp8 where the device has fp8."""
+    base = "bf16" if "bf16" in accelerator.peak_flops else "fp16"
+    kv_format(base)
+    return (base, "fp8") if "fp8" in accelerator.peak_flops else (base,)
