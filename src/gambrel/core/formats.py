@@ -29,6 +29,7 @@ class Role(StrEnum):
     HEAD = "head"  # the matmul over sampled positions only
     EMBEDDING = "embedding"  # a lookup: stored, hardly read, no FLOPs
     VECTOR = "vector"  # norms, biases, convolutions, state constants: read, no matmul FLOPs
+    EXPERT_VECTOR = "expert_vector"  # the same inside routed experts (their biases): idle unless routed to
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ Units: elements, bytes, FLOPs with one multiply-add = 2.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gambrel.core.formats import KVFormat, Role, WeightFormat
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Layer", "Mixer", "MoE", "Model", "Shard", "Tensor"]
+
+_MATMUL_ROLES = frozenset({Role.LINEAR, Role.EXPERT, Role.ROUTER, Role.HEAD})
+_ROUTED_ROLES = frozenset({Role.EXPERT, Role.EXPERT_VECTOR})
 
 
 class Shard(StrEnum):
@@ -56,7 +61,12 @@ class Tensor:
     @property
     def flops_per_token(self) -> int:
         """Matmul FLOPs when every copy sees one token; 0 for lookups and vectors."""
-        return 0 if self.role in {Role.EMBEDDING, Role.VECTOR} else 2 * self.count
+        return 2 * self.count if self.role in _MATMUL_ROLES else 0
+
+    @property
+    def routed(self) -> bool:
+        """Whether only the tokens routed to an expert touch it."""
+        return self.role in _ROUTED_ROLES
 
     def stored_bytes(self, fmt: WeightFormat, base_bits: int = 16) -> float:
         """Bytes in ``fmt`` with its scales; a whole number for every format that is not sub-byte."""
@@ -86,15 +96,23 @@ class Mixer:
     """What one layer keeps of previous tokens, and what attending to one of them costs.
 
     ``kind`` is ``gqa`` (also MHA and MQA), ``mla``, ``linear`` (gated DeltaNet, Mamba: a fixed state),
-    or ``none``. Windowed and chunked layers hold and read at most ``window`` tokens.
+    ``index`` (the key selector of sparse attention) or ``none``. Windowed and chunked layers hold and read at
+    most ``window`` tokens; sparse attention holds every token and reads the ``top_k`` that the selector picks.
 
     Attributes:
-        kv_elements: numbers cached per token (0 for fixed-state mixers).
+        kv_elements: numbers cached per token (0 for fixed-state mixers, and for layers that read the cache of
+            an earlier layer).
         kv_heads: how many ranks the cache can be divided over (1: replicated, as for the MLA latent).
+        window: the most tokens held, None for all.
+        top_k: the most tokens read of those held, None for all.
+        shared_kv_elements: numbers per token read from the cache of an earlier layer.
         prefill_flops_per_pair: FLOPs per (query, key) pair when the prompt is processed.
         decode_flops_per_pair: the same in a decode step (absorbed form for MLA).
-        decode_flops_per_token: FLOPs per decoded token beside the pairs (MLA absorption, state update).
+        decode_flops_per_token: elementwise FLOPs per decoded token beside matmuls and pairs (state update).
+            MLA absorption is not here: it multiplies the very weights of ``kv_b_proj``, which count as matmuls.
         state_elements: numbers of fixed state per sequence (linear and SSM layers, convolution tails).
+        conv_elements: how many of those are convolution tails (kernel - 1 positions).
+        state_bits: storage of the recurrent part; convolution tails are always 16-bit.
     """
 
     kind: str
@@ -107,6 +125,34 @@ class Mixer:
     decode_flops_per_pair: int = 0
     decode_flops_per_token: int = 0
     state_elements: int = 0
+    conv_elements: int = 0
+    state_bits: int = 16
+    top_k: int | None = None
+    shared_kv_elements: int = 0
+
+    @property
+    def span(self) -> int | None:
+        """The most tokens one query reads: the smaller of ``window`` and ``top_k``; None for all."""
+        caps = [cap for cap in (self.window, self.top_k) if cap is not None]
+        return min(caps) if caps else None
+
+    @property
+    def read_elements(self) -> int:
+        """Numbers read per attended token, from this layer's cache or a shared one."""
+        return self.kv_elements + self.shared_kv_elements
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of fixed state per sequence."""
+        return ((self.state_elements - self.conv_elements) * self.state_bits + self.conv_elements * 16) // 8
+
+    def held(self, context: int) -> int:
+        """Tokens of ``context`` that stay cached."""
+        return context if self.window is None else min(context, self.window)
+
+    def read(self, context: int) -> int:
+        """Tokens of ``context`` that one query reads."""
+        return context if self.span is None else min(context, self.span)
 
     def kv_elements_on_rank(self, tp: int) -> int:
         """Cached numbers per token on one of ``tp`` ranks; KV heads are replicated when ``tp`` exceeds them."""
@@ -120,16 +166,14 @@ class MoE:
     num_experts: int
     top_k: int
 
-    def distinct(self, tokens: float) -> float:
+    def distinct(self, tokens: Any) -> Any:
         """Expected number of distinct experts that ``tokens`` tokens touch, under independent uniform routing.
 
-        ``E (1 - (1 - k/E)^T)``; correlated routing touches fewer.
+        ``E (1 - (1 - k/E)^T)``, for a number or a numpy array; correlated routing touches fewer.
         """
-        return (
-            self.num_experts * -math.expm1(tokens * math.log1p(-self.top_k / self.num_experts))
-            if (self.top_k < self.num_experts)
-            else (self.num_experts if tokens > 0 else 0.0)
-        )
+        if self.top_k >= self.num_experts:
+            return self.num_experts * np.minimum(np.asarray(tokens) > 0, 1.0)
+        return -self.num_experts * np.expm1(tokens * math.log1p(-self.top_k / self.num_experts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +181,9 @@ class Layer:
     """One decoder layer: its weight tensors, its mixer, its routing if it has experts.
 
     ``all_reduces`` is how many tensor-parallel all-reduces its output needs (2; 1 for parallel blocks and
-    for layers that are only a mixer or only an FFN).
+    for layers that are only a mixer or only an FFN). A layer that looks at more than one cache (the key
+    selector of sparse attention, a local window beside a compressed history, an SSM beside attention)
+    lists the others in ``side_mixers``.
     """
 
     tensors: tuple[Tensor, ...]
@@ -145,6 +191,12 @@ class Layer:
     moe: MoE | None = None
     all_reduces: int = 2
     label: str = "layer"
+    side_mixers: tuple[Mixer, ...] = ()
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """Every cache the layer looks at: its mixer, then any others (selector, local window, parallel SSM)."""
+        return (self.mixer, *self.side_mixers) if self.side_mixers else (self.mixer,)
 
     @property
     def params(self) -> int:
@@ -154,7 +206,7 @@ class Layer:
     @property
     def routed_params(self) -> int:
         """Parameters of routed experts."""
-        return sum(t.count for t in self.tensors if t.role is Role.EXPERT)
+        return sum(t.count for t in self.tensors if t.routed)
 
     @property
     def active_flops_per_token(self) -> int:
@@ -239,8 +291,8 @@ class Model:
 
     @cached_property
     def active_params_without_embedding(self) -> int:
-        """The other published convention: without the input embedding (kept when it is also the head)."""
-        return self.active_params - (0 if self.tied else self.input_embedding_params)
+        """The other published convention: without lookups; a token embedding that is also the head stays."""
+        return self.active_params - self.embedding_params + (self.input_embedding_params if self.tied else 0)
 
     # -- FLOPs -----------------------------------------------------------------------------------
 
@@ -263,54 +315,106 @@ class Model:
         outside = sum(t.flops_per_token for t in self.tensors if t.role is not Role.HEAD)
         return outside + sum(n * layer.active_flops_per_token for n, layer in self.layers)
 
+    def all_mixers(self) -> Iterator[tuple[int, Mixer]]:
+        """Every mixer with how many layers repeat it."""
+        for n, layer in self.layers:
+            for mixer in layer.mixers:
+                yield n, mixer
+
     @cached_property
     def decode_flops_per_token(self) -> int:
-        """FLOPs of one decoded token at context 0: matmuls, head, MLA absorption and state updates."""
-        return self.linear_flops_per_token + sum(n * x.mixer.decode_flops_per_token for n, x in self.layers)
+        """Matmul FLOPs of one decoded token at context 0, head included.
+
+        Attention pairs come on top per token of context, and the elementwise state update of linear and SSM
+        layers (:attr:`state_flops_per_token`) on top of both.
+        """
+        return self.linear_flops_per_token
+
+    @cached_property
+    def state_flops_per_token(self) -> int:
+        """Elementwise FLOPs that update and read the recurrent states for one token; an estimate, not a count.
+
+        About 6 per state element (decay, outer product, readout); published counts differ between 6 and 8.
+        """
+        return sum(n * m.decode_flops_per_token for n, m in self.all_mixers())
 
     def attention_flops_per_pair(self, *, decode: bool = False, context: int = 0) -> int:
-        """FLOPs of one (query, key) pair over all layers; windowed layers only while ``context`` is inside."""
+        """FLOPs of one (query, key) pair over all layers; capped layers only while ``context`` is inside the cap."""
         return sum(
-            n * (x.mixer.decode_flops_per_pair if decode else x.mixer.prefill_flops_per_pair)
-            for n, x in self.layers
-            if x.mixer.window is None or context <= x.mixer.window
+            n * (m.decode_flops_per_pair if decode else m.prefill_flops_per_pair)
+            for n, m in self.all_mixers()
+            if m.span is None or context <= m.span
+        )
+
+    def attention_flops(self, context: int, *, decode: bool = True) -> int:
+        """FLOPs of one query that attends to ``context`` tokens (itself included), every layer at its own cap."""
+        return sum(
+            n * (m.decode_flops_per_pair if decode else m.prefill_flops_per_pair) * m.read(context)
+            for n, m in self.all_mixers()
         )
 
     # -- KV cache and state ----------------------------------------------------------------------
 
     @cached_property
     def windows(self) -> tuple[int, ...]:
-        """The distinct attention windows, ascending; empty when every layer attends to everything."""
-        return tuple(sorted({x.mixer.window for _, x in self.layers if x.mixer.window is not None}))
+        """The distinct attention windows, ascending; empty when every layer holds everything."""
+        return tuple(sorted({m.window for _, m in self.all_mixers() if m.window is not None}))
+
+    @cached_property
+    def spans(self) -> tuple[int, ...]:
+        """The distinct caps on tokens read per query: windows, and selections of sparse attention; ascending."""
+        return tuple(sorted({m.span for _, m in self.all_mixers() if m.span is not None}))
 
     def kv_elements_per_token(self, context: int = 0) -> int:
         """Numbers one more token adds to the cache of a sequence that already holds ``context``.
 
         0 asks for the marginal figure at short context; past every window only full layers grow.
         """
-        return sum(
-            n * x.mixer.kv_elements for n, x in self.layers if x.mixer.window is None or context < x.mixer.window
-        )
+        return sum(n * m.kv_elements for n, m in self.all_mixers() if m.window is None or context < m.window)
 
     def kv_elements_held(self, context: int) -> int:
         """Numbers cached for one sequence of ``context`` tokens: windowed layers hold at most their window."""
+        return sum(n * m.kv_elements * m.held(context) for n, m in self.all_mixers())
+
+    def kv_elements_read(self, context: int) -> int:
+        """Numbers one decode step reads for a sequence of ``context`` tokens, shared caches at every reader."""
+        return sum(n * m.read_elements * m.read(context) for n, m in self.all_mixers())
+
+    def kv_scales_per_token(self, context: int = 0) -> int:
+        """KV head pairs that one more token adds at ``context``: each carries the scales of a scaled format."""
         return sum(
-            n * x.mixer.kv_elements * (context if x.mixer.window is None else min(context, x.mixer.window))
-            for n, x in self.layers
+            n * m.kv_heads for n, m in self.all_mixers() if m.kv_elements and (m.window is None or context < m.window)
         )
 
     def kv_bytes_per_token(self, fmt: KVFormat, context: int = 0) -> int:
         """Bytes one more token adds at ``context``, all ranks together."""
-        return self.kv_elements_per_token(context) * fmt.element_bytes
+        scales = fmt.scale_bytes and fmt.scale_bytes * self.kv_scales_per_token(context)
+        return self.kv_elements_per_token(context) * fmt.element_bytes + scales
 
     def kv_bytes_held(self, context: int, fmt: KVFormat) -> int:
         """Bytes cached for one sequence of ``context`` tokens, all ranks together, before block rounding."""
-        return self.kv_elements_held(context) * fmt.element_bytes
+        scales = fmt.scale_bytes and fmt.scale_bytes * sum(
+            n * m.kv_heads * m.held(context) for n, m in self.all_mixers() if m.kv_elements
+        )
+        return self.kv_elements_held(context) * fmt.element_bytes + scales
+
+    def kv_bytes_per_token_on_rank(self, fmt: KVFormat, tp: int = 1, context: int = 0) -> int:
+        """Bytes one more token adds on one of ``tp`` ranks: KV heads are replicated beyond their number."""
+        return sum(
+            n * (m.kv_elements_on_rank(tp) * fmt.element_bytes + fmt.scale_bytes * -(-m.kv_heads // tp))
+            for n, m in self.all_mixers()
+            if m.kv_elements and (m.window is None or context < m.window)
+        )
 
     @cached_property
     def state_elements_per_sequence(self) -> int:
         """Numbers of fixed recurrent and convolution state per sequence."""
-        return sum(n * x.mixer.state_elements for n, x in self.layers)
+        return sum(n * m.state_elements for n, m in self.all_mixers())
+
+    @cached_property
+    def state_bytes_per_sequence(self) -> int:
+        """Bytes of fixed recurrent and convolution state per sequence, each part in its own storage."""
+        return sum(n * m.state_bytes for n, m in self.all_mixers())
 
     # -- weight bytes ----------------------------------------------------------------------------
 
@@ -319,3 +423,30 @@ class Model:
         if fmt.flat_bits is not None:
             return round(self.total_params * fmt.flat_bits / 8)
         return round(math.fsum(n * t.stored_bytes(fmt, self.base_bits) for n, t in self.all_tensors()))
+
+    # -- one rank of tensor parallelism -----------------------------------------------------------
+
+    def tensors_on_rank(self, tp: int, ep: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """The largest share of every tensor that one rank holds, with how many layers repeat it.
+
+        Tensor parallelism divides rows or columns and replicates norms, routers and surplus KV heads; with
+        ``ep`` > 1 whole experts are divided over ``ep`` ranks instead.
+        """
+        for tensor in self.tensors:
+            yield 1, tensor.on_rank(tp)
+        for n, layer in self.layers:
+            for tensor in layer.tensors:
+                if ep > 1 and tensor.routed:
+                    yield n, replace(tensor, copies=-(-tensor.copies // ep))
+                else:
+                    yield n, tensor.on_rank(tp, layer.mixer.kv_heads)
+
+    def params_on_rank(self, tp: int, ep: int = 1) -> int:
+        """Parameters on the fullest of ``tp`` ranks."""
+        return sum(n * t.count for n, t in self.tensors_on_rank(tp, ep))
+
+    def weight_bytes_on_rank(self, fmt: WeightFormat, tp: int, ep: int = 1) -> int:
+        """Weight bytes on the fullest of ``tp`` ranks, scales included."""
+        if fmt.flat_bits is not None:
+            return round(self.params_on_rank(tp, ep) * fmt.flat_bits / 8)
+        return round(math.fsum(n * t.stored_bytes(fmt, self.base_bits) for n, t in self.tensors_on_rank(tp, ep)))
