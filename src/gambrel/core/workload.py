@@ -16,7 +16,7 @@ from gambrel.core.errors import WorkloadError
 if TYPE_CHECKING:
     from gambrel.core.step import Floats
 
-__all__ = ["Ints", "Workload"]
+__all__ = ["Ints", "Workload", "gather"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -37,6 +37,8 @@ class Workload:
         name: what it is called.
         source: file or profile it came from, with format.
         warnings: what a reader should know before believing it.
+        closed_loop: when above 0, this many users each send their next request the moment the last one ends;
+            arrival times are then the engine's to make and ``arrival_s`` is all zero.
         has_arrivals: False when the source had lengths only and the times were made up.
     """
 
@@ -53,6 +55,7 @@ class Workload:
     source: str = ""
     warnings: tuple[str, ...] = field(default=())
     has_arrivals: bool = True
+    closed_loop: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
@@ -89,17 +92,11 @@ class Workload:
         return (len(self) - 1) / span if span > 0 else float("inf")
 
     def take(self, rows: npt.NDArray[np.intp] | slice) -> Workload:
-        """The given rows as a workload of their own (prefix hashes are carried when rows are a slice)."""
+        """The given rows, in the given order, as a workload of their own."""
         blocks, offsets = self.prefix_blocks, self.prefix_offsets
-        if offsets is not None and blocks is not None and isinstance(rows, slice):
-            start, stop, stride = rows.indices(len(self))
-            if stride == 1:
-                blocks = blocks[offsets[start] : offsets[stop]]
-                offsets = offsets[start : stop + 1] - offsets[start]
-            else:
-                blocks = offsets = None
-        else:
-            blocks = offsets = None
+        if offsets is not None and blocks is not None:
+            chosen = np.arange(len(self))[rows] if isinstance(rows, slice) else rows
+            blocks, offsets = gather(blocks, offsets, chosen)
         return replace(
             self,
             arrival_s=self.arrival_s[rows],
@@ -111,3 +108,11 @@ class Workload:
             prefix_blocks=blocks,
             prefix_offsets=offsets,
         )
+
+
+def gather(values: Ints, offsets: Ints, rows: npt.NDArray[np.intp]) -> tuple[Ints, Ints]:
+    """Rows of a ragged array (``values`` flat, row i at ``offsets[i]:offsets[i + 1]``) as a ragged array of their own."""
+    sizes = offsets[rows + 1] - offsets[rows]
+    found = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    places = np.arange(found[-1]) + np.repeat(offsets[rows] - found[:-1], sizes)
+    return values[places], found
