@@ -2,28 +2,54 @@
 
 Every field is a fitted or assumed constant with a stated basis; :mod:`gambrel.catalog` reads them from data files
 that carry the rows they were fitted to. :func:`ideal` is the textbook roofline: every efficiency 1, no overheads.
+Fractions stay within (0, 1] and times at or above 0, so no constant can push a step below its physical floor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from gambrel.core.errors import DeploymentError
 
 __all__ = ["Efficiency", "Matmul", "ideal"]
 
 
+def _check(constants: Any, fractions: tuple[str, ...]) -> None:
+    """Raise DeploymentError for a fraction outside (0, 1], or a time or size below 0 or not finite."""
+    for field in fields(constants):
+        value = getattr(constants, field.name)
+        if not isinstance(value, int | float):
+            continue
+        if field.name in fractions and not 0.0 < value <= 1.0:
+            raise DeploymentError(
+                f"{type(constants).__name__}.{field.name} is a fraction of a peak: above 0 and at most 1, got {value!r}"
+            )
+        if not (math.isfinite(value) and value >= 0.0):
+            raise DeploymentError(f"{type(constants).__name__}.{field.name} must be finite and not negative: {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Matmul:
-    """A matrix multiplication's two roofs for one weight format's math.
+    """A matrix multiplication's two roofs for one weight format's math, and how they meet.
 
     Compute: ``mfu_max * T / (T + mfu_half_tokens)`` of the dense peak at ``T`` tokens, so the compute time is the
     straight line ``2 n k (T + mfu_half_tokens) / (mfu_max F)``. Memory: ``bw_max * b / (b + bw_half_bytes)`` of the
-    peak bandwidth for a tensor of ``b`` bytes, so small tensor-parallel shards lose bandwidth.
+    peak bandwidth for a tensor of ``b`` bytes, so small tensor-parallel shards lose bandwidth. The two meet as
+    ``(compute^p + memory^p)^(1/p)`` with ``p = 1 / rounding``: 0 is the sharp ``max`` of the textbook, 1 the plain sum.
     """
 
     mfu_max: float = 1.0
     mfu_half_tokens: float = 0.0
     bw_max: float = 1.0
     bw_half_bytes: float = 0.0
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, fractions=("mfu_max", "bw_max"))
+        if self.rounding > 1.0:
+            raise DeploymentError(f"Matmul.rounding must lie within 0 to 1, got {self.rounding!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +68,15 @@ class Efficiency:
         prefill_half_keys: mean attended keys at which it reaches half of that.
         prefill_floor_s: seconds of a prefill attention call, per layer and chunk.
         decode_attention_mfu: fraction of the peak for the FLOPs of decode attention (binds for MLA).
-        layer_s, layer_s_per_token: norms, rotary, activations and launch gaps, per layer, and per layer and token
-            beyond ``layer_free_tokens``.
+        layer_s: norms, rotary, activations and launch gaps, seconds per layer.
+        layer_passes: how often those small operations move one hidden vector per token through memory, per layer;
+            what exceeds ``layer_s`` is charged.
         step_s: host seconds per step (scheduling, launch, sampling) that the device waits for.
         seq_s: host seconds per sequence in a step.
-        allreduce_alpha_s: seconds of an all-reduce of nothing, per doubling of ranks beyond one.
+        allreduce_alpha_s: seconds of an all-reduce of nothing over the scale-up link.
         allreduce_bw: fraction of the link's one-way bandwidth that a large all-reduce reaches.
-        reserve_bytes: device memory taken by context, graphs and communicators.
+        pcie_alpha_s, pcie_bw: the same where ranks only meet over PCIe.
+        reserve_bytes: device memory taken by context and communicators.
         basis: one phrase for people: what the constants stand on.
         spread: one-sigma relative error of a predicted step (log scale), for intervals.
     """
@@ -64,27 +92,44 @@ class Efficiency:
     prefill_floor_s: float = 0.0
     decode_attention_mfu: float = 1.0
     layer_s: float = 0.0
-    layer_s_per_token: float = 0.0
-    layer_free_tokens: float = 0.0
+    layer_passes: float = 0.0
     step_s: float = 0.0
     seq_s: float = 0.0
     allreduce_alpha_s: float = 0.0
     allreduce_bw: float = 1.0
+    pcie_alpha_s: float = 0.0
+    pcie_bw: float = 1.0
     reserve_bytes: float = 0.0
     basis: str = "spec sheet"
     spread: float = 0.0
 
-    def matmul_for(self, math: str, weights: str = "") -> Matmul:
+    def __post_init__(self) -> None:
+        _check(self, fractions=("kv_bw_max", "prefill_mfu_max", "decode_attention_mfu", "allreduce_bw", "pcie_bw"))
+        if self.expert_imbalance < 1.0:
+            raise DeploymentError(f"Efficiency.expert_imbalance must be at least 1, got {self.expert_imbalance!r}")
+        if "bf16" not in dict(self.matmul):
+            raise DeploymentError("Efficiency.matmul needs a 'bf16' entry: it stands in for formats that have none")
+
+    def matmul_for(self, math_format: str, weights: str = "") -> Matmul:
         """The constants for a math format, a weight format's own where it has them."""
         table = dict(self.matmul)
-        return table.get(weights) or table.get(math) or table["bf16"]
+        return table.get(weights) or table.get(math_format) or table["bf16"]
 
-    def grouped_for(self, math: str, weights: str = "") -> Matmul:
+    def grouped_for(self, math_format: str, weights: str = "") -> Matmul:
         """The constants of grouped expert matmuls."""
         table = dict(self.grouped)
-        return table.get(weights) or table.get(math) or table.get("bf16") or self.matmul_for(math, weights)
+        return (
+            table.get(weights)
+            or table.get(math_format)
+            or table.get("bf16")
+            or self.matmul_for(math_format, weights)
+        )  # fmt: skip
+
+    def with_(self, **changes: Any) -> Efficiency:
+        """The same constants with some changed."""
+        return replace(self, **changes)
 
 
 def ideal() -> Efficiency:
-    """The textbook roofline: peak everywhere, no overhead, free collectives' latency."""
+    """The textbook roofline: peak everywhere, no overhead, collectives without latency."""
     return Efficiency(basis="spec sheet: peak rates, no overheads")

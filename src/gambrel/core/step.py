@@ -9,7 +9,6 @@ and the simulator cannot tell an analytic, a calibrated and a measured cost apar
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +26,8 @@ __all__ = [
     "Step",
     "StepCost",
     "StepTable",
+    "causal_pairs",
+    "pairs_within",
     "step_parts",
     "step_seconds",
 ]
@@ -89,7 +90,12 @@ def causal_pairs(cached: int, new: int, window: int | None = None) -> int:
 
     Without a window: ``new * cached + new (new + 1) / 2``.
     """
-    if window is None or cached + new <= window:
+    return int(pairs_within(cached, new, window or 0))
+
+
+def pairs_within(cached: Any, new: Any, window: Any) -> Any:
+    """:func:`causal_pairs` for numbers alone (window 0 means none), numba-ready."""
+    if window <= 0 or cached + new <= window:
         return new * cached + new * (new + 1) // 2
     below = max(0, window - cached)  # queries that still see fewer keys than the window
     return below * cached + below * (below + 1) // 2 + (new - below) * window
@@ -103,7 +109,8 @@ class StepCost:
     cache and state. They overlap within a kernel, so they do not add up to ``seconds``:
     form ``max`` is ``max(compute, weights + kv) + collective + overhead`` (the textbook lower bound);
     form ``serial`` is ``linear + attention + collective + overhead`` with ``linear`` the sum over matmul
-    kernels of max(compute, weights) and ``attention`` likewise (attention cannot overlap with matmuls).
+    kernels of max(compute, weights) and ``attention`` likewise, decode and prefill apart (attention cannot overlap
+    with matmuls). Always ``max <= serial <= sum of the parts``.
     """
 
     compute_s: float
@@ -166,17 +173,17 @@ class StepTable:
     index  meaning (seconds per ...)
     ====== ==========================================================================================
     0, 6   decode attention floor of full (0) and windowed (6) layers, per step with any decoder
-    1, 7   per KV token read by decoders (bytes over achieved bandwidth)
-    2, 8   per square root of KV tokens read (small calls do not reach full bandwidth)
+    1, 7   per KV token read or written (bytes over achieved bandwidth)
+    2, 8   per square root of KV tokens read by decoders (small calls do not reach full bandwidth)
     3, 9   per decode (query, key) pair of compute
     4, 10  per prefill pair of compute
-    5, 11  per prefill token (attention ramp-up: half-saturation keys x seconds per pair)
+    5, 11  per prefill token of compute (attention ramp-up: half-saturation keys x seconds per pair)
     12     per prefill chunk (kernel floor of prefill attention)
-    13     per decoding sequence (recurrent state read and written, MLA absorption)
+    13     per decoding sequence, memory (recurrent state read and written)
     14     per sequence in the step (sampling, scheduling, detokenising on the host)
     15     1.0 for form ``max``, 0.0 for form ``serial``
-    16     per prefill token for the recurrent scan of linear and SSM layers
-    17     unused, 0
+    16     per sampled row (logits gathered over ranks)
+    17     per decoding sequence, compute (MLA absorption, state update)
     ====== ==========================================================================================
 
     ``window`` is the model's attention window in tokens, 0 without one.
@@ -203,19 +210,32 @@ class StepTable:
         """The largest number of sampled rows."""
         return len(self.head) - 1
 
-    def arrays(self) -> tuple[Floats, ...]:
+    def arrays(self) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats, Floats, Floats]:
         """The arrays in the order of :func:`step_seconds`."""
         return (
             self.linear, self.linear_compute, self.linear_weights, self.collective, self.overhead,
             self.head, self.head_compute, self.head_weights, self.lines,
         )  # fmt: skip
 
+    def scaled(self, factor: float) -> StepTable:
+        """The same table with every step ``factor`` times as long."""
+        lines = self.lines * factor
+        lines[15] = self.lines[15]  # the form is a choice, not a time
+        linear, compute, weights, collective, overhead, head, head_compute, head_weights, _ = (
+            a * factor for a in self.arrays()
+        )
+        return StepTable(
+            linear, compute, weights, collective, overhead, head, head_compute, head_weights, lines, self.window
+        )
+
     def cost(self, step: Step) -> StepCost:
         """The cost of one step; IndexError beyond the table's token or row count."""
+        return self.at(step, tokens=step.tokens, sampled=step.sampled)
+
+    def at(self, step: Step, *, tokens: int, sampled: int) -> StepCost:
+        """The cost of one step whose tokens and sampled rows are priced at the given rows of the table."""
         parts = step_parts(
-            self.linear, self.linear_compute, self.linear_weights, self.collective, self.overhead,
-            self.head, self.head_compute, self.head_weights, self.lines,
-            step.tokens, step.sampled, step.decodes, step.decode_kv, step.decode_kv_windowed,
+            *self.arrays(), tokens, sampled, step.decodes, step.decode_kv, step.decode_kv_windowed,
             step.prefill_tokens, step.prefill_chunks, step.prefill_pairs, step.prefill_pairs_windowed,
         )  # fmt: skip
         compute, weights, kv, collective, overhead, seconds = (float(p) for p in parts)
@@ -228,26 +248,36 @@ def step_parts(
     tokens: Any, sampled: Any, decodes: Any, kv: Any, kv_win: Any,
     pre_tokens: Any, pre_chunks: Any, pairs: Any, pairs_win: Any,
 ) -> Any:  # fmt: skip
-    """(compute, weights, kv, collective, overhead, total) seconds of one step; scalars only, numba-ready."""
-    busy = 1.0 if decodes > 0 else 0.0
-    attn_kv = (
-        busy * lines[0] + lines[1] * kv + lines[2] * math.sqrt(kv)
-        + busy * lines[6] + lines[7] * kv_win + lines[8] * math.sqrt(kv_win)
+    """(compute, weights, kv, collective, overhead, total) seconds of one step.
+
+    Scalars, or arrays of one shape (the sums over many steps at once); numba compiles the scalar case.
+    A prefill chunk reads its mean number of attended keys once and writes its own: exact for one chunk, a mean
+    over the chunks where several share a step.
+    """
+    busy = (decodes > 0) * 1.0
+    kv_decode = (
+        busy * (lines[0] + lines[6])
+        + lines[1] * kv + lines[2] * np.sqrt(kv)
+        + lines[7] * kv_win + lines[8] * np.sqrt(kv_win)
         + lines[13] * decodes
     )  # fmt: skip
-    attn_decode = lines[3] * kv + lines[9] * kv_win
-    attn_prefill = (
-        lines[4] * pairs + lines[10] * pairs_win + (lines[5] + lines[11] + lines[16]) * pre_tokens
-        + lines[12] * pre_chunks
-    )  # fmt: skip
-    compute = linear_compute[tokens] + head_compute[sampled] + attn_decode + attn_prefill
+    reads = pre_chunks / np.maximum(pre_tokens, 1)
+    kv_prefill = lines[1] * (pairs * reads + pre_tokens) + lines[7] * (pairs_win * reads + pre_tokens)
+    flops_decode = lines[3] * kv + lines[9] * kv_win + lines[17] * decodes
+    flops_prefill = (
+        lines[4] * pairs + lines[10] * pairs_win + (lines[5] + lines[11]) * pre_tokens + lines[12] * pre_chunks
+    )
+    compute = linear_compute[tokens] + head_compute[sampled] + flops_decode + flops_prefill
     weights = linear_weights[tokens] + head_weights[sampled]
-    extra = overhead[tokens] + lines[14] * (decodes + pre_chunks)
+    memory = kv_decode + kv_prefill
+    wire = collective[tokens] + lines[16] * sampled
+    host = overhead[tokens] + lines[14] * (decodes + pre_chunks)
     if lines[15] > 0.5:
-        total = max(compute, weights + attn_kv) + collective[tokens] + extra
+        total = np.maximum(compute, weights + memory) + wire + host
     else:
-        total = linear[tokens] + head[sampled] + max(attn_kv, attn_decode) + attn_prefill + collective[tokens] + extra
-    return compute, weights, attn_kv, collective[tokens], extra, total
+        attention = np.maximum(kv_decode, flops_decode) + np.maximum(kv_prefill, flops_prefill)
+        total = linear[tokens] + head[sampled] + attention + wire + host
+    return compute, weights, memory, wire, host, total
 
 
 def step_seconds(
@@ -273,6 +303,10 @@ class CostModel(Protocol):
     @property
     def basis(self) -> str:
         """Where the constants come from, e.g. ``spec sheet`` or ``fitted: kernels hopper 2026-11``."""
+
+    @property
+    def spread(self) -> float:
+        """One-sigma relative error of a predicted step (log scale); 0 when exact by construction."""
 
     def step_cost(self, step: Step) -> StepCost:
         """Seconds of one step by cause, for people."""

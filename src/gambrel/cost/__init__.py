@@ -1,1 +1,8 @@
-"""The roofline: a deployment and a step to seconds and bytes; curves; collectives; queueing formulas."""
+"""The roofline: a deployment and a step in, seconds by cause, memory, curves and waiting times out."""
+
+from __future__ import annotations
+
+from gambrel.cost.memory import memory_budget, require_fit
+from gambrel.cost.roofline import Roofline
+
+__all__ = ["Roofline", "memory_budget", "require_fit"]

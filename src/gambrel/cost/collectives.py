@@ -1,0 +1,92 @@
+"""Collectives between the accelerators of a replica: alpha-beta times by message size, ranks and link.
+
+Tensor parallelism puts two all-reduces into most layers, so a small message's latency matters as much as the
+link's bandwidth. Engines pick the algorithm by message size; so does :func:`all_reduce_s`, by taking the fastest.
+
+Symbols: ``n`` bytes of the message on each rank, ``p`` ranks, ``alpha`` seconds of an empty message, ``beta``
+bytes/s of one device in one direction. Source of the formulas: Thakur, Rabenseifner and Gropp 2005, and the one-shot
+and two-shot kernels of vLLM and TensorRT-LLM (docs/theory.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gambrel.core.errors import DeploymentError
+
+if TYPE_CHECKING:
+    from gambrel.core.accelerator import Accelerator
+    from gambrel.core.efficiency import Efficiency
+
+__all__ = ["Wire", "all_gather_s", "all_reduce_s", "all_to_all_s", "reduce_scatter_s", "send_s", "wire"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What joins the ranks: seconds of an empty message, achieved bytes/s per device and direction, and its name."""
+
+    alpha_s: float
+    bytes_per_s: float
+    name: str
+
+
+def wire(accelerator: Accelerator, ranks: int, efficiency: Efficiency) -> Wire:
+    """The slowest link that ``ranks`` accelerators of one replica must cross.
+
+    Within the scale-up domain that is the accelerator's own link; beyond it, or without one, PCIe through the host.
+
+    Raises:
+        DeploymentError: more than one rank and no link of either kind is known.
+    """
+    if ranks <= 1:
+        return Wire(0.0, float("inf"), "none")
+    peak = accelerator.peer_bandwidth(ranks)
+    if peak > 0 and peak == accelerator.link_bandwidth:
+        return Wire(efficiency.allreduce_alpha_s, peak * efficiency.allreduce_bw, accelerator.link)
+    if peak > 0:
+        return Wire(efficiency.pcie_alpha_s, peak * efficiency.pcie_bw, "PCIe")
+    raise DeploymentError(
+        f"{accelerator.name}: {ranks} accelerators need a link, and neither link_bandwidth nor pcie_bandwidth is known;"
+        " use tp=1 and pp=1"
+    )
+
+
+def all_reduce_s(num_bytes: Any, ranks: int, link: Wire) -> Any:
+    """Seconds of an all-reduce of ``num_bytes`` (number or array) on each of ``ranks`` ranks.
+
+    The fastest of one-shot ``alpha + (p - 1) n / beta`` (every rank reads all others: small messages),
+    two-shot ``2 alpha + 2 (p - 1)/p n / beta`` (scatter, then gather),
+    ring ``2 (p - 1) alpha + 2 (p - 1)/p n / beta`` (never faster than two-shot over a switch, so left out).
+    """
+    if ranks <= 1:
+        return num_bytes * 0.0
+    one_shot = link.alpha_s + (ranks - 1) * num_bytes / link.bytes_per_s
+    two_shot = 2 * link.alpha_s + 2 * (ranks - 1) / ranks * num_bytes / link.bytes_per_s
+    return np.minimum(one_shot, two_shot) * (np.asarray(num_bytes) > 0)
+
+
+def all_gather_s(num_bytes: Any, ranks: int, link: Wire) -> Any:
+    """Seconds to give every rank all of a message of ``num_bytes`` that is spread over ``ranks``: direct, one hop."""
+    if ranks <= 1:
+        return num_bytes * 0.0
+    return (link.alpha_s + (ranks - 1) / ranks * num_bytes / link.bytes_per_s) * (np.asarray(num_bytes) > 0)
+
+
+reduce_scatter_s = all_gather_s
+"""Seconds to sum ``num_bytes`` over ``ranks`` and leave each with its share: the all-gather's mirror image."""
+
+
+def all_to_all_s(num_bytes: Any, ranks: int, link: Wire) -> Any:
+    """Seconds for every rank to send an equal share of its ``num_bytes`` to each other: ``alpha + (p-1)/p n/beta``.
+
+    Expert parallelism over ranks that hold different tokens dispatches and combines ``tokens x top_k x hidden`` so.
+    """
+    return all_gather_s(num_bytes, ranks, link)
+
+
+def send_s(num_bytes: Any, link: Wire) -> Any:
+    """Seconds of one point-to-point message, as between pipeline stages."""
+    return (link.alpha_s + num_bytes / link.bytes_per_s) * (np.asarray(num_bytes) > 0)

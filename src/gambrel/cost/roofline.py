@@ -1,0 +1,255 @@
+"""The roofline of a deployment: what one engine step costs, from shapes, peaks and efficiency constants.
+
+Each matmul kernel has two roofs, FLOPs over achieved FLOP/s and bytes over achieved bandwidth; attention has its
+own two; collectives and host time come on top. Two named forms put them together (THEORY in docs/theory.md):
+``serial`` adds kernels up, each at its higher roof, as a stream of kernels runs (the predictor); ``max`` lets all
+compute hide all memory traffic (the textbook's lower bound). One array formula makes both a single step's cost and
+the table that the event loop reads, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gambrel.core.errors import DeploymentError
+from gambrel.core.step import StepTable, step_parts
+from gambrel.cost.collectives import all_gather_s, all_reduce_s, send_s, wire
+from gambrel.cost.memory import memory_budget
+from gambrel.cost.shards import Kernel, check_parallel, rank_attention, rank_head, rank_kernels
+
+if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.efficiency import Efficiency, Matmul
+    from gambrel.core.step import Floats, MemoryBudget, Step, StepCost
+
+__all__ = ["FORMS", "Roofline", "round_max"]
+
+FORMS = ("serial", "max")
+_ACTIVATION_BYTES = 2
+_PASSES_BACK = 2  # a vector is read and written
+
+
+def round_max(compute: Floats, memory: Floats, rounding: float) -> Floats:
+    """``(compute^p + memory^p)^(1/p)`` with ``p = 1/rounding``; 0 is the sharp maximum. Never below either.
+
+    Overlap of a kernel's arithmetic with its loads is imperfect where the two take about the same time.
+    """
+    high = np.maximum(compute, memory)
+    if rounding == 0.0:
+        return high
+    low = np.minimum(compute, memory)
+    ratio = low / np.where(high > 0.0, high, 1.0)
+    power = 1.0 / rounding
+    if power == 4.0:  # the usual case, without the cost of a general power
+        square = ratio * ratio
+        return np.asarray(high * np.sqrt(np.sqrt(1.0 + square * square)))
+    return np.asarray(high * (1.0 + ratio**power) ** rounding)
+
+
+class Roofline:
+    """The analytic :class:`~gambrel.core.step.CostModel`.
+
+    Args:
+        deployment: what is priced.
+        efficiency: how much of the peaks is reached; :func:`gambrel.core.efficiency.ideal` for the textbook.
+        form: ``serial`` or ``max``.
+
+    Raises:
+        DeploymentError: unknown form, parallel degrees that cannot be laid out, or an accelerator without 16-bit math.
+    """
+
+    def __init__(self, deployment: Deployment, efficiency: Efficiency, form: str = "serial") -> None:
+        if form not in FORMS:
+            raise DeploymentError(f"unknown cost form {form!r}; known: {', '.join(FORMS)}")
+        check_parallel(deployment)
+        self._deployment = deployment
+        self.efficiency = efficiency
+        self.form = form
+        self.link = wire(deployment.accelerator, deployment.gpus_per_replica, efficiency)
+        self._tables: dict[tuple[int, int], StepTable] = {}
+
+    @property
+    def deployment(self) -> Deployment:
+        """What is priced."""
+        return self._deployment
+
+    @property
+    def basis(self) -> str:
+        """What the constants stand on, and what was assumed for this accelerator."""
+        return "; ".join((self.efficiency.basis, *self.assumptions))
+
+    @cached_property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a reader should know about how formats map onto this accelerator."""
+        accelerator, wanted = self._deployment.accelerator, self._deployment.weight_format.math
+        used = accelerator.math_format(wanted)
+        if used in {None, wanted} or {used, wanted} == {"bf16", "fp16"}:
+            return ()
+        return (f"{accelerator.name} has no {wanted} math: {self._deployment.weights} weights run in {used}",)
+
+    # -- peaks -----------------------------------------------------------------------------------
+
+    def _math(self, wanted: str) -> str:
+        found = self._deployment.accelerator.math_format(wanted)
+        if found is None:
+            raise DeploymentError(
+                f"{self._deployment.accelerator.name}: no dense 16-bit or {wanted} peak is known, so steps cannot be"
+                " priced; add peak_flops to its entry"
+            )
+        return found
+
+    def _peak(self, wanted: str) -> float:
+        return self._deployment.accelerator.peak_flops[self._math(wanted)]
+
+    def _matmul(self, kernel: Kernel) -> Matmul:
+        used = self._math(kernel.math)
+        find = self.efficiency.matmul_for if kernel.moe is None else self.efficiency.grouped_for
+        return find(used, kernel.weights)
+
+    # -- the two roofs of a kernel ---------------------------------------------------------------
+
+    def _roofs(self, kernel: Kernel, tokens: Floats) -> tuple[Floats, Floats]:
+        """(compute, weights) seconds of one run of a kernel over ``tokens`` tokens on one rank."""
+        eff = self._matmul(kernel)
+        peak = eff.mfu_max * self._peak(kernel.math)
+        bandwidth = eff.bw_max * self._deployment.accelerator.memory_bandwidth
+        some = tokens > 0
+        if kernel.moe is None:
+            half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
+            compute = kernel.flops_per_token / peak * (tokens + eff.mfu_half_tokens * some)
+            return compute, some * ((kernel.num_bytes + half) / bandwidth)
+        touched = kernel.moe.distinct(tokens) / kernel.ep
+        routed = tokens * (kernel.moe.top_k / kernel.ep)
+        busiest = self.efficiency.expert_imbalance if kernel.ep > 1 else 1.0
+        half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
+        compute = kernel.flops_per_token / peak * (busiest * routed + eff.mfu_half_tokens * touched)
+        return compute, np.asarray((kernel.num_bytes * touched + half * some) / bandwidth, dtype=np.float64)
+
+    def _layers(self, tokens: Floats) -> tuple[Floats, Floats, Floats]:
+        """(total, compute, weights) seconds of every layer's matmuls over ``tokens`` tokens, and of embedding rows."""
+        rows = self._deployment.model.hidden_size * self._deployment.model.base_bits / 8
+        weights = tokens * (rows / self._deployment.accelerator.memory_bandwidth)
+        total, compute = weights.copy(), np.zeros_like(weights)
+        for kernel in self._kernels:
+            c, w = self._roofs(kernel, tokens)
+            compute += kernel.repeats * c
+            weights += kernel.repeats * w
+            total += kernel.repeats * round_max(c, w, self._matmul(kernel).rounding)
+        return total, compute, weights
+
+    @cached_property
+    def _kernels(self) -> tuple[Kernel, ...]:
+        return rank_kernels(self._deployment)
+
+    # -- what is not a matmul --------------------------------------------------------------------
+
+    def _collective(self, tokens: Floats) -> Floats:
+        """Seconds of all-reduces after layers and embedding, and of sends between pipeline stages."""
+        d = self._deployment
+        message = tokens * (d.model.hidden_size * _ACTIVATION_BYTES)
+        reduces = 1 + sum(n * layer.all_reduces for n, layer in d.model.layers)
+        inner = wire(d.accelerator, d.tp, self.efficiency)
+        seconds = reduces * all_reduce_s(message, d.tp, inner)
+        if d.pp > 1:
+            seconds = seconds + (d.pp - 1) * send_s(message, self.link)
+        return np.asarray(seconds, dtype=np.float64)
+
+    def _overhead(self, tokens: Floats) -> Floats:
+        """Host seconds of a step, and small operations of every layer: a floor, or vectors through memory."""
+        d, eff = self._deployment, self.efficiency
+        vector = d.model.hidden_size * _ACTIVATION_BYTES / d.accelerator.memory_bandwidth
+        small = np.maximum(eff.layer_s, tokens * (eff.layer_passes * vector))
+        return np.asarray((eff.step_s + d.model.num_layers * small) * (tokens > 0))
+
+    def _lines(self) -> Floats:
+        """The attention coefficients of :class:`~gambrel.core.step.StepTable`.
+
+        Layers whose queries read at most some number of tokens (a window, or a sparse selection) share one windowed
+        sum, taken at the widest cap of the model: exact for the one cap that nearly every model has.
+        """
+        d, eff = self._deployment, self.efficiency
+        lines = np.zeros(18)
+        bandwidth = d.accelerator.memory_bandwidth * eff.kv_bw_max
+        peak = self._peak("bf16")
+        for part in rank_attention(d):
+            n, at = part.layers, 0 if part.span is None else 6
+            if part.read_bytes_per_token > 0.0:
+                lines[at] += n * eff.kv_floor_s
+                lines[12] += n * eff.prefill_floor_s
+            lines[at + 1] += n * part.read_bytes_per_token / bandwidth
+            lines[at + 2] += n * eff.kv_sqrt * part.read_bytes_per_token**0.5
+            lines[at + 3] += n * part.decode_flops_per_pair / (eff.decode_attention_mfu * peak)
+            pair = part.prefill_flops_per_pair / (eff.prefill_mfu_max * peak)
+            lines[at + 4] += n * pair
+            lines[at + 5] += n * pair * eff.prefill_half_keys
+            # recurrent states: the scan over a prompt, and one read and write per sequence
+            state = _PASSES_BACK * n * part.state_bytes / bandwidth
+            lines[11] += n * part.flops_per_token / (eff.prefill_mfu_max * peak)
+            lines[12] += state
+            lines[13] += state
+            lines[17] += n * part.flops_per_token / (eff.decode_attention_mfu * peak)
+        lines[14] = eff.seq_s
+        lines[15] = 1.0 if self.form == "max" else 0.0
+        if d.tp > 1:
+            inner = wire(d.accelerator, d.tp, eff)
+            lines[16] = all_gather_s(d.model.vocab_size * _ACTIVATION_BYTES, d.tp, inner) - inner.alpha_s
+        return lines
+
+    # -- the cost model --------------------------------------------------------------------------
+
+    @cached_property
+    def _coefficients(self) -> Floats:
+        return self._lines()
+
+    def _table(self, tokens: Floats, sampled: Floats) -> StepTable:
+        """A table whose row ``i`` prices ``tokens[i]`` tokens and ``sampled[i]`` rows."""
+        linear, linear_compute, linear_weights = self._layers(tokens)
+        head = rank_head(self._deployment)
+        head_compute, head_weights = self._roofs(head, sampled)
+        caps = self._deployment.model.spans
+        return StepTable(
+            linear=linear,
+            linear_compute=linear_compute,
+            linear_weights=linear_weights,
+            collective=self._collective(tokens),
+            overhead=self._overhead(tokens),
+            head=round_max(head_compute, head_weights, self._matmul(head).rounding),
+            head_compute=head_compute,
+            head_weights=head_weights,
+            lines=self._coefficients,
+            window=caps[-1] if caps else 0,
+        )
+
+    def compile(self, max_tokens: int, max_seqs: int) -> StepTable:
+        """The cost of every step of up to ``max_tokens`` tokens and ``max_seqs`` sampled rows, as tables."""
+        key = (max_tokens, max_seqs)
+        found = self._tables.get(key)
+        if found is None:
+            found = self._table(np.arange(max_tokens + 1.0), np.arange(max_seqs + 1.0))
+            self._tables[key] = found
+        return found
+
+    def step_cost(self, step: Step) -> StepCost:
+        """Seconds of one step by cause: the table of one row, so the very formula of :meth:`compile`."""
+        table = self._table(np.array([float(step.tokens)]), np.array([float(step.sampled)]))
+        return table.at(step, tokens=0, sampled=0)
+
+    def memory(self) -> MemoryBudget:
+        """The memory of the fullest accelerator of a replica."""
+        return self._budget
+
+    @cached_property
+    def _budget(self) -> MemoryBudget:
+        return memory_budget(self._deployment, self.efficiency)
+
+    def parts(self, **sums: Any) -> Any:
+        """(compute, weights, kv, collective, overhead, total) seconds for arrays of step sums of one shape.
+
+        Keywords as in :func:`~gambrel.core.step.step_parts` after the table; ``tokens`` and ``sampled`` are counts.
+        """
+        table = self._table(np.asarray(sums["tokens"], dtype=np.float64), np.asarray(sums["sampled"], dtype=np.float64))
+        rows = np.arange(len(table.linear))
+        return step_parts(*table.arrays(), **{**sums, "tokens": rows, "sampled": rows})

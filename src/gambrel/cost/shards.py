@@ -1,0 +1,207 @@
+"""What one rank of a replica multiplies, reads and remembers: a deployment's model cut into kernels.
+
+Tensor parallelism divides matrices, replicates surplus KV heads and the MLA latent; expert parallelism divides
+experts; engines fuse neighbouring projections of one input (query with key and value, gate with up) into one matmul.
+The cost and the memory of a step both start from these shapes, so they cannot disagree about them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gambrel.core.errors import DeploymentError
+from gambrel.core.formats import Role
+from gambrel.core.model import Shard
+
+if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.model import Layer, Mixer, MoE, Tensor
+
+__all__ = ["Attention", "Kernel", "check_parallel", "fullest_rank_bytes", "rank_attention", "rank_head", "rank_kernels"]
+
+_SIXTEEN_BIT = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One matmul (or one read of vectors, with no FLOPs) that a rank runs ``repeats`` times in a step.
+
+    ``num_bytes`` and ``flops_per_token`` are of one copy: for experts, of one expert and one routed token.
+    ``math`` is the number format the tensor cores run in, ``weights`` the stored format or "" when unquantised.
+    """
+
+    repeats: int
+    num_bytes: float
+    flops_per_token: float
+    math: str
+    weights: str
+    moe: MoE | None = None
+    ep: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What ``layers`` equal mixers do on one rank, per layer: bytes a token, FLOPs a pair, bytes of state."""
+
+    layers: int
+    read_bytes_per_token: float
+    held_bytes_per_token: float
+    decode_flops_per_pair: float
+    prefill_flops_per_pair: float
+    flops_per_token: float
+    state_bytes: float
+    window: int | None
+    span: int | None
+
+
+def check_parallel(deployment: Deployment) -> None:
+    """Raise DeploymentError when the parallel degrees cannot be laid out."""
+    if deployment.tp % deployment.ep:
+        raise DeploymentError(
+            f"ep={deployment.ep} must divide tp={deployment.tp}: experts are divided over the tensor-parallel ranks"
+        )
+    if deployment.pp > deployment.model.num_layers:
+        raise DeploymentError(f"pp={deployment.pp} exceeds the model's {deployment.model.num_layers} layers")
+
+
+def _on_rank(tensor: Tensor, layer: Layer | None, tp: int, ep: int) -> Tensor:
+    """One rank's share; with expert parallelism experts are divided first, then cut over what ranks remain."""
+    if layer is None:
+        return tensor.on_rank(tp)
+    if tensor.routed:
+        whole = replace(tensor, copies=-(-tensor.copies // ep))
+        return whole.on_rank(tp // ep)
+    return tensor.on_rank(tp, layer.mixer.kv_heads)
+
+
+def _bytes_per_copy(tensor: Tensor, deployment: Deployment) -> float:
+    """Stored bytes of one copy of a tensor that is already cut to its rank."""
+    fmt = deployment.weight_format
+    if fmt.flat_bits is not None:
+        return tensor.rows * tensor.cols * fmt.flat_bits / 8
+    return replace(tensor, copies=1).stored_bytes(fmt, deployment.model.base_bits)
+
+
+def _kernel(tensor: Tensor, deployment: Deployment, repeats: int, layer: Layer | None) -> Kernel:
+    fmt = deployment.weight_format
+    quantised = tensor.keep_bits is None and fmt.quantises(tensor.role)
+    per_copy = _bytes_per_copy(tensor, deployment)
+    flops = 0.0 if tensor.role in {Role.VECTOR, Role.EXPERT_VECTOR, Role.EMBEDDING} else 2.0 * tensor.rows * tensor.cols
+    math_format, weights = (fmt.math, fmt.name) if quantised else (_SIXTEEN_BIT, "")
+    if tensor.routed and layer is not None and layer.moe is not None:
+        # copies beyond one per expert (none today) are read and multiplied together with it
+        per_expert = tensor.copies * deployment.ep / layer.moe.num_experts
+        return Kernel(
+            repeats, per_copy * per_expert, flops * per_expert, math_format, weights, layer.moe, deployment.ep
+        )
+    return Kernel(repeats, per_copy * tensor.copies, flops * tensor.copies, math_format, weights)
+
+
+def _fused(layer: Layer, deployment: Deployment, repeats: int) -> list[Kernel]:
+    """The layer's kernels: neighbouring column-parallel matmuls of one input are one kernel, vectors are one read."""
+    kernels: list[Kernel] = []
+    vectors: dict[bool, Kernel] = {}
+    last: Tensor | None = None
+    for tensor in layer.tensors:
+        kernel = _kernel(_on_rank(tensor, layer, deployment.tp, deployment.ep), deployment, repeats, layer)
+        if not kernel.flops_per_token:
+            seen = vectors.get(tensor.routed)
+            vectors[tensor.routed] = (
+                kernel if seen is None else replace(seen, num_bytes=seen.num_bytes + kernel.num_bytes)
+            )
+            continue
+        previous = kernels[-1] if kernels else None
+        if (
+            previous is not None
+            and last is not None
+            and tensor.role in {Role.LINEAR, Role.EXPERT}
+            and (last.role, last.cols) == (tensor.role, tensor.cols)
+            and Shard.ROW not in {last.shard, tensor.shard}
+            and (previous.math, previous.weights) == (kernel.math, kernel.weights)
+        ):
+            kernels[-1] = replace(
+                previous,
+                num_bytes=previous.num_bytes + kernel.num_bytes,
+                flops_per_token=previous.flops_per_token + kernel.flops_per_token,
+            )
+        else:
+            kernels.append(kernel)
+        last = tensor
+    return kernels + list(vectors.values())
+
+
+def rank_kernels(deployment: Deployment) -> tuple[Kernel, ...]:
+    """Every matmul and weight read of one pass over all layers on one rank; the head apart, the embedding not at all.
+
+    Equal kernels are merged. Pipeline stages run one after the other, so a pass is the same sum for any ``pp``.
+    """
+    merged: dict[Kernel, int] = {}
+    kernels = [k for n, layer in deployment.model.layers for k in _fused(layer, deployment, n)]
+    kernels += [
+        _kernel(_on_rank(t, None, deployment.tp, 1), deployment, 1, None)
+        for t in deployment.model.tensors
+        if t.role not in {Role.HEAD, Role.EMBEDDING}
+    ]
+    for kernel in kernels:
+        key = replace(kernel, repeats=1)
+        merged[key] = merged.get(key, 0) + kernel.repeats
+    return tuple(replace(k, repeats=n) for k, n in merged.items())
+
+
+def rank_head(deployment: Deployment) -> Kernel:
+    """The matmul that makes logits on one rank; the embedding table itself when tied."""
+    return _kernel(_on_rank(deployment.model.head, None, deployment.tp, 1), deployment, 1, None)
+
+
+def rank_attention(deployment: Deployment) -> tuple[Attention, ...]:
+    """The attention and recurrent state of every layer on one rank."""
+    tp, kv = deployment.tp, deployment.kv_format
+
+    def on_rank(elements: int, mixer: Mixer) -> float:
+        parts = min(tp, mixer.kv_heads)
+        scales = kv.scale_bytes * -(-mixer.kv_heads // parts) if elements else 0
+        return float(-(-elements // parts) * kv.element_bytes + scales)
+
+    found = []
+    for n, mixer in deployment.model.all_mixers():
+        share = -(-mixer.num_heads // tp) / mixer.num_heads if mixer.num_heads else 1.0 / tp
+        found.append(
+            Attention(
+                layers=n,
+                read_bytes_per_token=on_rank(mixer.read_elements, mixer),
+                held_bytes_per_token=on_rank(mixer.kv_elements, mixer),
+                decode_flops_per_pair=mixer.decode_flops_per_pair * share,
+                prefill_flops_per_pair=mixer.prefill_flops_per_pair * share,
+                flops_per_token=mixer.decode_flops_per_token / tp,
+                state_bytes=mixer.state_bytes / tp,
+                window=mixer.window,
+                span=mixer.span,
+            )
+        )
+    return tuple(found)
+
+
+def fullest_rank_bytes(deployment: Deployment) -> float:
+    """Weight bytes on the fullest accelerator: its share of the layers of a stage, and embedding or head.
+
+    A stage holds at most ``ceil(layers / pp)`` layers of mean size; the first also the embedding, the last the head.
+    """
+    model = deployment.model
+    layers = sum(
+        n * _bytes_per_copy(cut, deployment) * cut.copies
+        for n, layer in model.layers
+        for tensor in layer.tensors
+        for cut in (_on_rank(tensor, layer, deployment.tp, deployment.ep),)
+    )
+    outside = [
+        (tensor, _bytes_per_copy(cut, deployment) * cut.copies)
+        for tensor in model.tensors
+        for cut in (_on_rank(tensor, None, deployment.tp, 1),)
+    ]
+    if deployment.pp == 1:
+        return layers + sum(size for _, size in outside)
+    stage = layers * -(-model.num_layers // deployment.pp) / model.num_layers
+    first = sum(size for tensor, size in outside if tensor.role is Role.EMBEDDING)
+    last = sum(size for tensor, size in outside if tensor.role is not Role.EMBEDDING) + (first if model.tied else 0.0)
+    return stage + max(first, last)
