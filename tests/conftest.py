@@ -19,3 +19,10 @@ def shared_data() -> Path:
     if not _SHARED.is_dir():
         pytest.skip("needs ../shared/data (real traces and published measurements), which is not beside this checkout")
     return _SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_catalog_of_the_developer(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalog file of whoever runs the tests must not change what they test."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+    monkeypatch.delenv("GAMBREL_CATALOG", raising=False)

@@ -16,17 +16,28 @@ __all__ = ["Accelerator", "Price"]
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Dollars per accelerator-hour with where and when it was read."""
+    """Dollars per accelerator-hour with where and when it was read.
+
+    Attributes:
+        usd_per_hour: dollars per hour of ONE accelerator: the machine's price over ``gpu_count``.
+        kind: ``on_demand``, ``reserved``, ``spot``, ``serverless`` (billed by the worker-second), ``community``
+            (a marketplace's cheapest), ``owned`` (what it costs its owner).
+        gpu_count: accelerators in the machine that is rented as a whole.
+        as_of: ISO date or year of the figure; empty where the source has none.
+        confidence: A a machine-collected list or the vendor's own page, B a dated hand-kept list, C a third party's
+            page or undated, ``user`` from the user.
+    """
 
     usd_per_hour: float
     provider: str
     instance_type: str = ""
     region: str = ""
-    kind: str = "on_demand"  # on_demand, spot, reserved, owned
+    kind: str = "on_demand"
     gpu_count: int = 1
     as_of: str = ""
     source: str = ""
     confidence: str = ""
+    note: str = ""
 
     @property
     def basis(self) -> str:
@@ -47,9 +58,15 @@ class Accelerator:
         memory_bandwidth: bytes/s of device memory.
         link_bandwidth: bytes/s, one direction, to peers in the scale-up domain; 0 without one.
         link: the link's name.
+        link_domain: how many devices the link joins: 8 on an HGX board, 72 in an NVL72 rack, 2 for a bridged pair;
+            None means all ``max_tp`` of them.
         pcie_bandwidth: bytes/s, one direction, to the host.
+        tdp_w: board power in watts, or None.
+        l2_bytes: last-level cache on the die, or None.
         confidence: A two sources agree, B one source, C partly derived.
-        price: dollars per hour, or None where no trustworthy price is known.
+        max_tp: devices in a normal machine, the most a tensor-parallel group can hold.
+        price: dollars per hour of one device, or None where no trustworthy price is known.
+        offers: machines of the same provider and kind as ``price``, which :meth:`price_for` chooses among.
     """
 
     name: str
@@ -70,6 +87,8 @@ class Accelerator:
     notes: str = ""
     max_tp: int = 8
     price: Price | None = None
+    link_domain: int | None = None
+    offers: tuple[Price, ...] = ()
 
     def math_format(self, wanted: str) -> str | None:
         """The math format the device runs weights of math ``wanted`` in, or None if it cannot.
@@ -85,3 +104,20 @@ class Accelerator:
     def ridge(self, math: str = "bf16") -> float:
         """FLOPs per byte at which compute and memory take the same time."""
         return self.peak_flops[math] / self.memory_bandwidth
+
+    def peer_bandwidth(self, ranks: int) -> float:
+        """Bytes/s, one direction, of one device to its peers in a group of ``ranks``.
+
+        The link while it joins them all, else PCIe: two bridged cards talk over the bridge, four do not.
+        """
+        domain = self.max_tp if self.link_domain is None else self.link_domain
+        return self.link_bandwidth if self.link_bandwidth > 0.0 and ranks <= domain else self.pcie_bandwidth
+
+    def price_for(self, gpus: int) -> Price | None:
+        """The price of one device in a group of ``gpus`` that must share a machine.
+
+        The cheapest per device of ``offers`` whose machine holds them all; ``price`` where there is none (a card
+        rented singly is cheaper than in a machine of eight, and a plan with eight must not count on it).
+        """
+        holding = [offer for offer in self.offers if offer.gpu_count >= gpus]
+        return min(holding, key=lambda offer: offer.usd_per_hour) if holding else self.price

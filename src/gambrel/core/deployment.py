@@ -82,8 +82,9 @@ class Deployment:
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Dollars per hour of the whole fleet; None where the accelerator has no price."""
-        return None if self.accelerator.price is None else self.accelerator.price.usd_per_hour * self.num_gpus
+        """Dollars per hour of the fleet, on machines that hold a tensor-parallel group; None without a price."""
+        price = self.accelerator.price_for(self.tp)
+        return None if price is None else price.usd_per_hour * self.num_gpus
 
     def with_(self, **changes: Any) -> Deployment:
         """The same deployment with some fields changed."""
