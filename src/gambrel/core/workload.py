@@ -111,7 +111,7 @@ class Workload:
 
 
 def gather(values: Ints, offsets: Ints, rows: npt.NDArray[np.intp]) -> tuple[Ints, Ints]:
-    """Rows of a ragged array (``values`` flat, row i at ``offsets[i]:offsets[i + 1]``) as a ragged array of their own."""
+    """The given rows of a ragged array (``values`` flat, row i at ``offsets[i]:offsets[i + 1]``), ragged again."""
     sizes = offsets[rows + 1] - offsets[rows]
     found = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     places = np.arange(found[-1]) + np.repeat(offsets[rows] - found[:-1], sizes)

@@ -112,9 +112,7 @@ def _fetch(con: Any, log: Log, columns: Sequence[Column], source: str, dates: se
         elif column.name in dates:
             values -= values[0]
             arrays[column.name] = values / 1e6
-        elif not bool(np.isfinite(values).all()):
-            return None
-        elif column.kind == "tokens" and not _whole(values):
+        elif not bool(np.isfinite(values).all()) or (column.kind == "tokens" and not _whole(values)):
             return None
         else:
             arrays[column.name] = values

@@ -184,8 +184,8 @@ def describe(workload: Workload, service: ServiceModel | None = None) -> Workloa
         rate_rps=workload.rate_rps,
         cv=_cv(arrival),
         cv_1min=_cv_of_windows(arrival, 60.0),
-        prompt_tokens=Distribution.of(prompt),
-        output_tokens=Distribution.of(output),
+        prompt_tokens=Distribution.of(prompt.astype(np.float64)),
+        output_tokens=Distribution.of(output.astype(np.float64)),
         correlation=_spearman(prompt, output),
         peak_to_mean=peaks,
         dispersion=dispersion,
@@ -230,7 +230,7 @@ def _cv_of_windows(arrival: Floats, window: float) -> tuple[float, float]:
 
 
 def _windows(arrival: Floats, window: float) -> tuple[float, float]:
-    """(peak over mean, variance over mean) of the counts of complete windows; empty windows count without being stored."""
+    """(peak over mean, variance over mean) of the counts over complete windows; empty ones count, unstored."""
     num = math.floor((arrival[-1] - arrival[0]) / window)
     if num < 1:
         return math.nan, math.nan
@@ -328,7 +328,7 @@ def _weigh(events: Floats, others: Floats, sign: int, weights: Floats) -> Floats
         other = np.where(past < len(others), others[np.minimum(past, len(others) - 1)], np.inf)
         lasts = np.minimum(until, other) - now
         lasts[~np.isfinite(lasts)] = 0.0
-        found = np.bincount(np.maximum(level, 0), weights=lasts, minlength=len(weights))
+        found: Floats = np.bincount(np.maximum(level, 0), weights=lasts, minlength=len(weights)).astype(np.float64)
         found[: len(weights)] += weights
         weights = found
     return weights
@@ -338,7 +338,7 @@ def _integral(events: Floats, at: Floats) -> Floats:
     """Integral over time of the number of ``events`` (sorted) so far, up to each instant of ``at``."""
     num = np.searchsorted(events, at, "right")
     sums = np.concatenate([[0.0], np.cumsum(events)])
-    return num * at - sums[num]
+    return np.asarray(num * at - sums[num], np.float64)
 
 
 def _prefix_reuse(workload: Workload) -> PrefixReuse | None:

@@ -11,7 +11,6 @@ is a warning of the workload.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +18,12 @@ import numpy as np
 from gambrel.core.errors import UnknownName, WorkloadError
 from gambrel.core.workload import Workload, gather
 from gambrel.traffic.doubts import doubts
+from gambrel.traffic.synonyms import SYNONYMS
 from gambrel.traffic.table import Column, fold, inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -67,7 +68,7 @@ def read_workload(path: str | Path, *, format: str | None = None, columns: Mappi
 def _recognise(log: Log) -> Format:
     names = {fold(n) for n in log.names}
     for known in FORMATS.values():
-        if known.kind in {"", log.kind} and all(fold(n) in names for n in known.fields):
+        if all(fold(n) in names for n in known.fields):
             return known
     return FORMATS["plain"]
 
@@ -75,6 +76,7 @@ def _recognise(log: Log) -> Format:
 # What all readers share ----------------------------------------------------------------------------------------
 
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_LAST_TIME = 1e19  # nanoseconds since 1970 reach this in the year 2286; larger numbers are no times
 
 
 def _need(log: Log, *names: str) -> str:
@@ -98,6 +100,7 @@ class _Fields:
     arrival: str | None = None
     arrival_unit: str = "s"
     session: str | None = None
+    parent: str | None = None
     cached: str | None = None
     service: str | None = None
     service_unit: str = "s"
@@ -109,7 +112,8 @@ class _Fields:
             (self.prompt, "tokens"),
             (self.output, "tokens"),
             (self.arrival, "time"),
-            (self.session, "label"),
+            (self.session, "label" if self.parent is None else "number"),
+            (self.parent, "number"),
             (self.cached, "tokens"),
             (self.service, "number"),
             (self.blocks, "blocks"),
@@ -138,6 +142,8 @@ def _workload(log: Log, fields: _Fields, format_name: str, notes: Iterable[str] 
     def pick(name: str | None) -> Ints | None:
         return None if name is None else table.arrays[name].astype(np.int64)[rows]
 
+    if fields.session is not None and fields.parent is not None:
+        table.arrays[fields.session] = roots(table.arrays[fields.session], table.arrays[fields.parent])
     blocks = offsets = None
     if fields.blocks is not None:
         blocks, offsets = table.blocks[fields.blocks]
@@ -159,6 +165,21 @@ def _workload(log: Log, fields: _Fields, format_name: str, notes: Iterable[str] 
         warnings=tuple(warnings),
         has_arrivals=fields.arrival is not None,
     )
+
+
+def roots(chat: Floats | Ints, parent: Floats | Ints) -> Ints:
+    """The conversation of every request: the first of its chain of parents (-1: none), as dense ids."""
+    first: dict[float, int] = {}
+    out = np.empty(len(chat), np.int64)
+    count = 0
+    for i, (own, above) in enumerate(zip(chat.tolist(), parent.tolist(), strict=True)):
+        known = first.get(above) if above >= 0 else None
+        if known is None:
+            known = count
+            count += 1
+        first[own] = known
+        out[i] = known
+    return out
 
 
 def _stem(path: Path) -> str:
@@ -197,20 +218,18 @@ def _in_order(arrival: Floats, keep: npt.NDArray[np.bool_] | None, warnings: lis
 
 def _seconds(table: Columns, name: str, unit: str) -> Floats:
     """A time column in seconds from its least value; dates already are in seconds."""
-    times = table.arrays[name].astype(np.float64)
-    times -= times.min()
-    if name not in table.dates:
-        times *= _SECONDS[unit]
-    if not np.isfinite(times[-1]) or not np.isfinite(times.max()):
-        row = int(np.argmax(times))
-        raise table.refuse(name, row, "a time beyond all clocks", "seconds, milliseconds or a date work")
-    return times
+    times = table.arrays[name]
+    if float(np.abs(times).max()) > _LAST_TIME:
+        row = int(np.argmax(np.abs(times)))
+        raise table.refuse(name, row, f"{times[row]:g}", "seconds, milliseconds, nanoseconds or a date work")
+    scale = 1.0 if name in table.dates else _SECONDS[unit]
+    return np.asarray((times - times.min()) * scale, np.float64)
 
 
 def _service(table: Columns, fields: _Fields) -> Floats:
     """Logged seconds from arrival to last token."""
     name = fields.service or ""
-    values = table.arrays[name] * _SECONDS[fields.service_unit]
+    values = np.asarray(table.arrays[name] * _SECONDS[fields.service_unit], np.float64)
     if values.min() < 0:
         row = int(np.argmin(values))
         raise table.refuse(name, row, f"{values[row]:g} s", "a duration of at least 0 works")
@@ -223,43 +242,105 @@ def _service(table: Columns, fields: _Fields) -> Floats:
 def azure(log: Log) -> Workload:
     """Azure LLM inference traces of 2023, 2024 and 2025 (AzurePublicDataset): dates, prompt and output tokens."""
     return _workload(
-        log,
-        _Fields(_need(log, "ContextTokens"), _need(log, "GeneratedTokens"), _need(log, "TIMESTAMP")),
-        "azure",
+        log, _Fields(_need(log, "ContextTokens"), _need(log, "GeneratedTokens"), _need(log, "TIMESTAMP")), "azure"
     )
 
 
-_ARRIVAL = (
-    "arrival_s arrived_at arrival_time arrival timestamp time start_time starttime request_time created_at "
-    "request_created_at created ts date datetime"
-).split()
-_PROMPT = (
-    "prompt_tokens input_tokens context_tokens num_prefill_tokens prompt_length input_length prompt_len input_len "
-    "input_toks request_tokens num_prompt_tokens num_input_tokens prefill_tokens tokens_in "
-    "gen_ai.usage.input_tokens gen_ai.usage.prompt_tokens"
-).split()
-_OUTPUT = (
-    "output_tokens completion_tokens generated_tokens num_decode_tokens output_length response_length output_len "
-    "completion_length output_toks response_tokens generation_tokens num_output_tokens num_generated_tokens "
-    "decode_tokens tokens_out gen_ai.usage.output_tokens gen_ai.usage.completion_tokens"
-).split()
-SYNONYMS: dict[str, list[str]] = {
-    "arrival_s": _ARRIVAL,
-    "arrival_ms": ["arrival_time_ms", "timestamp_ms", "start_time_ms"],
-    "arrival_us": ["arrival_time_us", "timestamp_us", "start_time_us"],
-    "arrival_ns": ["arrival_time_ns", "timestamp_ns", "start_time_ns", "StartTimeOffset", "request_start_ns"],
-    "prompt_tokens": _PROMPT,
-    "output_tokens": _OUTPUT,
-    "session": "session_id session conversation_id gen_ai.conversation.id chat_id client_id user_id user".split(),
-    "cached_tokens": (
-        "cached_tokens num_cached_tokens prompt_cache_read_tokens gen_ai.usage.cache_read.input_tokens"
-    ).split(),
-    "service_s": "service_s latency_s e2e_s e2e_latency_s elapsed_time request_latency duration_s".split(),
-    "service_ms": "latency_ms e2e_ms delay_ms request_duration_ms duration_ms elapsed_ms".split(),
-    "service_us": ["latency_us", "duration_us"],
-    "service_ns": ["latency_ns", "duration_ns"],
-}
-"""Field names that plain logs use, by meaning; the first that a log has is taken, ignoring case and punctuation."""
+def burstgpt(log: Log) -> Workload:
+    """BurstGPT 1, 2 and 3: seconds; failures have 0 response tokens; the third names sessions and elapsed seconds."""
+    return _workload(
+        log,
+        _Fields(
+            _need(log, "Request tokens"),
+            _need(log, "Response tokens"),
+            _need(log, "Timestamp"),
+            session=log.find("Session ID"),
+            service=log.find("Elapsed time"),
+        ),
+        "burstgpt",
+    )
+
+
+def mooncake(log: Log) -> Workload:
+    """Mooncake: milliseconds, and ``hash_ids`` of prefix blocks of 512 tokens."""
+    return _workload(
+        log,
+        _Fields(
+            _need(log, "input_length"),
+            _need(log, "output_length"),
+            _need(log, "timestamp"),
+            arrival_unit="ms",
+            blocks=log.find("hash_ids"),
+            block_tokens=512,
+        ),
+        "mooncake",
+    )
+
+
+def bailian(log: Log) -> Workload:
+    """Qwen-Bailian: seconds, ``hash_ids`` of 16-token blocks; a conversation is a chain of ``parent_chat_id``."""
+    return _workload(
+        log,
+        _Fields(
+            _need(log, "input_length"),
+            _need(log, "output_length"),
+            _need(log, "timestamp"),
+            session=_need(log, "chat_id"),
+            parent=_need(log, "parent_chat_id"),
+            blocks=log.find("hash_ids"),
+            block_tokens=16,
+        ),
+        "bailian",
+    )
+
+
+def vidur(log: Log) -> Workload:
+    """Vidur and splitwise-sim: prompts and answers in tokens, with ``arrived_at`` seconds or none at all."""
+    return _workload(
+        log,
+        _Fields(
+            _need(log, "num_prefill_tokens"), _need(log, "num_decode_tokens"), log.find("arrived_at", "arrival_time")
+        ),
+        "vidur",
+    )
+
+
+def apex(log: Log) -> Workload:
+    """APEX: JSON Lines with ``StartTimeOffset`` in nanoseconds, or CSV with ``arrival_s``."""
+    offset = log.find("StartTimeOffset")
+    return _workload(
+        log,
+        _Fields(
+            _need(log, "ContextTokens"),
+            _need(log, "GeneratedTokens"),
+            offset or _need(log, "arrival_s"),
+            arrival_unit="ns" if offset else "s",
+        ),
+        "apex",
+    )
+
+
+def llmservingsim(log: Log) -> Workload:
+    """LLMServingSim: ``input_toks``, ``output_toks``, ``arrival_time_ns``."""
+    return _workload(
+        log,
+        _Fields(_need(log, "input_toks"), _need(log, "output_toks"), _need(log, "arrival_time_ns"), arrival_unit="ns"),
+        "llmservingsim",
+    )
+
+
+def servegen(log: Log) -> Workload:
+    """Requests sampled from ServeGen clients: seconds; ``output_tokens`` includes ``reason_tokens``; a client a session."""
+    return _workload(
+        log,
+        _Fields(
+            _need(log, "input_tokens"),
+            _need(log, "output_tokens"),
+            _need(log, "arrival_s"),
+            session=_need(log, "client_id"),
+        ),
+        "servegen",
+    )
 
 
 def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
@@ -273,7 +354,7 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
         given[meaning] = _need(log, name)
 
     def find(meaning: str) -> str | None:
-        return given.get(meaning) or log.find(meaning, *SYNONYMS[meaning])
+        return given.get(meaning) or log.find(*SYNONYMS[meaning])
 
     def timed(meaning: str) -> tuple[str | None, str]:
         units = [u for u in _SECONDS if f"{meaning}_{u}" in given] or list(_SECONDS)
@@ -290,8 +371,8 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
     return _workload(
         log,
         _Fields(
-            prompt=given.get("prompt_tokens") or _need(log, "prompt_tokens", *_PROMPT),
-            output=given.get("output_tokens") or _need(log, "output_tokens", *_OUTPUT),
+            prompt=given.get("prompt_tokens") or _need(log, *SYNONYMS["prompt_tokens"]),
+            output=given.get("output_tokens") or _need(log, *SYNONYMS["output_tokens"]),
             arrival=arrival,
             arrival_unit=unit,
             session=find("session"),
@@ -308,7 +389,7 @@ def _guess_unit(log: Log, name: str, notes: list[str]) -> str:
     """The unit of a time field without one in its name: epoch times give it away, else seconds."""
     first = next((cells[0] for _, cells in log.rows((name,))), None)
     try:
-        size = abs(float(first))  # type: ignore[arg-type] - what is no number lands below
+        size = abs(float(str(first)))
     except (TypeError, ValueError, OverflowError):
         return "s"
     for unit, least in (("ns", 1e17), ("us", 1e14), ("ms", 1e11)):
@@ -324,15 +405,26 @@ def _guess_unit(log: Log, name: str, notes: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """A log format: how to read it and the fields that give it away (``kind`` restricts to CSV or JSON Lines)."""
+    """A log format: how to read it, and the fields that give it away."""
 
     read: Callable[[Log], Workload]
     fields: tuple[str, ...]
-    kind: str = ""
-    about: str = ""
+
+    @property
+    def about(self) -> str:
+        """The first line of its reader's documentation."""
+        return (self.read.__doc__ or "").splitlines()[0]
 
 
 FORMATS: dict[str, Format] = {
     "azure": Format(azure, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")),
+    "burstgpt": Format(burstgpt, ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens")),
+    "bailian": Format(bailian, ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length")),
+    "mooncake": Format(mooncake, ("timestamp", "input_length", "output_length", "hash_ids")),
+    "vidur": Format(vidur, ("num_prefill_tokens", "num_decode_tokens")),
+    "apex": Format(apex, ("StartTimeOffset", "ContextTokens", "GeneratedTokens")),
+    "apex-csv": Format(apex, ("arrival_s", "ContextTokens", "GeneratedTokens")),
+    "llmservingsim": Format(llmservingsim, ("input_toks", "output_toks", "arrival_time_ns")),
+    "servegen": Format(servegen, ("arrival_s", "client_id", "input_tokens", "output_tokens")),
     "plain": Format(plain, ()),
 }

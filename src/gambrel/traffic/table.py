@@ -16,11 +16,11 @@ import io
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import chain, islice
-from numbers import Number
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -29,8 +29,6 @@ from gambrel.core.errors import WorkloadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import numpy.typing as npt
 
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
@@ -228,7 +226,7 @@ def inspect(path: str | Path) -> Log:
         return _inspect_text(path, start, gz=gz)
 
 
-def _first_line(stream: io.BufferedIOBase) -> bytes:
+def _first_line(stream: IO[bytes]) -> bytes:
     """The first line that is not blank, at most a megabyte of it."""
     while line := stream.readline(1_000_000):
         if not line.isspace():
@@ -286,9 +284,9 @@ def guard(path: Path) -> Iterator[None]:
         raise WorkloadError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def open_binary(path: Path, *, gz: bool) -> io.BufferedIOBase:
+def open_binary(path: Path, *, gz: bool) -> IO[bytes]:
     """Bytes, decompressed where needed."""
-    return gzip.open(path, "rb") if gz else path.open("rb")
+    return cast("IO[bytes]", gzip.open(path, "rb")) if gz else path.open("rb")
 
 
 def open_text(path: Path, *, gz: bool) -> io.TextIOWrapper:
@@ -310,9 +308,9 @@ def show(cell: Any) -> str:
 
 
 def _number(cell: Any) -> float:
-    if isinstance(cell, bool) or not isinstance(cell, (str, Number)):
+    if isinstance(cell, bool) or not isinstance(cell, (str, int, float, Decimal)):
         raise TypeError
-    value = float(cell)  # type: ignore[arg-type] - complex numbers raise TypeError, as they should
+    value = float(cell)
     if not np.isfinite(value):
         raise ValueError
     return value
@@ -367,7 +365,7 @@ class _Tokens(_Numbers):
             raise self.log.refuse(lines[i], self.name, show(cells[i]), f"{self.wanted}, 0 to 2**31, works")
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Times(_Numbers):
@@ -402,7 +400,7 @@ class _Times(_Numbers):
 def _date(cell: Any) -> datetime:
     """ISO 8601 with space or T, any fraction, with or without zone; without one, read as UTC."""
     found = cell if isinstance(cell, datetime) else datetime.fromisoformat(cell.strip().removesuffix(" UTC"))
-    return found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _is_date(cell: Any) -> bool:
