@@ -1,1 +1,22 @@
 """A continuous-batching replica as a discrete-event loop, and replicas behind a router."""
+
+from __future__ import annotations
+
+from gambrel.engine.routing import ROUTINGS, run_replica
+from gambrel.engine.simulation import Replay, check_fits, limits_of, max_request_tokens, replay, run_of, simulate
+from gambrel.engine.state import Limits, Replica, Requests
+
+__all__ = [
+    "ROUTINGS",
+    "Limits",
+    "Replay",
+    "Replica",
+    "Requests",
+    "check_fits",
+    "limits_of",
+    "max_request_tokens",
+    "replay",
+    "run_of",
+    "run_replica",
+    "simulate",
+]

@@ -1,0 +1,215 @@
+"""The oracle: the same scheduler written the plain way, visiting every running sequence in every step.
+
+It follows vLLM's V1 scheduler statement by statement in behaviour: running sequences in order of admission, each
+allocating the blocks it lacks and preempting from the tail when there are none, then the waiting line. O(batch) per
+step, easy to check by eye; :mod:`gambrel.engine.kernel` must agree with it bit for bit. Policies under which decoders
+do not advance alike start from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.state import (
+    BATCH_MAX,
+    BATCH_S,
+    BOUND_S,
+    BUCKET_BASE,
+    BUCKET_SHIFT,
+    BUSY_S,
+    CLOCK,
+    FINISHED,
+    FREE_BLOCKS,
+    GAP_TOTAL,
+    NEXT,
+    NUM_BUCKETS,
+    PART_S,
+    PREFILL_S,
+    STEPS,
+    USED_MAX,
+    USED_S,
+)
+
+__all__ = ["replay"]
+
+_pairs = njit(pairs_within)
+_parts = njit(step_parts)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def replay(
+    linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
+    head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
+    max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int,
+    arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
+    ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
+) -> None:  # fmt: skip
+    """Run the whole waiting line; results land in the same places as the fast kernel's."""
+    n = len(arrival)
+    computed = np.zeros(n, np.int64)  # tokens in the cache
+    generated = np.zeros(n, np.int64)
+    held = np.zeros(n, np.int64)  # KV blocks
+    decoding = np.zeros(n, np.bool_)  # its prompt, or what was recomputed, is complete
+    token_s = np.zeros(n)
+    running = np.zeros(max_num_seqs, np.int64)
+    chunk_of = np.zeros(max_num_seqs, np.int64)
+    stack = np.zeros(max_num_seqs, np.int64)  # preempted, the last one waits at the front
+    num_running = 0
+    num_preempted = 0
+    waiting = ints[NEXT]
+    free = num_kv_blocks
+    clock = 0.0
+
+    while True:
+        if num_running == 0 and num_preempted == 0:
+            if waiting < 0:
+                break
+            clock = max(clock, arrival[waiting])
+        budget = max_num_batched_tokens
+        any_preempted = False
+        num_scheduled = 0
+        while num_scheduled < num_running and budget > 0:
+            i = running[num_scheduled]
+            chunk = min(prompt[i] + generated[i] - computed[i], budget)
+            need = (computed[i] + chunk + block_size - 1) // block_size - held[i]
+            fits = True
+            while need > free:
+                num_running -= 1
+                victim = running[num_running]
+                free += held[victim]
+                held[victim] = 0
+                computed[victim] = 0
+                decoding[victim] = False
+                preemptions[victim] += 1
+                stack[num_preempted] = victim
+                num_preempted += 1
+                any_preempted = True
+                if victim == i:
+                    fits = False
+                    break
+            if not fits:
+                break
+            free -= need
+            held[i] += need
+            chunk_of[num_scheduled] = chunk
+            budget -= chunk
+            num_scheduled += 1
+        if not any_preempted:
+            while budget > 0 and num_running < max_num_seqs:
+                if num_preempted > 0:
+                    i = stack[num_preempted - 1]
+                elif waiting >= 0 and arrival[waiting] <= clock:
+                    i = waiting
+                else:
+                    break
+                tokens = prompt[i] + generated[i]
+                if tokens > budget and not chunked_prefill:
+                    break
+                chunk = min(tokens, budget)
+                need = (chunk + block_size - 1) // block_size
+                room = (tokens + block_size - 1) // block_size if reserve_full_prompt else need
+                if num_running > 0:
+                    room += watermark_blocks
+                if room > free:
+                    break
+                if num_preempted > 0:
+                    num_preempted -= 1
+                else:
+                    scheduled[i] = clock
+                    waiting = follow[i]
+                free -= need
+                held[i] = need
+                running[num_running] = i
+                chunk_of[num_running] = chunk
+                num_running += 1
+                num_scheduled += 1
+                budget -= chunk
+        if num_scheduled == 0:
+            continue
+
+        decodes = 0
+        sampled = 0
+        kv = 0
+        kv_windowed = 0
+        pre_tokens = 0
+        pre_chunks = 0
+        pairs = 0
+        pairs_windowed = 0
+        for k in range(num_scheduled):
+            i = running[k]
+            c = computed[i]
+            chunk = chunk_of[k]
+            if decoding[i]:
+                keys = c + 1
+                decodes += 1
+                kv += keys
+                kv_windowed += min(keys, window) if window > 0 else keys
+            else:
+                pre_tokens += chunk
+                pre_chunks += 1
+                pairs += _pairs(c, chunk, 0)
+                pairs_windowed += _pairs(c, chunk, window)
+            if c + chunk == prompt[i] + generated[i]:
+                sampled += 1
+        parts = _parts(
+            linear, linear_compute, linear_weights, collective, overhead, head, head_compute, head_weights, lines,
+            decodes + pre_tokens, sampled, decodes, kv, kv_windowed, pre_tokens, pre_chunks, pairs, pairs_windowed,
+        )  # fmt: skip
+        seconds = parts[5]
+        if pre_tokens > 0:
+            marginal = seconds
+            if decodes > 0:
+                marginal -= _parts(
+                    linear, linear_compute, linear_weights, collective, overhead,
+                    head, head_compute, head_weights, lines,
+                    decodes, decodes, decodes, kv, kv_windowed, 0, 0, 0, 0,
+                )[5]  # fmt: skip
+            floats[PREFILL_S] += max(marginal, 0.0)
+        clock = clock + seconds
+        used = num_kv_blocks - free
+        ints[STEPS] += 1
+        floats[BUSY_S] += seconds
+        floats[BATCH_S] += seconds * num_scheduled
+        floats[USED_S] += seconds * used
+        ints[BATCH_MAX] = max(ints[BATCH_MAX], num_scheduled)
+        ints[USED_MAX] = max(ints[USED_MAX], used)
+        cause = 0
+        for k in range(5):
+            floats[PART_S + k] += parts[k]
+            if parts[k] > parts[cause]:
+                cause = k
+        floats[BOUND_S + cause] += seconds
+
+        kept = 0
+        for k in range(num_running):
+            i = running[k]
+            if k < num_scheduled:
+                computed[i] += chunk_of[k]
+                if computed[i] == prompt[i] + generated[i]:
+                    if generated[i] == 0:
+                        first[i] = clock
+                    else:
+                        gap = clock - token_s[i]
+                        floats[GAP_TOTAL] += gap
+                        bits[0] = gap
+                        histogram[min(max((bits_int[0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1
+                    token_s[i] = clock
+                    decoding[i] = True
+                    generated[i] += 1
+                    if generated[i] == output[i]:
+                        last[i] = clock
+                        ints[FINISHED] += 1
+                        free += held[i]
+                        held[i] = 0
+                        continue
+            running[kept] = i
+            kept += 1
+        num_running = kept
+    floats[CLOCK] = clock
+    ints[FREE_BLOCKS] = free
+    ints[NEXT] = waiting

@@ -1,0 +1,205 @@
+"""From a deployment and a workload to a run: check, compile, route, replay, gather.
+
+The event loops live in the kernel modules, which import numba; they are imported when the first replay starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.core.errors import DeploymentError, WorkloadError
+from gambrel.core.run import Histogram, Run
+from gambrel.engine.routing import ROUTINGS
+from gambrel.engine.series import joined
+from gambrel.engine.state import (
+    BATCH_MAX,
+    BATCH_S,
+    BOUND_S,
+    BUSY_S,
+    GAP_TOTAL,
+    NUM_PARTS,
+    PART_S,
+    PREFILL_S,
+    STEPS,
+    USED_MAX,
+    USED_S,
+    Limits,
+    Replica,
+    Requests,
+    bucket_edges,
+)
+
+if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Series
+    from gambrel.core.step import CostModel, Floats, StepTable
+    from gambrel.core.workload import Ints, Workload
+
+__all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "replay", "simulate"]
+
+
+def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
+    """The scheduler's limits of one replica.
+
+    Admission follows the engine version: vLLM reserves the whole prompt's blocks from 0.19 on
+    (``scheduler_reserve_full_isl``, pull request 37307), only the first chunk's before. Its watermark defaults to 0.
+    """
+    if deployment.max_num_batched_tokens < deployment.max_num_seqs:
+        raise DeploymentError(
+            f"max_num_batched_tokens ({deployment.max_num_batched_tokens}) must be at least max_num_seqs "
+            f"({deployment.max_num_seqs}), as vLLM requires: every running sequence takes one token a step"
+        )
+    if num_kv_blocks < 1:
+        raise DeploymentError(f"{deployment.label}: no memory is left for KV blocks; use more or larger accelerators")
+    return Limits(
+        deployment.max_num_seqs,
+        deployment.max_num_batched_tokens,
+        num_kv_blocks,
+        deployment.block_size,
+        deployment.chunked_prefill,
+        _version(deployment.engine_version) >= (0, 19),
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Leading whole numbers of a dotted version; a name without any counts as newest."""
+    numbers: list[int] = []
+    for part in text.lstrip("vV").split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers) or (2**31,)
+
+
+def max_request_tokens(workload: Workload) -> int:
+    """Cache tokens the largest request needs: prompt + output - 1, as the last token is never read back."""
+    return int((workload.prompt_tokens + workload.output_tokens).max()) - 1
+
+
+def check_fits(workload: Workload, limits: Limits, max_model_len: int | None = None) -> None:
+    """Raise unless every request can be served alone: WorkloadError names the row and both figures."""
+    name = workload.source or workload.name
+    total = workload.prompt_tokens + workload.output_tokens
+    row = int(np.argmax(total))
+    worst = int(total[row])
+    lengths = f"{name}: row {row + 1} has {int(workload.prompt_tokens[row])} prompt and "
+    lengths += f"{int(workload.output_tokens[row])} output tokens"
+    if max_model_len is not None and worst > max_model_len:
+        raise WorkloadError(f"{lengths}, {worst} in all, more than max_model_len {max_model_len}")
+    if not limits.chunked_prefill and worst > limits.max_num_batched_tokens:
+        raise WorkloadError(
+            f"{lengths}, {worst} in all, more than max_num_batched_tokens {limits.max_num_batched_tokens}, "
+            "which without chunked prefill must hold the longest sequence; raise it or allow chunked prefill"
+        )
+    needed = -(-(worst - 1) // limits.block_size)
+    if needed > limits.num_kv_blocks:
+        raise WorkloadError(
+            f"{lengths}, which need {needed} KV blocks of {limits.block_size} tokens; a replica has "
+            f"{limits.num_kv_blocks}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What the kernels left behind: columns per request, sums over replicas (see :mod:`gambrel.engine.state`)."""
+
+    requests: Requests
+    replica: Ints
+    ints: Ints
+    floats: Floats
+    histogram: Ints
+    series: Series | None
+
+
+def replay(
+    table: StepTable,
+    limits: Limits,
+    workload: Workload,
+    *,
+    replicas: int = 1,
+    routing: str = "round_robin",
+    oracle: bool = False,
+    series: bool = False,
+) -> Replay:
+    """Replay a workload on equal replicas; the table is reused as it is, whatever their number.
+
+    Requests must fit (:func:`check_fits`). ``oracle`` takes the O(batch) scheduler, without a series.
+    """
+    if routing not in ROUTINGS:
+        raise DeploymentError(f"unknown routing {routing!r}; known: {', '.join(ROUTINGS)}")
+    if table.max_tokens < limits.max_num_batched_tokens or table.max_seqs < limits.max_num_seqs:
+        raise DeploymentError(
+            f"the step table holds {table.max_tokens} tokens and {table.max_seqs} sequences; a step can have "
+            f"{limits.max_num_batched_tokens} and {limits.max_num_seqs}"
+        )
+    requests = Requests.of(workload)
+    every = max(workload.span_s / 2048, 1e-3) if series and not oracle else float("inf")
+    longest = int(workload.output_tokens.max())
+    served, assigned = ROUTINGS[routing](table, limits, requests, replicas, longest, every, oracle)
+    ints, floats, histogram = Replica.total(served)
+    sampled = joined(served, limits.num_kv_blocks) if every < float("inf") else None
+    return Replay(requests, assigned, ints, floats, histogram, sampled)
+
+
+def simulate(
+    deployment: Deployment,
+    cost_model: CostModel,
+    workload: Workload,
+    *,
+    oracle: bool = False,
+    series: bool = True,
+) -> Run:
+    """Replay ``workload`` on ``deployment`` with steps priced by ``cost_model``.
+
+    Raises:
+        WorkloadError: a request cannot fit a replica; the message names its row.
+        DeploymentError: limits that vLLM itself refuses, or an unknown routing.
+    """
+    limits = limits_of(deployment, cost_model.memory().num_kv_blocks)
+    check_fits(workload, limits, deployment.max_model_len)
+    table = cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs)
+    played = replay(
+        table,
+        limits,
+        workload,
+        replicas=deployment.replicas,
+        routing=deployment.routing,
+        oracle=oracle,
+        series=series,
+    )
+    return run_of(played, limits, deployment.replicas, basis=cost_model.basis)
+
+
+def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -> Run:
+    """A replay as the table that reports, plans and fits read."""
+    requests, ints, floats = played.requests, played.ints, played.floats
+    busy = float(floats[BUSY_S])
+    used = np.flatnonzero(played.histogram)
+    low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+    return Run(
+        arrival_s=requests.arrival,
+        scheduled_s=requests.scheduled,
+        first_token_s=requests.first,
+        last_token_s=requests.last,
+        prompt_tokens=requests.prompt,
+        output_tokens=requests.output,
+        preemptions=requests.preemptions,
+        replica=played.replica,
+        itl=Histogram(bucket_edges()[low : high + 1], played.histogram[low:high], float(floats[GAP_TOTAL])),
+        busy_s=busy,
+        bound_by_s=floats[BOUND_S : BOUND_S + NUM_PARTS],
+        part_s=floats[PART_S : PART_S + NUM_PARTS],
+        prefill_s=float(floats[PREFILL_S]),
+        num_steps=int(ints[STEPS]),
+        batch_mean=float(floats[BATCH_S]) / busy,
+        batch_max=int(ints[BATCH_MAX]),
+        kv_usage_mean=float(floats[USED_S]) / (busy * limits.num_kv_blocks),
+        kv_usage_max=int(ints[USED_MAX]) / limits.num_kv_blocks,
+        replicas=replicas,
+        series=played.series,
+        origin="simulated",
+        basis=basis,
+    )

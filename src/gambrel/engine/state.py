@@ -1,0 +1,241 @@
+"""What a replica remembers between two steps, as arrays that a compiled loop can resume from.
+
+The kernels take arrays, not objects; this module names the places in them, once. Sizes: a replica holds
+``max_num_seqs`` slots of a few words, one calendar ring as long as the longest answer, and nothing per request; the
+per-request columns (:class:`Requests`) are shared by all replicas of a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gambrel.core.step import Floats
+    from gambrel.core.workload import Ints, Workload
+
+__all__ = ["NUM_SAMPLES_MAX", "Limits", "Replica", "Requests"]
+
+# Places in Replica.ints (counts, tokens, slots and request numbers; -1 means none).
+(
+    STEPS,  # engine iterations so far
+    DECODES,  # sequences that decode
+    CONTEXT,  # tokens they have in the cache, summed
+    CONTEXT_WINDOWED,  # keys they will attend to in the next step, each capped at the window, summed
+    BELOW_WINDOW,  # decoders whose next step sees fewer keys than the window
+    TAIL,  # slot admitted last
+    PARTIAL,  # slot whose prompt is partly prefilled
+    PARTIAL_DONE,  # its tokens in the cache
+    PARTIAL_TARGET,  # its tokens to prefill in all
+    NEXT,  # request that waits at the front
+    PREEMPTED,  # preempted requests that wait before it
+    FREE_BLOCKS,
+    FREE_SLOTS,
+    NUM_STARTED,  # requests taken from the waiting line for the first time
+    FINISHED,
+    LAST_FINISHED,  # of these, in the last step
+    BATCH_MAX,
+    USED_MAX,  # KV blocks
+    NUM_SAMPLES,
+    SEEN,  # first request that the series has not counted as arrived
+    NUM_SEEN,  # how many it has
+    NUM_INTS,
+) = range(22)
+
+# Places in Replica.floats (seconds; BATCH_S and USED_S are sequence-seconds and block-seconds).
+NUM_PARTS = 5
+(CLOCK, BUSY_S, PREFILL_S, BATCH_S, USED_S, GAP_TOTAL, SAMPLE_EVERY, SAMPLE_ORIGIN, BOUND_S) = range(9)
+PART_S = BOUND_S + NUM_PARTS
+NUM_FLOATS = PART_S + NUM_PARTS
+
+# Rows of Replica.slots.
+(
+    REQUEST,
+    GENERATED,  # tokens generated before the present decode or prefill began
+    BEFORE,  # slot admitted before this one
+    AFTER,  # slot admitted after it
+    RING_BEFORE,
+    RING_AFTER,
+    OFFSET,  # cached tokens minus step number, constant while decoding
+    BUCKET,  # block counter the decoder is in
+    FINISH,  # step in which it generates its last token
+    SPARE,  # stack of unused slots
+    STACK,  # preempted slots, the last one waits at the front
+    FRESH,  # slots whose prompt completes in this step
+    NUM_ROWS,
+) = range(13)
+
+# Inter-token gaps: bucket = the leading bits of the float, 32 to an octave, from 2**-30 s (1 ns) to 2**30 s.
+BUCKET_SHIFT = 47
+BUCKET_BASE = (1023 - 30) << 5
+NUM_BUCKETS = 60 << 5
+
+NUM_SAMPLES_MAX = 4096
+
+
+def bucket_edges() -> Floats:
+    """Edges in seconds of the gap buckets: float64[NUM_BUCKETS + 1]."""
+    bits = (np.arange(NUM_BUCKETS + 1, dtype=np.int64) + BUCKET_BASE) << BUCKET_SHIFT
+    return bits.view(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a step of one replica, in vLLM's words.
+
+    ``num_kv_blocks`` blocks of ``block_size`` tokens; ``reserve_full_prompt``: a request is admitted only if its
+    whole prompt fits the free blocks, not only the first chunk; ``watermark_blocks`` stay free at admission
+    while anything runs.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_kv_blocks: int
+    block_size: int = 16
+    chunked_prefill: bool = True
+    reserve_full_prompt: bool = False
+    watermark_blocks: int = 0
+
+    def arguments(self) -> tuple[Any, ...]:
+        """In the order of the kernels."""
+        return (
+            self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
+            self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Columns with one row a request: what is asked (float64, int64), whose turn is next, and what happened.
+
+    ``follow`` int32: the request after this one in its replica's waiting line, -1 at the end.
+    ``scheduled``, ``first``, ``last`` float64 seconds, NaN until they happen; ``preemptions`` int64.
+    """
+
+    arrival: Floats
+    prompt: Ints
+    output: Ints
+    follow: npt.NDArray[np.int32]
+    scheduled: Floats
+    first: Floats
+    last: Floats
+    preemptions: Ints
+
+    @classmethod
+    def of(cls, workload: Workload) -> Requests:
+        """Fresh columns for a workload, every line empty."""
+        n = len(workload)
+        return cls(
+            np.ascontiguousarray(workload.arrival_s, dtype=np.float64),
+            np.ascontiguousarray(workload.prompt_tokens, dtype=np.int64),
+            np.ascontiguousarray(workload.output_tokens, dtype=np.int64),
+            np.full(n, -1, np.int32),
+            np.full(n, np.nan),
+            np.full(n, np.nan),
+            np.full(n, np.nan),
+            np.zeros(n, np.int64),
+        )
+
+    def line_up(self, rows: npt.NDArray[np.intp]) -> int:
+        """Chain the given rows, in order, into one waiting line; the first of them, or -1 for none."""
+        if len(rows) == 0:
+            return -1
+        self.follow[rows[:-1]] = rows[1:]
+        self.follow[rows[-1]] = -1
+        return int(rows[0])
+
+    def arguments(self) -> tuple[Any, ...]:
+        """In the order of the kernels."""
+        return (
+            self.arrival, self.prompt, self.output, self.follow,
+            self.scheduled, self.first, self.last, self.preemptions,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """The arrays of one replica (or of many, with a leading axis): see the names at the head of the module.
+
+    ``token_s`` float64[slots] when a preempted request's last token came; ``ring`` int32[R] first slot to finish in
+    a step, R a power of two above the longest answer; ``crossings`` int32[R] decoders that reach the window in a
+    step; ``offsets`` int64[block_size]; ``histogram`` int64[NUM_BUCKETS]; ``bits`` float64[1] and its int64 view,
+    to take a float apart; ``samples`` float64[4, NUM_SAMPLES_MAX]: time, running, waiting, used blocks.
+    """
+
+    ints: Ints
+    floats: Floats
+    slots: Ints
+    token_s: Floats
+    ring: npt.NDArray[np.int32]
+    crossings: npt.NDArray[np.int32]
+    offsets: Ints
+    histogram: Ints
+    bits: Floats
+    bits_int: Ints
+    samples: Floats
+
+    @classmethod
+    def of(
+        cls,
+        limits: Limits,
+        longest_output: int,
+        *,
+        first_request: int = -1,
+        origin_s: float = 0.0,
+        sample_every_s: float = float("inf"),
+        many: int | None = None,
+    ) -> Replica:
+        """An idle replica whose waiting line starts at ``first_request``; ``many`` of them with a leading axis."""
+        lead: tuple[int, ...] = () if many is None else (many,)
+        ring = 1 << (longest_output + 1).bit_length()
+        series = NUM_SAMPLES_MAX if sample_every_s < float("inf") else 1
+        ints = np.zeros((*lead, NUM_INTS), np.int64)
+        ints[..., [TAIL, PARTIAL]] = -1
+        ints[..., [NEXT, SEEN]] = first_request
+        ints[..., FREE_BLOCKS] = limits.num_kv_blocks
+        ints[..., FREE_SLOTS] = limits.max_num_seqs
+        floats = np.zeros((*lead, NUM_FLOATS))
+        floats[..., SAMPLE_EVERY] = sample_every_s
+        floats[..., SAMPLE_ORIGIN] = origin_s
+        slots = np.zeros((*lead, NUM_ROWS, limits.max_num_seqs), np.int64)
+        slots[..., SPARE, :] = np.arange(limits.max_num_seqs - 1, -1, -1)
+        bits = np.zeros((*lead, 1))
+        return cls(
+            ints,
+            floats,
+            slots,
+            np.full((*lead, limits.max_num_seqs), np.nan),
+            np.full((*lead, ring), -1, np.int32),
+            np.zeros((*lead, ring), np.int32),
+            np.zeros((*lead, limits.block_size), np.int64),
+            np.zeros((*lead, NUM_BUCKETS), np.int64),
+            bits,
+            bits.view(np.int64),
+            np.zeros((*lead, 4, series)),
+        )
+
+    def arguments(self) -> tuple[Any, ...]:
+        """In the order of the kernels."""
+        return (
+            self.ints, self.floats, self.slots, self.token_s, self.ring, self.crossings, self.offsets,
+            self.histogram, self.bits, self.bits_int, self.samples,
+        )  # fmt: skip
+
+    def one(self, index: int) -> Replica:
+        """One of many, as views."""
+        return Replica(*(getattr(self, name)[index] for name in self.__slots__))
+
+    @staticmethod
+    def total(replicas: Iterable[Replica]) -> tuple[Ints, Floats, Ints]:
+        """``ints``, ``floats`` and ``histogram`` summed, maxima where the name says so."""
+        listed = list(replicas)
+        ints = np.stack([r.ints for r in listed])
+        summed = ints.sum(axis=0)
+        for place in (BATCH_MAX, USED_MAX):
+            summed[place] = ints[:, place].max()
+        return summed, np.sum([r.floats for r in listed], axis=0), np.sum([r.histogram for r in listed], axis=0)
