@@ -158,6 +158,11 @@ def test_link_joins_only_its_domain() -> None:
     assert accelerator("l40s").peer_bandwidth(4) == 32e9
 
 
+def test_accelerators_are_values() -> None:
+    assert accelerator("H100") == accelerator("h100-sxm")
+    assert len({accelerator("H100"), accelerator("h100-sxm"), accelerator("H100", price=1.0)}) == 2
+
+
 def test_cold_lookup_is_fast() -> None:
     from gambrel.catalog import tables as module
 

@@ -90,6 +90,9 @@ class Accelerator:
     link_domain: int | None = None
     offers: tuple[Price, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # peak_flops, a mapping, has no hash; equal accelerators have equal names
+
     def math_format(self, wanted: str) -> str | None:
         """The math format the device runs weights of math ``wanted`` in, or None if it cannot.
 
