@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Cell, Fix, LoadPoint
-from gambrel.engine import simulate
-from gambrel.plan.search import METRICS, fewest_replicas, judge, sustained
-from gambrel.traffic import scale_rate
+from gambrel.plan.search import METRICS, Bench, fewest_replicas, judge, sustained
+from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel, MemoryBudget, Step, StepCost, StepTable
     from gambrel.core.workload import Workload
 
-__all__ = ["Slower", "alone_workload", "breaking_loads", "cells", "fixes", "intervals", "load_sweep", "measure_next"]
+__all__ = ["Slower", "alone_workload", "breaking_load", "cells", "fixes", "intervals", "load_sweep", "measure_next"]
 
 SHORT_PROMPT = 32
 """Tokens of the prompt that people try a model with."""
@@ -98,16 +97,16 @@ def alone_workload(workload: Workload, prompt_tokens: int | None = None, most: i
     return replace(picked, arrival_s=np.arange(len(rows), dtype=np.float64) * gap_s, prompt_tokens=prompts)
 
 
-def cells(deployment: Deployment, cost_model: CostModel, workload: Workload, run: Run) -> tuple[Cell, ...]:
+def cells(deployment: Deployment, bench: Bench, workload: Workload, run: Run) -> tuple[Cell, ...]:
     """The four cells {1 user, N users} x {short prompt, the log's prompts} on the same deployment."""
     one = deployment.with_(replicas=1)
     short = replace(workload, prompt_tokens=np.full(len(workload), SHORT_PROMPT, np.int64), prefix_blocks=None)
     users = max(1, round(float(run.e2e_s.sum()) / max(run.makespan_s, 1e-9)))
     real = float(workload.prompt_tokens.mean())
     runs = (
-        (1, float(SHORT_PROMPT), "short prompt", simulate(one, cost_model, alone_workload(workload, SHORT_PROMPT))),
-        (1, real, "real prompts", simulate(one, cost_model, alone_workload(workload))),
-        (users, float(SHORT_PROMPT), "short prompt", simulate(deployment, cost_model, short)),
+        (1, float(SHORT_PROMPT), "short prompt", bench.run(one, alone_workload(workload, SHORT_PROMPT))),
+        (1, real, "real prompts", bench.run(one, alone_workload(workload))),
+        (users, float(SHORT_PROMPT), "short prompt", bench.run(deployment, short)),
         (users, real, "real prompts", run),
     )
     return tuple(
@@ -126,13 +125,13 @@ def cells(deployment: Deployment, cost_model: CostModel, workload: Workload, run
     )
 
 
-def at_load(deployment: Deployment, cost_model: CostModel, workload: Workload, load: float) -> Run:
+def at_load(deployment: Deployment, bench: Bench, workload: Workload, load: float) -> Run:
     """The fleet under a multiple of the log's rate, with the log's burst structure."""
-    return simulate(deployment, cost_model, workload if load == 1.0 else scale_rate(workload, load, seed=0))
+    return bench.run(deployment, workload if load == 1.0 else scale_load(workload, load, seed=0))
 
 
 def load_sweep(
-    deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO
+    deployment: Deployment, bench: Bench, workload: Workload, slo: SLO
 ) -> tuple[tuple[LoadPoint, ...], dict[str, float]]:
     """Percentiles against load, and the multiple at which each objective first breaks.
 
@@ -142,7 +141,7 @@ def load_sweep(
     points: list[LoadPoint] = []
     holds: dict[str, list[tuple[float, bool]]] = {name: [] for name in (*(o.name for o in slo.objectives), "backlog")}
     for load in LOADS:
-        run = at_load(deployment, cost_model, workload, load)
+        run = at_load(deployment, bench, workload, load)
         points.append(point(run, load, workload.rate_rps, slo))
         for name, met in met_objectives(run, slo).items():
             holds[name].append((load, met))
@@ -157,7 +156,7 @@ def load_sweep(
         low, high = (history[broken - 1][0] if broken else 0.0), history[broken][0]
 
         def holds_at(x: float, objective: str = name) -> bool:
-            return met_objectives(at_load(deployment, cost_model, workload, x), slo)[objective]
+            return met_objectives(at_load(deployment, bench, workload, x), slo)[objective]
 
         breaks[name] = bisect(low, high, holds_at)
     return tuple(points), breaks
@@ -191,11 +190,11 @@ def bisect(low: float, high: float, holds_at: Callable[[float], bool]) -> float:
     return low
 
 
-def breaking_loads(deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO, high: float) -> float:
+def breaking_load(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO, high: float) -> float:
     """The load multiple at which the first objective breaks, looked for up to ``high``."""
 
     def holds_at(load: float) -> bool:
-        return all(met_objectives(at_load(deployment, cost_model, workload, load), slo).values())
+        return all(met_objectives(at_load(deployment, bench, workload, load), slo).values())
 
     if holds_at(high):
         return high
@@ -243,7 +242,7 @@ def fixes(
         cost_model = pricer(changed)
         if cost_model.memory().kv_tokens < longest:
             continue
-        load = breaking_loads(changed, cost_model, workload, slo, high=2.0 * now)
+        load = breaking_load(changed, Bench.of(cost_model), workload, slo, high=2.0 * now)
         if load > now + TOLERANCE:
             more = "more than " if load >= 2.0 * now else ""
             effect = f"holds to {more}{load:.2f}x of today's load instead of {now:.2f}x"
@@ -258,7 +257,9 @@ def intervals(deployment: Deployment, cost_model: CostModel, workload: Workload)
     All step times err together here, which is the pessimistic reading of a spread.
     """
     edges = [
-        simulate(deployment, Slower(cost_model, float(np.exp(sign * INTERVAL_SIGMAS * cost_model.spread))), workload)
+        Bench.of(Slower(cost_model, float(np.exp(sign * INTERVAL_SIGMAS * cost_model.spread)))).run(
+            deployment, workload
+        )
         for sign in (-1.0, 1.0)
     ]
     return {
@@ -278,7 +279,7 @@ def measure_next(deployment: Deployment, cost_model: CostModel, workload: Worklo
     """
     shares = run.time_bound_by()
     cause = max(shares, key=lambda k: shares[k])
-    slow = Slower(cost_model, float(np.exp(INTERVAL_SIGMAS * cost_model.spread)))
+    slow = Bench.of(Slower(cost_model, float(np.exp(INTERVAL_SIGMAS * cost_model.spread))))
     trial = fewest_replicas(
         lambda d: judge(d, slow, workload, slo), deployment, deployment.replicas, deployment.replicas * 2
     )

@@ -18,7 +18,7 @@ from gambrel.plan.explain import (
     measure_next,
 )
 from gambrel.plan.launch import vllm_command
-from gambrel.plan.search import Search, Trial, judge, search
+from gambrel.plan.search import Bench, Search, Trial, in_full, judge, search
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,16 +54,18 @@ def plan(
     ranked = found.feasible
     if not ranked:
         raise refusal(model, found, slo)
-    best = ranked[0]
+    best = in_full(ranked[0], slo)
+    found.trials[found.trials.index(ranked[0])] = best
     deployment = best.candidate.deployment
     cost_model = pricer(deployment)
+    bench = Bench.of(cost_model)
     progress("load sweep")
-    points, breaks = load_sweep(deployment, cost_model, workload, slo)
+    points, breaks = load_sweep(deployment, bench, workload, slo)
     progress("cheaper fixes")
     cheaper = fixes(deployment, pricer, workload, slo, breaks)
     progress("intervals")
     demo, hits = demo_plan(found, slo, workload, pricer)
-    others = losers(found, best)
+    others = losers(found, best, slo)
     biggest = biggest_gpu(best, others, space)
     extra = (
         biggest.usd_per_hour - best.candidate.usd_per_hour if biggest is not None and biggest.feasible else float("nan")
@@ -74,13 +76,13 @@ def plan(
         rate_rps=workload.rate_rps,
         slo=slo,
         chosen=best.candidate,
-        run=best.run,
+        run=bench.run(deployment, workload, series=True),
         alternatives=others,
         biggest_gpu=biggest,
         biggest_gpu_extra_usd_per_hour=extra,
         demo_plan=demo,
         demo_plan_hits=hits,
-        cells=cells(deployment, cost_model, workload, best.run),
+        cells=cells(deployment, bench, workload, best.run),
         loads=points,
         breaks_at=breaks,
         cheaper_fixes=cheaper,
@@ -94,13 +96,13 @@ def plan(
     )
 
 
-def losers(found: Search, best: Trial) -> tuple[Candidate, ...]:
+def losers(found: Search, best: Trial, slo: SLO) -> tuple[Candidate, ...]:
     """Everyone else with the reason: those that hold by cost, those that miss by how near, those ruled out last."""
     rows = []
     for trial in found.trials:
         if trial is best:
             continue
-        candidate = trial.candidate
+        candidate = in_full(trial, slo).candidate
         if candidate.feasible:
             more = candidate.usd_per_hour - best.candidate.usd_per_hour
             reason = f"holds, but costs ${more:.2f}/h more" if more > 0.005 else "same cost, narrower margin"
@@ -139,14 +141,15 @@ def demo_plan(
         cost_model = pricer(deployment)
         if cost_model.memory().kv_tokens < int((alone.prompt_tokens + alone.output_tokens).max()):
             continue
-        if not judge(deployment, cost_model, alone, slo).candidate.feasible:
+        bench = Bench.of(cost_model)
+        if not judge(deployment, bench, alone, slo).candidate.feasible:
             continue
         longest = int((workload.prompt_tokens + workload.output_tokens).max())
         tokens = cost_model.memory().kv_tokens
         if tokens < longest:
             reason = f"KV cache holds {tokens:,} tokens, the longest request of the log needs {longest:,}"
             return Candidate(deployment, "fits", cost_model.memory(), lost_because=reason), reason
-        real = judge(deployment, cost_model, workload, slo).candidate
+        real = in_full(judge(deployment, bench, workload, slo), slo).candidate
         return real, real.lost_because or "it holds under the real log too"
     return None, "no single replica passes even the demo"
 

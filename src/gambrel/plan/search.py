@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from gambrel.core.errors import DeploymentError
 from gambrel.core.plan import Candidate, Pricing
 from gambrel.core.units import GIB
-from gambrel.engine import simulate
+from gambrel.engine import limits_of, replay, run_of
 from gambrel.plan.screen import Demand, alone, least_busy_s, least_replicas, screen_latency
 
 if TYPE_CHECKING:
@@ -29,11 +29,23 @@ if TYPE_CHECKING:
     from gambrel.core.model import Model
     from gambrel.core.run import Run
     from gambrel.core.slo import SLO, Verdict
-    from gambrel.core.step import CostModel, MemoryBudget
+    from gambrel.core.step import CostModel, MemoryBudget, StepTable
     from gambrel.core.workload import Workload
+    from gambrel.engine import Limits
     from gambrel.plan.space import Space
 
-__all__ = ["METRICS", "Search", "Trial", "fewest_replicas", "judge", "price_run", "search", "sustained"]
+__all__ = [
+    "METRICS",
+    "Bench",
+    "Search",
+    "Trial",
+    "fewest_replicas",
+    "in_full",
+    "judge",
+    "price_run",
+    "search",
+    "sustained",
+]
 
 IDLE = 0.05  # busy share below which a missed objective is not a matter of load
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
@@ -99,24 +111,57 @@ def price_run(run: Run, usd_per_hour: float) -> Pricing:
     )
 
 
-def judge(deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO) -> Trial:
+@dataclass(frozen=True)
+class Bench:
+    """A deployment's step table and scheduler limits, compiled once and used for every replica count and load."""
+
+    cost_model: CostModel
+    memory: MemoryBudget
+    table: StepTable
+    limits: Limits
+
+    @classmethod
+    def of(cls, cost_model: CostModel) -> Bench:
+        """Compile the tables of the cost model's deployment."""
+        d, memory = cost_model.deployment, cost_model.memory()
+        table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs)
+        return cls(cost_model, memory, table, limits_of(d, memory.num_kv_blocks))
+
+    def run(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Run:
+        """Replay a workload whose requests are known to fit."""
+        played = replay(
+            self.table,
+            self.limits,
+            workload,
+            replicas=deployment.replicas,
+            routing=deployment.routing,
+            series=series,
+        )
+        return run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
+
+
+def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> Trial:
     """Simulate one candidate on the whole workload and hold it against the objectives."""
-    run = simulate(deployment, cost_model, workload)
+    run = bench.run(deployment, workload)
     price = deployment.usd_per_hour
     verdicts = slo.check(run)
     candidate = Candidate(
         deployment=deployment,
         stage="simulated",
-        memory=cost_model.memory(),
+        memory=bench.memory,
         verdicts=verdicts,
-        latency={m: run.distribution(m) for m in METRICS},
         pricing=None if price is None else price_run(run, price),
-        goodput=slo.goodput(run),
         idle_share=1.0 - run.utilisation,
         keeps_up=sustained(run),
         lost_because=miss(verdicts, run),
     )
     return Trial(candidate, run)
+
+
+def in_full(trial: Trial, slo: SLO) -> Trial:
+    """The trial with every percentile and its goodput, which the search itself has no need of."""
+    latency = {m: trial.run.distribution(m) for m in METRICS}
+    return Trial(replace(trial.candidate, latency=latency, goodput=slo.goodput(trial.run)), trial.run)
 
 
 def miss(verdicts: tuple[Verdict, ...], run: Run) -> str:
@@ -158,10 +203,10 @@ class Hunter:
     pricer: Callable[[Deployment], CostModel]
     found: Search = field(default_factory=Search)
 
-    def try_out(self, deployment: Deployment, cost_model: CostModel) -> Trial:
+    def try_out(self, deployment: Deployment, bench: Bench) -> Trial:
         """Simulate and count."""
         self.found.num_simulated += 1
-        return judge(deployment, cost_model, self.workload, self.slo)
+        return judge(deployment, bench, self.workload, self.slo)
 
     def rule_out(
         self, deployment: Deployment, memory: MemoryBudget, stage: str, reason: str, bounds: tuple[Verdict, ...] = ()
@@ -169,8 +214,8 @@ class Hunter:
         """A candidate that goes no further; ``bounds`` are the best its objectives can reach."""
         self.found.ruled_out.append(Candidate(deployment, stage, memory, bounds, lost_because=reason))
 
-    def bound(self, deployment: Deployment) -> tuple[CostModel, int] | None:
-        """The cost model and the fewest replicas worth simulating; None when the shape is ruled out."""
+    def bound(self, deployment: Deployment) -> tuple[Bench, int] | None:
+        """The compiled tables and the fewest replicas worth simulating; None when the shape is ruled out."""
         cost_model = self.pricer(deployment)
         memory = cost_model.memory()
         if memory.kv_tokens < self.demand.longest:
@@ -180,7 +225,8 @@ class Hunter:
             reason = f"no price is known for {deployment.accelerator.name}; give one to rank it"
             self.rule_out(deployment, memory, "screen", reason)
             return None
-        table = cost_model.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
+        bench = Bench.of(cost_model)
+        table = bench.table
         bounds = screen_latency(table, self.demand, self.slo)
         worst = min(bounds, key=lambda v: v.margin, default=None)
         if worst is not None and not worst.met:
@@ -190,7 +236,7 @@ class Hunter:
             return None
         ttft, tpot = alone(table, int(self.demand.grid[-1]))
         slack = 0.2 * self.demand.span_s + 1.0 + ttft + tpot * float(self.demand.outputs.max())
-        return cost_model, least_replicas(least_busy_s(table, self.demand, deployment, memory), self.demand, slack)
+        return bench, least_replicas(least_busy_s(table, self.demand, deployment, memory), self.demand, slack)
 
     def explore(self, shapes: list[Deployment]) -> Search:
         """All shapes, the cheapest lower bound first; those that cannot beat the best found are not simulated."""
@@ -202,15 +248,15 @@ class Hunter:
                 queue.append((price * bound[1], deployment.label, deployment, *bound, price))
         queue.sort(key=lambda item: (round(item[0], 6), item[1]))
         best = math.inf
-        for least_usd, _, deployment, cost_model, least, price in queue:
+        for least_usd, _, deployment, bench, least, price in queue:
             if least_usd >= best:
                 reason = f"needs {least} replicas or more, ${least_usd:.2f}/h; ${best:.2f}/h is enough on this GPU"
-                self.rule_out(deployment, cost_model.memory(), "screen", reason)
+                self.rule_out(deployment, bench.memory, "screen", reason)
                 continue
             most = self.space.max_gpus // deployment.gpus_per_replica
             if math.isfinite(best):
                 most = min(most, max(least, math.ceil(best / price) - 1))
-            trial = fewest_replicas(lambda d, c=cost_model: self.try_out(d, c), deployment, least, max(1, most))
+            trial = fewest_replicas(lambda d, b=bench: self.try_out(d, b), deployment, least, max(1, most))
             self.found.trials.append(trial)
             if trial.candidate.feasible:
                 best = min(best, trial.candidate.usd_per_hour)
@@ -229,10 +275,11 @@ class Hunter:
             self.found.num_considered += 1
             if cost_model.memory().kv_tokens < self.demand.longest:
                 continue
+            bench = Bench.of(cost_model)
             replicas = best.candidate.deployment.replicas
-            other = self.try_out(deployment.with_(replicas=replicas), cost_model)
+            other = self.try_out(deployment.with_(replicas=replicas), bench)
             while other.candidate.feasible and replicas > 1:
-                fewer = self.try_out(deployment.with_(replicas=replicas - 1), cost_model)
+                fewer = self.try_out(deployment.with_(replicas=replicas - 1), bench)
                 if not fewer.candidate.feasible:
                     break
                 other, replicas = fewer, replicas - 1

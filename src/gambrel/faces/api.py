@@ -1,0 +1,217 @@
+"""The nouns in a person's words: names and plain values in, core objects out.
+
+The command line and ``import gambrel as gb`` are both thin layers over these functions. This is where the rooms
+are wired together: a name becomes an accelerator with its price, a deployment gets the efficiency constants of its
+accelerator, and that makes a cost model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gambrel.core.accelerator import Accelerator
+from gambrel.core.deployment import Deployment
+from gambrel.core.errors import CatalogError
+from gambrel.core.model import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from gambrel.core.curve import Curve
+    from gambrel.core.plan import Plan
+    from gambrel.core.run import Run
+    from gambrel.core.slo import SLO
+    from gambrel.core.step import CostModel
+    from gambrel.core.workload import Workload
+
+__all__ = [
+    "accelerator",
+    "accelerators",
+    "cost_model",
+    "curve",
+    "default_accelerators",
+    "deployment",
+    "load_workload",
+    "model",
+    "plan",
+    "pricer",
+    "read_workload",
+    "simulate",
+    "slo",
+]
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+CONTEXTS = (512, 2048, 8192, 32768)
+
+
+def model(name: str | Path | Model) -> Model:
+    """A model by shipped name, ``config.json``, directory, GGUF file or safetensors index.
+
+    Raises:
+        CatalogError: unknown name (the nearest three are named), or a config that lacks a needed field.
+    """
+    if isinstance(name, Model):
+        return name
+    from gambrel.catalog.models import model as load
+
+    return load(str(name))
+
+
+def accelerator(
+    name: str | Accelerator, *, price: float | None = None, provider: str | None = None, files: Sequence[Path] = ()
+) -> Accelerator:
+    """An accelerator by id or by the spelling people use, with its price per hour.
+
+    ``price`` overrides the catalog's dollars per accelerator-hour; ``files`` are user catalogs.
+
+    Raises:
+        CatalogError: unknown name or a bad user file.
+    """
+    if isinstance(name, Accelerator):
+        return name
+    from gambrel.catalog.accelerators import accelerator as load
+
+    return load(name, price=price, provider=provider, files=files)
+
+
+def accelerators(files: Sequence[Path] = ()) -> Mapping[str, Accelerator]:
+    """Every accelerator of the catalog and of the user's files, by id."""
+    from gambrel.catalog.accelerators import accelerators as load
+
+    return load(files=files)
+
+
+def default_accelerators(files: Sequence[Path] = ()) -> tuple[Accelerator, ...]:
+    """What a plan searches when nobody names a GPU: those people can rent for this.
+
+    GPUs of a vendor's data-centre or workstation line with a known price and confidence A or B, from 2020 on.
+    """
+    chosen = []
+    for a in accelerators(files).values():
+        rentable = a.price is not None and a.confidence in {"A", "B"}
+        if rentable and a.vendor in {"NVIDIA", "AMD"} and (a.year or 0) >= 2020:
+            chosen.append(a)
+    return tuple(sorted(chosen, key=lambda a: a.name))
+
+
+def cost_model(deployment: Deployment, *, form: str = "serial", textbook: bool = False) -> CostModel:
+    """The analytic cost model of a deployment with the fitted constants of its accelerator.
+
+    ``textbook`` takes every peak as reached and no overhead: the roofline of the blackboard.
+    """
+    from gambrel.cost import Roofline
+
+    if textbook:
+        from gambrel.core.efficiency import ideal
+
+        return Roofline(deployment, ideal(), form=form)
+    from gambrel.catalog.efficiency import efficiency
+
+    constants = efficiency(deployment.accelerator, deployment.engine, deployment.engine_version)
+    return Roofline(deployment, constants, form=form)
+
+
+def pricer(*, form: str = "serial") -> Callable[[Deployment], CostModel]:
+    """A function from deployments to cost models, remembering the one it made for equal settings."""
+    made: dict[tuple[Any, ...], CostModel] = {}
+
+    def make(d: Deployment) -> CostModel:
+        # Replicas and routing do not change what a step costs.
+        key = (d.accelerator.name, d.tp, d.pp, d.ep, d.weights, d.kv, d.max_num_seqs, d.max_num_batched_tokens,
+               d.block_size, d.gpu_memory_utilization, d.engine, d.engine_version, id(d.model))  # fmt: skip
+        if key not in made:
+            made[key] = cost_model(d.with_(replicas=1), form=form)
+        return made[key]
+
+    return make
+
+
+def deployment(model_name: str | Model, gpu: str | Accelerator, **settings: Any) -> Deployment:
+    """A deployment from names; ``settings`` are the fields of :class:`~gambrel.core.deployment.Deployment`.
+
+    Weights default to the checkpoint's own format, or 16 bits in the format the device has.
+    """
+    m, a = model(model_name), accelerator(gpu)
+    sixteen = "bf16" if "bf16" in a.peak_flops else "fp16"
+    settings.setdefault("weights", m.checkpoint_format if m.checkpoint_format not in {"bf16", "fp16"} else sixteen)
+    settings.setdefault("kv", sixteen)
+    return Deployment(m, a, **settings)
+
+
+def curve(
+    deployment: Deployment,
+    batches: Iterable[int] = BATCHES,
+    contexts: Iterable[int] = CONTEXTS,
+    *,
+    form: str = "serial",
+    textbook: bool = False,
+) -> Curve:
+    """Latency, memory and cost per token against batch and context of one replica in steady decode."""
+    import numpy as np
+
+    from gambrel.cost import curve as draw
+
+    priced = cost_model(deployment.with_(replicas=1), form=form, textbook=textbook)
+    price = deployment.with_(replicas=1).usd_per_hour
+    b, c = np.array(sorted(set(batches)), np.int64), np.array(sorted(set(contexts)), np.int64)
+    if len(b) == 0 or len(c) == 0 or b[0] < 1 or c[0] < 0:
+        raise CatalogError("a curve needs batches of at least 1 and contexts of at least 0")
+    return draw(priced, b, c, price)
+
+
+def read_workload(path: str | Path, *, format: str | None = None, columns: Mapping[str, str] | None = None) -> Workload:  # noqa: A002 - the word people use
+    """A request log as a workload; see :func:`gambrel.traffic.read_workload`."""
+    from gambrel.traffic import read_workload as read
+
+    return read(Path(path), format=format, columns=columns)
+
+
+def load_workload(spec: str | Path | Workload) -> Workload:
+    """A workload from a file, a profile like ``chat:rate=5``, or as it is."""
+    from gambrel.core.workload import Workload as Noun
+
+    if isinstance(spec, Noun):
+        return spec
+    from gambrel.traffic import load_workload as load
+
+    return load(str(spec))
+
+
+def simulate(deployment: Deployment, workload: str | Path | Workload, priced: CostModel | None = None) -> Run:
+    """Replay a workload on a deployment, with its analytic cost model or one of your own."""
+    from gambrel.engine import simulate as replay
+
+    return replay(deployment, priced or cost_model(deployment), load_workload(workload))
+
+
+def slo(*objectives: str) -> SLO:
+    """Objectives from text like ``ttft.p95<=1s``."""
+    from gambrel.core import slo as slos
+
+    return slos.SLO.parse(objectives)
+
+
+def plan(
+    model_name: str | Model,
+    workload: str | Path | Workload,
+    objectives: SLO | Iterable[str],
+    *,
+    gpus: Iterable[str | Accelerator] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    **axes: Any,
+) -> Plan:
+    """The cheapest deployment that meets the objectives; ``axes`` are fields of :class:`gambrel.plan.Space`.
+
+    Raises:
+        DoesNotFit, InfeasiblePlan: with the reason in one line.
+    """
+    from gambrel.core import slo as slos
+    from gambrel.plan import Space
+    from gambrel.plan import plan as search
+
+    devices = default_accelerators() if gpus is None else tuple(accelerator(g) for g in gpus)
+    target = objectives if isinstance(objectives, slos.SLO) else slos.SLO.parse(objectives)
+    return search(
+        model(model_name), load_workload(workload), target, Space(devices, **axes), pricer(), progress=progress
+    )

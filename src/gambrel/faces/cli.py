@@ -1,0 +1,475 @@
+"""The command line: parse, call, print. stdout is the result, stderr is talk.
+
+Exit status: 0 done, 1 infeasible or an objective missed, 2 usage or bad input. Only here are errors caught, and each
+becomes one line. Everything heavy is imported inside the command that needs it, so that ``--help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gambrel import __version__
+from gambrel.core.errors import GambrelError, InfeasiblePlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rich.console import RenderableType
+
+    from gambrel.core.accelerator import Accelerator
+    from gambrel.core.workload import Workload
+
+__all__ = ["app", "main"]
+
+EXIT_INFEASIBLE, EXIT_BAD_INPUT = 1, 2
+
+app = typer.Typer(
+    name="gambrel",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="What an LLM deployment will do under your real traffic, before you buy the GPUs.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Shipped name, config.json, directory or GGUF file.")]
+GpuName = Annotated[str, typer.Option("--gpu", "-g", help="Accelerator, e.g. h100-sxm, L4, mi300x.")]
+Gpus = Annotated[
+    list[str] | None, typer.Option("--gpu", "-g", help="Accelerator to consider; repeat or separate by commas.")
+]
+Prices = Annotated[
+    list[str] | None, typer.Option("--price", help="NAME=DOLLARS per accelerator-hour, e.g. h100-sxm=2.49; repeatable.")
+]
+Catalog = Annotated[
+    list[Path] | None, typer.Option("--catalog", help="TOML file with your accelerators and prices; repeatable.")
+]
+Tp = Annotated[int, typer.Option("--tp", help="Tensor-parallel degree.")]
+Weights = Annotated[str | None, typer.Option("--weights", help="Weight format: bf16, fp8, int8, int4, mxfp4, ...")]
+Kv = Annotated[str | None, typer.Option("--kv", help="KV cache format: bf16, fp8.")]
+WorkloadSpec = Annotated[
+    str | None, typer.Option("--workload", "-w", help="A log file, or a profile like chat:rate=5.")
+]
+Users = Annotated[int | None, typer.Option("--users", help="Instead of a log: this many requests always in flight.")]
+Prompt = Annotated[str | None, typer.Option("--prompt", help="Prompt tokens of each user, e.g. 128k.")]
+Output = Annotated[str | None, typer.Option("--output", help="Output tokens of each user, e.g. 500.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report page.")]
+Images = Annotated[Path | None, typer.Option("--images", help="Write every plot as PNG and SVG into this folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(*, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Options of the program itself."""
+    if version:
+        typer.echo(f"gambrel {__version__}")
+        raise typer.Exit
+
+
+def show(blocks: Iterable[RenderableType]) -> None:
+    """Print tables to stdout at the terminal's width, at 100 columns where there is no terminal."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    for block in blocks:
+        console.print(block)
+
+
+def talk(text: str) -> None:
+    """A word to the person, on stderr."""
+    typer.echo(text, err=True)
+
+
+def emit(document: Mapping[str, Any]) -> None:
+    """The one JSON document."""
+    from gambrel.faces.documents import dump
+
+    typer.echo(dump(document))
+
+
+def device(name: str, price_texts: list[str] | None, files: list[Path] | None) -> Accelerator:
+    """One accelerator with the person's own price if one was given."""
+    return devices([name], price_texts, files)[0]
+
+
+def devices(
+    names: list[str] | None, price_texts: list[str] | None, files: list[Path] | None
+) -> tuple[Accelerator, ...]:
+    """The accelerators named (all rentable ones when none is), with the person's own prices."""
+    from gambrel.faces import api
+    from gambrel.faces.words import prices
+
+    given = {api.accelerator(k, files=files or ()).name: v for k, v in prices(price_texts or []).items()}
+    if names:
+        flat = [part for name in names for part in name.split(",") if part.strip()]
+        found = [api.accelerator(n.strip(), files=files or ()) for n in flat]
+    else:
+        found = list(api.default_accelerators(files or ()))
+        have = {a.name for a in found}
+        found += [api.accelerator(n, files=files or ()) for n in given if n not in have]
+    return tuple(api.accelerator(a.name, price=given.get(a.name), files=files or ()) for a in dict.fromkeys(found))
+
+
+def traffic(
+    spec: str | None, users: int | None, prompt: str | None, output: str | None
+) -> Workload | tuple[int, int, int]:
+    """The workload asked for: a log or profile, or (users, prompt, output) to be closed over later."""
+    from gambrel.faces import api
+    from gambrel.faces.words import number
+
+    if users is not None:
+        if spec is not None:
+            raise GambrelError("give either --workload or --users, not both")
+        if users < 1:
+            raise GambrelError(f"--users must be at least 1, got {users}")
+        if prompt is None or output is None:
+            raise GambrelError("--users needs --prompt and --output, e.g. --users 5 --prompt 128k --output 500")
+        return users, number(prompt, "--prompt"), number(output, "--output")
+    if spec is None:
+        raise GambrelError(
+            "no traffic given: --workload FILE, --workload chat:rate=5, or --users 5 --prompt 2k --output 300"
+        )
+    if prompt is not None or output is not None:
+        raise GambrelError("--prompt and --output go with --users; a log has its own lengths")
+    return api.load_workload(spec)
+
+
+@app.command("model")
+def model_command(
+    names: Annotated[
+        list[str], typer.Argument(help="Shipped name, config.json, directory or GGUF file; several compare.")
+    ],
+    explain: Annotated[bool, typer.Option("--explain", help="The bill, layer kind by layer kind.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a model weighs: parameters, bytes by format, KV cache and FLOPs per token."""
+    from gambrel.catalog.models import bill, model_figures
+    from gambrel.faces import api
+
+    models = [api.model(n) for n in names]
+    if as_json:
+        documents = [model_figures(m) | ({"bill": bill(m)} if explain else {}) for m in models]
+        emit(documents[0] if len(documents) == 1 else {"models": documents})
+        return
+    from gambrel.faces.tables import model_tables
+
+    show(model_tables(models, explain=explain))
+
+
+@app.command("curve")
+def curve_command(
+    model: ModelName,
+    gpu: GpuName,
+    tp: Tp = 1,
+    weights: Weights = None,
+    kv: Kv = None,
+    context: Annotated[
+        str, typer.Option("--context", help="Tokens of context: 4k, or 512,4k,32k, or 1k:64k.")
+    ] = "512,4k,32k",
+    batch: Annotated[str, typer.Option("--batch", help="Sequences in a step: 1,8,64 or 1:1024.")] = "1:1024",
+    form: Annotated[str, typer.Option("--form", help="serial (predictor) or max (textbook bound).")] = "serial",
+    textbook: Annotated[
+        bool, typer.Option("--textbook", help="Every peak reached, no overheads; implies --form max.")
+    ] = False,
+    price: Prices = None,
+    catalog: Catalog = None,
+    html: Html = None,
+    images: Images = None,
+    as_json: Json = False,
+) -> None:
+    """Latency, memory and cost per token against batch and context, with ridge, balance and wall."""
+    from gambrel.faces import api
+    from gambrel.faces.words import counts
+
+    settings: dict[str, Any] = {"tp": tp} | ({"weights": weights} if weights else {}) | ({"kv": kv} if kv else {})
+    deployment = api.deployment(model, device(gpu, price, catalog), **settings)
+    drawn = api.curve(
+        deployment,
+        counts(batch, "--batch"),
+        counts(context, "--context"),
+        form="max" if textbook else form,
+        textbook=textbook,
+    )
+    if html is not None or images is not None:
+        from gambrel.report import curve_report
+
+        write_report(curve_report(drawn), html, images)
+    if as_json:
+        from gambrel.faces.documents import curve_document
+
+        emit(curve_document(drawn))
+        return
+    from gambrel.faces.tables import curve_tables
+
+    show(curve_tables(drawn))
+
+
+@app.command("workload")
+def workload_command(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A request log, or a profile like chat:rate=5.")],
+    format: Annotated[str | None, typer.Option("--format", help="Name the format instead of detecting it.")] = None,  # noqa: A002
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", help="ROLE=NAME, e.g. prompt_tokens=n_in; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a log holds: lengths, rate, bursts, concurrency, reuse, and what to be wary of."""
+    from gambrel.faces import api
+    from gambrel.traffic import describe
+
+    if format is not None or columns:
+        workload = api.read_workload(source, format=format, columns=pairs(columns or [], "--column"))
+    else:
+        workload = api.load_workload(source)
+    figures = describe(workload)
+    if as_json:
+        emit(figures.to_dict())
+        return
+    from gambrel.faces.tables import workload_tables
+
+    show(workload_tables(figures))
+
+
+@app.command("simulate")
+def simulate_command(
+    model: ModelName,
+    gpu: GpuName,
+    workload: WorkloadSpec = None,
+    users: Users = None,
+    prompt: Prompt = None,
+    output: Output = None,
+    tp: Tp = 1,
+    replicas: Annotated[int, typer.Option("--replicas", help="Equal replicas behind the router.")] = 1,
+    weights: Weights = None,
+    kv: Kv = None,
+    max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", help="Sequences in a step at most.")] = 256,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option("--max-num-batched-tokens", help="Token budget of a step.")
+    ] = 8192,
+    max_model_len: Annotated[int | None, typer.Option("--max-model-len", help="Tokens of a request at most.")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option("--gpu-memory-utilization")] = 0.9,
+    block_size: Annotated[int, typer.Option("--block-size", help="Tokens in a KV block.")] = 16,
+    chunked_prefill: Annotated[bool, typer.Option("--chunked-prefill/--no-chunked-prefill")] = True,
+    routing: Annotated[str, typer.Option("--routing", help="round_robin or least_outstanding.")] = "round_robin",
+    load: Annotated[float, typer.Option("--load", help="Multiple of the log's rate, bursts kept.")] = 1.0,
+    slo: Annotated[
+        list[str] | None, typer.Option("--slo", help="Check an objective, e.g. ttft.p95<=1s; repeatable.")
+    ] = None,
+    price: Prices = None,
+    catalog: Catalog = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a workload on a deployment, request by request."""
+    from gambrel.faces import api
+
+    started = time.perf_counter()
+    settings: dict[str, Any] = {"weights": weights} if weights else {}
+    settings |= {"kv": kv} if kv else {}
+    deployment = api.deployment(
+        model,
+        device(gpu, price, catalog),
+        tp=tp,
+        replicas=replicas,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
+        block_size=block_size,
+        chunked_prefill=chunked_prefill,
+        routing=routing,
+        **settings,
+    )
+    requests = settle(traffic(workload, users, prompt, output))
+    if load != 1.0:
+        from gambrel.traffic import scale_load
+
+        requests = scale_load(requests, load, seed=0)
+    priced = api.cost_model(deployment)
+    run = api.simulate(deployment, requests, priced)
+    verdicts = api.slo(*slo).check(run) if slo else ()
+    wall_s = time.perf_counter() - started
+    from gambrel.faces.documents import run_document
+
+    document = run_document(run, deployment, priced.memory(), wall_s)
+    if verdicts:
+        document["slo"] = {
+            v.objective.name: {"limit_s": v.objective.limit_s, "reached_s": v.reached_s, "met": v.met} for v in verdicts
+        }
+    if as_json:
+        emit(document)
+    else:
+        from gambrel.faces.tables import run_tables, verdict_table
+
+        talk_warnings(requests)
+        show(run_tables(run, priced.memory(), document["usd_per_mtok"]))
+        if verdicts:
+            show([verdict_table(verdicts)])
+    if any(not v.met for v in verdicts):
+        raise typer.Exit(EXIT_INFEASIBLE)
+
+
+@app.command("plan")
+def plan_command(
+    model: ModelName,
+    workload: WorkloadSpec = None,
+    users: Users = None,
+    prompt: Prompt = None,
+    output: Output = None,
+    slo: Annotated[list[str] | None, typer.Option("--slo", help="An objective, e.g. ttft.p95<=1s; repeatable.")] = None,
+    gpu: Gpus = None,
+    tp: Annotated[str, typer.Option("--tp", help="Tensor-parallel degrees to search.")] = "1,2,4,8",
+    weights: Annotated[str | None, typer.Option("--weights", help="Weight formats to search, by commas.")] = None,
+    kv: Annotated[str | None, typer.Option("--kv", help="KV cache formats to search, by commas.")] = None,
+    max_num_seqs: Annotated[str | None, typer.Option("--max-num-seqs", help="Values to search.")] = None,
+    max_num_batched_tokens: Annotated[
+        str | None, typer.Option("--max-num-batched-tokens", help="Values to search.")
+    ] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option("--gpu-memory-utilization")] = 0.9,
+    max_gpus: Annotated[int, typer.Option("--max-gpus", help="Accelerators in the fleet at most.")] = 4096,
+    price: Prices = None,
+    catalog: Catalog = None,
+    html: Html = None,
+    images: Images = None,
+    as_json: Json = False,
+) -> None:
+    """The cheapest GPU x parallelism x replicas x formats x batch limits that meets the objectives."""
+    from gambrel.faces import api
+    from gambrel.faces.words import counts
+
+    axes: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization, "max_gpus": max_gpus}
+    axes["tp"] = tuple(counts(tp, "--tp"))
+    if weights:
+        axes["weights"] = tuple(w.strip() for w in weights.split(","))
+    if kv:
+        axes["kv"] = tuple(k.strip() for k in kv.split(","))
+    if max_num_seqs:
+        axes["max_num_seqs"] = tuple(counts(max_num_seqs, "--max-num-seqs"))
+    if max_num_batched_tokens:
+        axes["max_num_batched_tokens"] = tuple(counts(max_num_batched_tokens, "--max-num-batched-tokens"))
+    objectives = api.slo(*(slo or []))
+    requests = settle(traffic(workload, users, prompt, output))
+    chosen_devices = devices(gpu, price, catalog)
+    talk_warnings(requests)
+    with progress_on_stderr() as progress:
+        plan = api.plan(model, requests, objectives, gpus=chosen_devices, progress=progress, **axes)
+    if html is not None or images is not None:
+        write_report(api.report(plan, requests), html, images)
+    if as_json:
+        from gambrel.faces.documents import plan_document
+
+        emit(plan_document(plan))
+        return
+    from gambrel.faces.tables import plan_tables
+
+    show(plan_tables(plan))
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="Where to write the report and its plots.")] = Path("out"),
+    as_json: Json = False,
+) -> None:
+    """The whole loop on this machine: a generated log, a plan for Llama-3.1-8B, the report."""
+    from gambrel.faces import api
+    from gambrel.faces.documents import plan_document
+    from gambrel.traffic import sample_path
+
+    source = sample_path()
+    talk(f"log: {source.name}, a generated sample; objectives: ttft.p95<=1s, tpot.p95<=50ms")
+    requests = api.load_workload(str(source))
+    with progress_on_stderr() as progress:
+        plan = api.plan(
+            "meta-llama/Llama-3.1-8B-Instruct", requests, api.slo("ttft.p95<=1s", "tpot.p95<=50ms"), progress=progress
+        )
+    write_report(api.report(plan, requests), out / "report.html", out / "plots")
+    if as_json:
+        emit(plan_document(plan))
+        return
+    from gambrel.faces.tables import plan_tables
+
+    show(plan_tables(plan))
+
+
+def settle(asked: Workload | tuple[int, int, int]) -> Workload:
+    """A log as it is (quantised times spread), or users as a closed loop."""
+    from gambrel.traffic import closed_loop, ready_to_replay
+
+    if isinstance(asked, tuple):
+        return closed_loop(*asked)
+    return ready_to_replay(asked)
+
+
+def talk_warnings(workload: Workload) -> None:
+    """What a reader should know about the log, on stderr."""
+    for warning in workload.warnings:
+        talk(f"note: {warning}")
+
+
+def pairs(texts: list[str], what: str) -> dict[str, str]:
+    """``ROLE=NAME`` texts as a mapping."""
+    found = {}
+    for text in texts:
+        role, separator, name = text.partition("=")
+        if not separator or not role or not name:
+            raise GambrelError(f"{what} must be ROLE=NAME like prompt_tokens=n_in, got {text!r}")
+        found[role.strip()] = name.strip()
+    return found
+
+
+def progress_on_stderr() -> Any:
+    """A context whose value is called with each part that is finished; a spinner where stderr is a terminal."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def context() -> Any:
+        if not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status("planning") as status:
+            yield lambda word: status.update(f"planning: {word}")
+
+    return context()
+
+
+def write_report(report: Any, html: Path | None, images: Path | None) -> None:
+    """The page and the plots, with a word on where they are."""
+    from gambrel.report import write_images, write_page
+
+    if html is not None:
+        write_page(html, report)
+        talk(f"report: {html}")
+    if images is not None:
+        written = write_images(images, report)
+        talk(f"plots: {len(written)} files in {images}")
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on stderr and an exit status."""
+    try:
+        app(standalone_mode=False)
+    except InfeasiblePlan as error:
+        talk(f"gambrel: {error}")
+        sys.exit(EXIT_INFEASIBLE)
+    except GambrelError as error:
+        talk(f"gambrel: {error}")
+        sys.exit(EXIT_BAD_INPUT)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        talk("gambrel: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        talk(f"gambrel: {usage()}")
+        sys.exit(EXIT_BAD_INPUT)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+STATS = {"mean", "p50", "p90", "p95", "p99"}
+
+
+def gambrel(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", "from gambrel.faces.cli import main; main()", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        timeout=300,
+    )
+
+
+def document(*words: str) -> dict[str, Any]:
+    done = gambrel(*words, "--json")
+    assert done.returncode in {0, 1}, done.stderr
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(7)
+    path = tmp_path_factory.mktemp("log") / "requests.csv"
+    arrival = np.cumsum(rng.exponential(0.2, 500))
+    rows = zip(arrival, rng.integers(50, 2000, 500), rng.integers(1, 300, 500), strict=True)
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{a:.6f},{p},{o}\n" for a, p, o in rows))
+    return path
+
+
+def test_model_contract() -> None:
+    found = document("model", MODEL)
+    assert found["total_params"] == 8_030_261_248
+    assert found["kv_bytes_per_token"] == 131_072
+    assert found["decode_flops_per_token"] == 15_009_316_864
+    assert found["attention_flops_per_token_per_context"] == 524_288
+    assert found["state_bytes_per_sequence"] == 0
+    assert found["weight_bytes"]["bf16"] == 16_060_522_496
+    assert {"active_params", "kv_bytes_per_token_long"} <= set(found)
+
+
+def test_curve_contract() -> None:
+    found = document("curve", "--model", MODEL, "--gpu", "h100-sxm", "--context", "512,4096", "--batch", "1:64")
+    named = {"floor_s", "ridge_batch", "balance_batch", "wall_batch", "crossover_context", "amortisation"}
+    assert named <= set(found)
+    point = {
+        "batch", "context", "step_s", "compute_s", "weights_s", "kv_s", "collective_s", "overhead_s", "bound_by",
+        "memory_bytes", "fits", "tokens_per_s", "usd_per_mtok",
+    }  # fmt: skip
+    assert len(found["points"]) == 14
+    for p in found["points"]:
+        assert point <= set(p)
+        assert p["step_s"] >= found["floor_s"]
+
+
+def test_workload_contract(log: Path) -> None:
+    found = document("workload", str(log))
+    assert found["num_requests"] == 500
+    for name in ("prompt_tokens", "output_tokens"):
+        assert {"mean", "p50", "p90", "p99", "max"} <= set(found[name])
+    assert {"1s", "10s", "60s"} <= set(found["peak_to_mean"])
+    assert {"mean", "p99", "max"} <= set(found["concurrency"])
+    assert {"span_s", "rate_rps", "cv", "correlation", "warnings"} <= set(found)
+
+
+def test_simulate_contract(log: Path) -> None:
+    found = document("simulate", "--model", MODEL, "--gpu", "h100-sxm", "--workload", str(log))
+    for metric in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s"):
+        assert set(found[metric]) >= STATS
+    assert {"mean", "max"} == set(found["kv_usage"]) == set(found["batch"])
+    assert sum(found["time_bound_by"].values()) == pytest.approx(1)
+    assert {"output_tokens_per_s", "num_preemptions", "usd_per_mtok", "wall_s"} <= set(found)
+
+
+def test_plan_contract(log: Path) -> None:
+    found = document(
+        "plan", "--model", MODEL, "--workload", str(log), "--slo", "ttft.p95<=1s", "--slo", "tpot.p95<=50ms",
+        "--gpu", "l4,l40s,h100-sxm",
+    )  # fmt: skip
+    assert found["chosen"]["feasible"]
+    assert found["alternatives"]
+    assert all(a["lost_because"] for a in found["alternatives"])
+    assert found["biggest_gpu"]["gpu"] == "h100-sxm"
+    assert set(found["breaks_at"]) == {"ttft.p95", "tpot.p95", "backlog"}
+    assert len(found["demo_plan"]["cells"]) == 4
+    assert {"cheaper_fixes", "intervals", "measure_next", "wall_s"} <= set(found)
+    for v in found["chosen"]["slo"].values():
+        assert v["met"]
+        assert v["reached_s"] <= v["limit_s"]
+
+
+def test_users_and_profiles_need_no_log() -> None:
+    five = document(
+        "plan", "--model", MODEL, "--users", "5", "--prompt", "16k", "--output", "200", "--slo", "tpot.p95<=60ms",
+        "--gpu", "l40s,h100-sxm",
+    )  # fmt: skip
+    assert five["chosen"]["feasible"]
+    chat = document(
+        "plan", "--model", MODEL, "--workload", "chat:rate=2,n=300", "--slo", "ttft.p95<=2s", "--gpu", "l40s"
+    )
+    assert chat["chosen"]["feasible"]
+
+
+BAD = [
+    (("model", "meta-llama/Lama-3.1-8B"), "nearest"),
+    (("curve", "--model", MODEL, "--gpu", "h1000"), "nearest"),
+    (("curve", "--model", MODEL, "--gpu", "h100-sxm", "--weights", "fp3"), "unknown weight format"),
+    (("curve", "--model", MODEL, "--gpu", "h100-sxm", "--batch", "0"), "--batch"),
+    (("workload", "missing.csv"), "missing.csv"),
+    (("simulate", "--model", MODEL, "--gpu", "l4"), "no traffic given"),
+    (("plan", "--model", MODEL, "--workload", "chat:rate=1,n=100", "--slo", "ttft<"), "cannot read the objective"),
+    (("plan", "--model", MODEL, "--workload", "chat:rate=1,n=100"), "no objective given"),
+    (("plan", "--model", MODEL, "--users", "3", "--slo", "ttft<=1s"), "--prompt"),
+    (("simulate", "--nonsense"), "--nonsense"),
+    (("curve", "--model", MODEL, "--gpu", "h100-sxm", "--price", "h100-sxm=cheap"), "--price"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=[" ".join(w)[:60] for w, _ in BAD])
+def test_bad_input_is_one_clear_line_and_status_two(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = gambrel(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+
+
+def test_an_impossible_objective_is_status_one() -> None:
+    done = gambrel(
+        "plan", "--model", MODEL, "--workload", "chat:rate=1,n=100", "--slo", "tpot.p95<=0.01ms", "--gpu", "l4"
+    )
+    assert done.returncode == 1
+    assert "tpot.p95 reaches" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missed_objective_of_a_simulation_is_status_one(log: Path) -> None:
+    done = gambrel(
+        "simulate", "--model", MODEL, "--gpu", "l4", "--workload", str(log), "--slo", "ttft.p50<=0.1ms", "--json"
+    )
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["slo"]["ttft.p50"]["met"] is False
