@@ -47,6 +47,7 @@ from gambrel.engine.state import (
     GAP_TOTAL,
     GENERATED,
     LAST_FINISHED,
+    NEVER,
     NEXT,
     NUM_BUCKETS,
     NUM_SAMPLES,
@@ -149,7 +150,9 @@ def advance(
     bound3, bound4 = floats[BOUND_S + 3], floats[BOUND_S + 4]
     part0, part1, part2 = floats[PART_S], floats[PART_S + 1], floats[PART_S + 2]
     part3, part4 = floats[PART_S + 3], floats[PART_S + 4]
-    sample_at = floats[SAMPLE_ORIGIN] + ints[NUM_SAMPLES] * floats[SAMPLE_EVERY]
+    sample_at = floats[SAMPLE_EVERY]  # infinite: no series is wanted
+    if sample_at < NEVER:
+        sample_at = floats[SAMPLE_ORIGIN] + ints[NUM_SAMPLES] * floats[SAMPLE_EVERY]
     phase = (block_size - step % block_size) % block_size  # -step modulo block_size
 
     while True:

@@ -63,7 +63,7 @@ def replay(
     num_preempted = 0
     waiting = ints[NEXT]
     free = num_kv_blocks
-    clock = 0.0
+    clock = floats[CLOCK]
 
     while True:
         if num_running == 0 and num_preempted == 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gambrel.engine.state import Replica
+from gambrel.engine.state import NEVER, Replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,63 +20,83 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Ints
     from gambrel.engine.state import Limits, Requests
 
-    Router = Callable[[StepTable, Limits, Requests, int, int, float, bool], tuple[list[Replica], Ints]]
+    Router = Callable[[StepTable, Limits, Requests, int, float, bool], tuple[list[Replica], Ints]]
 
-__all__ = ["ROUTINGS", "least_outstanding", "round_robin"]
+__all__ = ["ROUTINGS", "least_outstanding", "round_robin", "run_replica", "serve_assigned"]
 
 _THREADS_FROM = 20_000  # requests from which a second thread pays for itself
-
-
-def round_robin(
-    table: StepTable, limits: Limits, requests: Requests, replicas: int, longest: int, every_s: float, oracle: bool
-) -> tuple[list[Replica], Ints]:
-    """Request i goes to replica i modulo the number of replicas; the finished replicas and each request's replica."""
-    n = len(requests.arrival)
-    origin = float(requests.arrival[0])
-    served = [
-        Replica.of(
-            limits,
-            longest,
-            first_request=requests.line_up(np.arange(r, n, replicas)),
-            origin_s=origin,
-            sample_every_s=every_s,
-        )
-        for r in range(replicas)
-    ]
-
-    def run(replica: Replica) -> None:
-        run_replica(table, limits, requests, replica, oracle=oracle)
-
-    if replicas > 1 and n >= _THREADS_FROM:
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(run, served))
-    else:
-        for replica in served:
-            run(replica)
-    return served, np.arange(n, dtype=np.int64) % replicas
 
 
 def run_replica(
     table: StepTable, limits: Limits, requests: Requests, replica: Replica, *, oracle: bool = False
 ) -> None:
     """Serve one replica's waiting line to the end; results land in ``requests`` and ``replica``."""
-    shared: tuple[Any, ...] = (*table.arrays(), table.window, *limits.arguments(), *requests.arguments())
     loop: Callable[..., None]
+    arguments = _shared(table, limits, requests)
     if oracle:
         from gambrel.engine.naive_kernel import replay as loop
 
-        loop(*shared, replica.ints, replica.floats, replica.histogram, replica.bits, replica.bits_int)
+        loop(*arguments, replica.ints, replica.floats, replica.histogram, replica.bits, replica.bits_int)
     else:
         from gambrel.engine.kernel import advance as loop
 
-        loop(float("inf"), *shared, *replica.arguments())
+        loop(NEVER, *arguments, *replica.arguments())
+
+
+def serve_assigned(
+    table: StepTable, limits: Limits, requests: Requests, assigned: Ints, replicas: int, every_s: float, *, oracle: bool
+) -> list[Replica]:
+    """Serve each request by the replica that ``assigned`` int64[n] names; the replicas when all is done."""
+    order = np.argsort(assigned.astype(np.min_scalar_type(replicas)), kind="stable")
+    lines = np.split(order, np.cumsum(np.bincount(assigned, minlength=replicas))[:-1])
+    served = [
+        Replica.of(limits, requests, windowed=table.window > 0, line=line, sample_every_s=every_s) for line in lines
+    ]
+
+    def run(replica: Replica) -> None:
+        run_replica(table, limits, requests, replica, oracle=oracle)
+
+    if replicas > 1 and len(assigned) >= _THREADS_FROM:
+        with ThreadPoolExecutor(2) as pool:  # the kernels release the interpreter's lock
+            list(pool.map(run, served))
+    else:
+        for replica in served:
+            run(replica)
+    return served
+
+
+def round_robin(
+    table: StepTable, limits: Limits, requests: Requests, replicas: int, every_s: float, oracle: bool
+) -> tuple[list[Replica], Ints]:
+    """Request i goes to replica i modulo the number of replicas."""
+    assigned = np.arange(len(requests.arrival), dtype=np.int64) % replicas
+    return serve_assigned(table, limits, requests, assigned, replicas, every_s, oracle=oracle), assigned
 
 
 def least_outstanding(
-    table: StepTable, limits: Limits, requests: Requests, replicas: int, longest: int, every_s: float, oracle: bool
+    table: StepTable, limits: Limits, requests: Requests, replicas: int, every_s: float, oracle: bool
 ) -> tuple[list[Replica], Ints]:
-    """Each request goes to the replica with the fewest unfinished requests at its arrival, the first of equals."""
-    raise NotImplementedError
+    """Each request goes to the replica with the fewest unfinished requests at its arrival, equals in turn."""
+    loop: Callable[..., None]
+    from gambrel.engine.routing_kernel import serve_least_outstanding as loop
+
+    assigned = np.zeros(len(requests.arrival), np.int64)
+    served = Replica.of(limits, requests, windowed=table.window > 0, sample_every_s=every_s, many=replicas)
+    loop(
+        assigned,
+        np.zeros(replicas, np.int64),
+        np.full(replicas, -1, np.int64),
+        *_shared(table, limits, requests),
+        *served.arguments(),
+    )
+    if oracle:  # the plain scheduler cannot be interrupted; it serves the same lines
+        requests.forget()
+        return serve_assigned(table, limits, requests, assigned, replicas, every_s, oracle=True), assigned
+    return [served.one(r) for r in range(replicas)], assigned
 
 
-ROUTINGS: dict[str, Router] = {"round_robin": round_robin}
+def _shared(table: StepTable, limits: Limits, requests: Requests) -> tuple[Any, ...]:
+    return (*table.arrays(), table.window, *limits.arguments(), *requests.arguments())
+
+
+ROUTINGS: dict[str, Router] = {"round_robin": round_robin, "least_outstanding": least_outstanding}

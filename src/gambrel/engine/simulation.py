@@ -20,6 +20,7 @@ from gambrel.engine.state import (
     BOUND_S,
     BUSY_S,
     GAP_TOTAL,
+    NEVER,
     NUM_PARTS,
     PART_S,
     PREFILL_S,
@@ -136,11 +137,10 @@ def replay(
             f"{limits.max_num_batched_tokens} and {limits.max_num_seqs}"
         )
     requests = Requests.of(workload)
-    every = max(workload.span_s / 2048, 1e-3) if series and not oracle else float("inf")
-    longest = int(workload.output_tokens.max())
-    served, assigned = ROUTINGS[routing](table, limits, requests, replicas, longest, every, oracle)
+    every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
+    served, assigned = ROUTINGS[routing](table, limits, requests, replicas, every, oracle)
     ints, floats, histogram = Replica.total(served)
-    sampled = joined(served, limits.num_kv_blocks) if every < float("inf") else None
+    sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
     return Replay(requests, assigned, ints, floats, histogram, sampled)
 
 

@@ -76,6 +76,7 @@ BUCKET_BASE = (1023 - 30) << 5
 NUM_BUCKETS = 60 << 5
 
 NUM_SAMPLES_MAX = 4096
+NEVER = float("inf")
 
 
 def bucket_edges() -> Floats:
@@ -141,13 +142,19 @@ class Requests:
             np.zeros(n, np.int64),
         )
 
-    def line_up(self, rows: npt.NDArray[np.intp]) -> int:
+    def line_up(self, line: npt.NDArray[np.intp]) -> int:
         """Chain the given rows, in order, into one waiting line; the first of them, or -1 for none."""
-        if len(rows) == 0:
+        if len(line) == 0:
             return -1
-        self.follow[rows[:-1]] = rows[1:]
-        self.follow[rows[-1]] = -1
-        return int(rows[0])
+        self.follow[line[:-1]] = line[1:]
+        self.follow[line[-1]] = -1
+        return int(line[0])
+
+    def forget(self) -> None:
+        """Forget what happened, as if nothing had been served."""
+        for column in (self.scheduled, self.first, self.last):
+            column.fill(np.nan)
+        self.preemptions.fill(0)
 
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
@@ -163,8 +170,9 @@ class Replica:
 
     ``token_s`` float64[slots] when a preempted request's last token came; ``ring`` int32[R] first slot to finish in
     a step, R a power of two above the longest answer; ``crossings`` int32[R] decoders that reach the window in a
-    step; ``offsets`` int64[block_size]; ``histogram`` int64[NUM_BUCKETS]; ``bits`` float64[1] and its int64 view,
-    to take a float apart; ``samples`` float64[4, NUM_SAMPLES_MAX]: time, running, waiting, used blocks.
+    step (int32[1] without a window); ``offsets`` int64[block_size]; ``histogram`` int64[NUM_BUCKETS]; ``bits``
+    float64[1] and its int64 view, to take a float apart; ``samples`` float64[4, NUM_SAMPLES_MAX]: time, running,
+    waiting, used blocks.
     """
 
     ints: Ints
@@ -183,25 +191,26 @@ class Replica:
     def of(
         cls,
         limits: Limits,
-        longest_output: int,
+        requests: Requests,
         *,
-        first_request: int = -1,
-        origin_s: float = 0.0,
-        sample_every_s: float = float("inf"),
+        windowed: bool,
+        line: npt.NDArray[np.intp] | None = None,
+        sample_every_s: float = NEVER,
         many: int | None = None,
     ) -> Replica:
-        """An idle replica whose waiting line starts at ``first_request``; ``many`` of them with a leading axis."""
+        """An idle replica with the rows of ``line`` waiting; ``many`` of them with a leading axis, none waiting."""
         lead: tuple[int, ...] = () if many is None else (many,)
-        ring = 1 << (longest_output + 1).bit_length()
-        series = NUM_SAMPLES_MAX if sample_every_s < float("inf") else 1
+        ring = 1 << int(requests.output.max() + 1).bit_length()
+        series = NUM_SAMPLES_MAX if sample_every_s < NEVER else 1
         ints = np.zeros((*lead, NUM_INTS), np.int64)
         ints[..., [TAIL, PARTIAL]] = -1
-        ints[..., [NEXT, SEEN]] = first_request
+        ints[..., [NEXT, SEEN]] = -1 if line is None else requests.line_up(line)
         ints[..., FREE_BLOCKS] = limits.num_kv_blocks
         ints[..., FREE_SLOTS] = limits.max_num_seqs
         floats = np.zeros((*lead, NUM_FLOATS))
+        floats[..., CLOCK] = requests.arrival[0]
         floats[..., SAMPLE_EVERY] = sample_every_s
-        floats[..., SAMPLE_ORIGIN] = origin_s
+        floats[..., SAMPLE_ORIGIN] = requests.arrival[0]
         slots = np.zeros((*lead, NUM_ROWS, limits.max_num_seqs), np.int64)
         slots[..., SPARE, :] = np.arange(limits.max_num_seqs - 1, -1, -1)
         bits = np.zeros((*lead, 1))
@@ -211,7 +220,7 @@ class Replica:
             slots,
             np.full((*lead, limits.max_num_seqs), np.nan),
             np.full((*lead, ring), -1, np.int32),
-            np.zeros((*lead, ring), np.int32),
+            np.zeros((*lead, ring if windowed else 1), np.int32),
             np.zeros((*lead, limits.block_size), np.int64),
             np.zeros((*lead, NUM_BUCKETS), np.int64),
             bits,
