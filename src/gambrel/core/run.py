@@ -65,6 +65,22 @@ class Histogram:
     counts: Ints
     total: float
 
+    @classmethod
+    def of(cls, values: Floats, weights: Ints | None = None) -> Histogram:
+        """Sort finite values of at least 0 into buckets; 0 and what is below a nanosecond goes to the lowest.
+
+        ``values`` float64[n]; ``weights`` int64[n], 1 each by default.
+        """
+        keep = np.isfinite(values)
+        kept = values[keep]
+        weight = np.ones(len(kept), np.int64) if weights is None else weights[keep]
+        if len(kept) == 0:
+            return cls(np.array([1e-9, 2e-9]), np.zeros(1, np.int64), 0.0)
+        bucket = np.floor(32.0 * np.log2(np.maximum(kept, 1e-9))).astype(np.int64)
+        low, high = int(bucket.min()), int(bucket.max())
+        counts = np.bincount(bucket - low, weight, high - low + 1).astype(np.int64)
+        return cls(2.0 ** (np.arange(low, high + 2) / 32.0), counts, float((kept * weight).sum()))
+
     def distribution(self) -> Distribution:
         """Mean exact, percentiles interpolated within their bucket."""
         n = int(self.counts.sum())
