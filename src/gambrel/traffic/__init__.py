@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from gambrel.traffic.doubts import spread_quantised
-from gambrel.traffic.figures import ServiceModel, WorkloadFigures, describe
-from gambrel.traffic.load import load_workload
+from gambrel.traffic.doubts import quantum_s, spread_quantised
+from gambrel.traffic.figures import Concurrency, PrefixReuse, ServiceModel, WorkloadFigures, describe
+from gambrel.traffic.load import load_workload, sample
+from gambrel.traffic.profiles import Profile, profile, profiles
 from gambrel.traffic.readers import FORMATS, read_workload
+from gambrel.traffic.scale import compress_time, scale_lengths, scale_rate, slice_time
+from gambrel.traffic.synthetic import Quantiles, from_users, synthesise
+from gambrel.traffic.write import write_workload
 
 __all__ = [
     "FORMATS",
+    "Concurrency",
+    "PrefixReuse",
+    "Profile",
+    "Quantiles",
     "ServiceModel",
     "WorkloadFigures",
+    "compress_time",
     "describe",
+    "from_users",
     "load_workload",
+    "profile",
+    "profiles",
+    "quantum_s",
     "read_workload",
+    "sample",
+    "scale_lengths",
+    "scale_rate",
+    "slice_time",
     "spread_quantised",
+    "synthesise",
+    "write_workload",
 ]

@@ -6,6 +6,7 @@ Nothing is changed here: the sentences travel with the workload, and what can be
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = ["doubts", "quantum_s", "spread_quantised"]
 _BATCHED_SHARE = 0.2  # share of gaps that are exactly 0 from which a clock is called quantised
 _SHORT_REQUESTS = 1000  # below, fewer than 10 requests lie beyond p99
 _SHORT_SPAN_S = 600.0
+_FEW = 100  # requests below which, and tokens below which, no limit is looked for
 _PILE = 20.0  # requests at one length over the mean of the lengths near it, from which it is called a cap
 
 
@@ -34,13 +36,15 @@ def doubts(workload: Workload) -> tuple[str, ...]:
                 f"quantised timestamps: {distinct:,} distinct times for {n:,} requests, quantum {quantum:.3g} s; "
                 "CV and bursts shorter than that are artefacts (spread the batches: spread_quantised, --spread)"
             )
-    for label, lengths in (
-        ("output tokens", workload.output_tokens),
-        ("prompt tokens", workload.prompt_tokens),
-        ("prompt + output tokens", workload.prompt_tokens + workload.output_tokens),
-    ):
-        for cap, count in caps(lengths):
-            found.append(f"truncation: {count:,} of {n:,} requests have exactly {cap:,} {label}, as if cut at a limit")
+    prompts, outputs = tally(workload.prompt_tokens), tally(workload.output_tokens)
+    limits = {"output tokens": (ceiling(*outputs), *round_piles(*outputs)), "prompt tokens": (ceiling(*prompts),)}
+    if not any(filter(None, chain(*limits.values()))):
+        both = tally(workload.prompt_tokens + workload.output_tokens)
+        limits["prompt + output tokens"] = (ceiling(*both),)
+    for what, piles in limits.items():
+        for low, high, count in filter(None, dict.fromkeys(piles)):
+            where = f"exactly {high:,}" if low == high else f"{low:,} to {high:,}"
+            found.append(f"truncation: {count:,} of {n:,} requests have {where} {what}, as if cut at a limit")
     if n < _SHORT_REQUESTS:
         found.append(f"short log: {n:,} requests, so p99 rests on {max(1, n // 100)} of them")
     if workload.has_arrivals and workload.span_s < _SHORT_SPAN_S:
@@ -84,22 +88,65 @@ def spread_quantised(workload: Workload, seed: int = 0) -> Workload:
     return replace(workload, arrival_s=np.maximum.accumulate(times), warnings=(*kept, note))
 
 
-def caps(lengths: Ints) -> list[tuple[int, int]]:
-    """(length, requests) of piles in the upper tenth of the lengths: the traces of a ``max_tokens`` or a context limit.
+def tally(lengths: Ints) -> tuple[Ints, Ints]:
+    """(distinct lengths ascending, requests of each)."""
+    if int(lengths.max()) >= max(1_000_000, 4 * len(lengths)):
+        values, counts = np.unique(lengths, return_counts=True)
+        return values, counts.astype(np.int64)
+    counts = np.bincount(lengths)
+    values = np.flatnonzero(counts)
+    return values.astype(np.int64), counts[values].astype(np.int64)
 
-    A pile is at least 10 requests (5 at the very maximum) and 20 times the mean count of the lengths within 10 %.
+
+def ceiling(values: Ints, counts: Ints) -> tuple[int, int, int] | None:
+    """(from, to, requests) of a pile that a limit makes, in the upper fifth of the lengths; None without one.
+
+    Three marks: five requests or more at the very maximum, 20 times the mean count of the tenth below it; 1 % of all
+    within 3 % of the maximum, where a tail would have thinned out; 1 % of all in a 3 % bin with less than a quarter
+    of that in the bins on either side. Lengths that are all the same are a choice, not a limit.
     """
-    floor = float(np.percentile(lengths, 90.0))
-    tail = lengths[lengths >= floor]
-    values, counts = np.unique(tail, return_counts=True)
-    least = np.where(values == values[-1], 5, 10)
+    top, n = int(values[-1]), int(counts.sum())
+    if len(values) == 1 or n < _FEW:
+        return None
+    at_top, below = int(counts[-1]), int(counts[(values >= 0.9 * top) & (values < top)].sum())
+    if at_top >= 5 and at_top >= _PILE * below / max(0.1 * top, 1.0):
+        return top, top, at_top
+    if top < _FEW:
+        return None
+    close = values > 0.97 * top
+    if int(counts[close].sum()) >= max(10, 0.01 * n):
+        return int(values[close][0]), top, int(counts[close].sum())
+    bins = np.floor(np.log(values) / np.log(1.03)).astype(np.int64)
+    binned = np.bincount(bins, weights=counts, minlength=3)
+    sides = np.pad(binned, (3, 2))
+    before = (sides[:-5] + sides[1:-4] + sides[2:-3]) / 3.0
+    after = 0.5 * (sides[4:-1] + sides[5:])
+    pile = (binned >= max(10, 0.01 * n)) & (binned > 4.0 * np.maximum(before, after))
+    pile[: bins[_rank(counts, 0.8)]] = False
+    if not pile.any():
+        return None
+    inside = bins == int(np.flatnonzero(pile)[-1])
+    return int(values[inside][0]), int(values[inside][-1]), int(counts[inside].sum())
+
+
+def round_piles(values: Ints, counts: Ints) -> list[tuple[int, int, int]]:
+    """(length, length, requests) of piles at round lengths in the upper tenth: one client's ``max_tokens`` each.
+
+    Round is a multiple of 256 or 500; a pile is 10 requests and 20 times the mean count of the lengths within 10 %.
+    """
+    first = _rank(counts, 0.9)
+    values, counts = values[first:], counts[first:]
+    sums = np.concatenate([[0], np.cumsum(counts)])
     found = []
-    cumulative = np.concatenate([[0], np.cumsum(counts)])
-    for i in np.flatnonzero(counts >= least):
+    for i in np.flatnonzero((counts >= 10) & ((values % 256 == 0) | (values % 500 == 0))):
         value, count = int(values[i]), int(counts[i])
-        low, high = max(floor, 0.9 * value), min(1.1 * value, float(values[-1]))
-        near = cumulative[np.searchsorted(values, high, "right")] - cumulative[np.searchsorted(values, low)] - count
-        width = max(high - low, 1.0)
-        if width >= 10 and count >= _PILE * near / width:
-            found.append((value, count))
+        low, high = max(float(values[0]), 0.9 * value), min(1.1 * value, float(values[-1]))
+        near = int(sums[np.searchsorted(values, high, "right")] - sums[np.searchsorted(values, low)]) - count
+        if len(values) > 1 and count >= _PILE * near / max(high - low, 1.0):
+            found.append((value, value, count))
     return found[-3:]
+
+
+def _rank(counts: Ints, share: float) -> int:
+    """Index of the length below which ``share`` of the requests lie."""
+    return int(np.searchsorted(np.cumsum(counts), share * float(counts.sum())))

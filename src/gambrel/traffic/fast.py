@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Ints
     from gambrel.traffic.table import Column, Log
 
+_THREADS = 2  # each holds parse buffers of its own; two keep five million rows below half a gigabyte
+
 __all__ = ["parquet_names", "read_csv", "read_parquet"]
 
 
@@ -38,7 +40,9 @@ def _duckdb() -> Any:
 @contextlib.contextmanager
 def _connection() -> Iterator[Any]:
     """A private in-memory database that writes nothing beside the log and prints no progress."""
-    with _duckdb().connect(":memory:", config={"memory_limit": "1GB", "temp_directory": ""}) as con:
+    with _duckdb().connect(
+        ":memory:", config={"memory_limit": "1GB", "temp_directory": "", "threads": _THREADS}
+    ) as con:
         con.execute("SET enable_progress_bar = false")
         con.execute("SET TimeZone = 'UTC'")
         yield con
@@ -55,7 +59,11 @@ def _expression(column: Column, *, dated: bool) -> str:
         return f"epoch_us(TRY_CAST({cell} AS TIMESTAMP))"
     if column.kind == "label":
         return f"CAST(hash({cell}) >> 1 AS BIGINT)"
-    return f"TRY_CAST({cell} AS DOUBLE)"
+    number = f"TRY_CAST({cell} AS DOUBLE)"
+    if column.kind == "tokens":
+        # A direct cast would round 374.5; 32 bits halve the memory of the result.
+        return f"CASE WHEN {number} = floor({number}) AND {number} BETWEEN 0 AND 2147483647 THEN {number}::INTEGER END"
+    return number
 
 
 def read_csv(log: Log, columns: Sequence[Column]) -> Columns | None:
@@ -112,16 +120,11 @@ def _fetch(con: Any, log: Log, columns: Sequence[Column], source: str, dates: se
         elif column.name in dates:
             values -= values[0]
             arrays[column.name] = values / 1e6
-        elif not bool(np.isfinite(values).all()) or (column.kind == "tokens" and not _whole(values)):
+        elif column.kind != "tokens" and not bool(np.isfinite(values).all()):
             return None
         else:
             arrays[column.name] = values
     return Columns(log, arrays, {}, frozenset(dates), length)
-
-
-def _whole(values: Floats) -> bool:
-    """All whole, at least 0 and below 2**31?"""
-    return bool(values.min() >= 0 and values.max() < 2**31 and (values == np.floor(values)).all())
 
 
 def _dense(values: Ints) -> Ints:

@@ -254,7 +254,7 @@ def _ranks(values: Ints) -> Floats:
     if int(values.max()) < max(1_000_000, 4 * len(values)):
         counts = np.bincount(values)
         middle = np.cumsum(counts) - 0.5 * counts
-        return np.asarray((middle - 0.5 * len(values))[values])
+        return np.asarray((middle - 0.5 * len(values))[values], np.float64)
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - 0.5 * counts - 0.5 * len(values))[inverse])
 

@@ -125,8 +125,8 @@ def _workload(log: Log, fields: _Fields, format_name: str, notes: Iterable[str] 
     """Read ``fields`` and put the rows in order; the warnings say what was changed."""
     table = log.read(fields.columns())
     warnings = list(notes)
-    prompt = table.arrays[fields.prompt].astype(np.int64)
-    output = table.arrays[fields.output].astype(np.int64)
+    prompt = table.arrays.pop(fields.prompt).astype(np.int64)
+    output = table.arrays.pop(fields.output).astype(np.int64)
     if fields.arrival is None:
         gaps = np.random.default_rng(0).exponential(1.0 / PLACEHOLDER_RATE_RPS, len(prompt))
         arrival = np.cumsum(gaps)
@@ -330,7 +330,7 @@ def llmservingsim(log: Log) -> Workload:
 
 
 def servegen(log: Log) -> Workload:
-    """Requests sampled from ServeGen clients: seconds; ``output_tokens`` includes ``reason_tokens``; a client a session."""
+    """Requests sampled from ServeGen clients: seconds; reasoning counts as output; a client is a session."""
     return _workload(
         log,
         _Fields(
@@ -363,6 +363,9 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
                 return name, unit
         return None, "s"
 
+    twice = [n for n in given.values() if list(given.values()).count(n) > 1]
+    if twice:
+        raise WorkloadError(f"{log.path}: field {twice[0]!r} is given two meanings; one field each works")
     arrival, unit = timed("arrival")
     service, service_unit = timed("service")
     notes: list[str] = []
