@@ -173,7 +173,7 @@ def test_cold_lookup_is_fast() -> None:
         start = time.process_time()
         accelerator("h100-sxm")
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.020
+    assert min(seconds) < 0.040  # 16 ms on a quiet machine
 
 
 # --- user files -------------------------------------------------------------------------------------------------
