@@ -66,16 +66,17 @@ class Efficiency:
         kv_sqrt: seconds per square root of a byte read, per layer call; bends the middle of the curve.
         prefill_mfu_max: fraction of the 16-bit dense peak that prefill attention reaches on long prompts.
         prefill_half_keys: mean attended keys at which it reaches half of that.
-        prefill_floor_s: seconds of a prefill attention call, per layer and chunk.
+        prefill_floor_s: seconds of a prefill attention call, per layer.
         decode_attention_mfu: fraction of the peak for the FLOPs of decode attention (binds for MLA).
         layer_s: norms, rotary, activations and launch gaps, seconds per layer.
-        layer_passes: how often those small operations move one hidden vector per token through memory, per layer;
-            what exceeds ``layer_s`` is charged.
+        layer_passes, layer_passes_tp: how often those small operations move one hidden vector per token through
+            memory, per layer: on every rank, and divided over ranks. What exceeds ``layer_s`` is charged.
         step_s: host seconds per step (scheduling, launch, sampling) that the device waits for.
         seq_s: host seconds per sequence in a step.
         allreduce_alpha_s: seconds of an all-reduce of nothing over the scale-up link.
         allreduce_bw: fraction of the link's one-way bandwidth that a large all-reduce reaches.
         pcie_alpha_s, pcie_bw: the same where ranks only meet over PCIe.
+        pcie_sharing: over PCIe ``p`` ranks reach ``(2/p)^pcie_sharing`` of what two do: they share the host.
         reserve_bytes: device memory taken by context and communicators.
         basis: one phrase for people: what the constants stand on.
         spread: one-sigma relative error of a predicted step (log scale), for intervals.
@@ -93,12 +94,14 @@ class Efficiency:
     decode_attention_mfu: float = 1.0
     layer_s: float = 0.0
     layer_passes: float = 0.0
+    layer_passes_tp: float = 0.0
     step_s: float = 0.0
     seq_s: float = 0.0
     allreduce_alpha_s: float = 0.0
     allreduce_bw: float = 1.0
     pcie_alpha_s: float = 0.0
     pcie_bw: float = 1.0
+    pcie_sharing: float = 0.0
     reserve_bytes: float = 0.0
     basis: str = "spec sheet"
     spread: float = 0.0

@@ -178,8 +178,8 @@ class StepTable:
     3, 9   per decode (query, key) pair of compute
     4, 10  per prefill pair of compute
     5, 11  per prefill token of compute (attention ramp-up: half-saturation keys x seconds per pair)
-    12     per prefill chunk (kernel floor of prefill attention)
-    13     per decoding sequence, memory (recurrent state read and written)
+    12     prefill attention floor, per step with any prefill chunk
+    13     per sequence in the step, memory (recurrent state read and written)
     14     per sequence in the step (sampling, scheduling, detokenising on the host)
     15     1.0 for form ``max``, 0.0 for form ``serial``
     16     per sampled row (logits gathered over ranks)
@@ -262,11 +262,14 @@ def step_parts(
         + lines[13] * decodes
     )  # fmt: skip
     reads = pre_chunks / np.maximum(pre_tokens, 1)
-    kv_prefill = lines[1] * (pairs * reads + pre_tokens) + lines[7] * (pairs_win * reads + pre_tokens)
+    kv_prefill = (
+        lines[1] * (pairs * reads + pre_tokens) + lines[7] * (pairs_win * reads + pre_tokens) + lines[13] * pre_chunks
+    )
     flops_decode = lines[3] * kv + lines[9] * kv_win + lines[17] * decodes
     flops_prefill = (
-        lines[4] * pairs + lines[10] * pairs_win + (lines[5] + lines[11]) * pre_tokens + lines[12] * pre_chunks
-    )
+        lines[4] * pairs + lines[10] * pairs_win + (lines[5] + lines[11]) * pre_tokens
+        + lines[12] * (pre_chunks > 0)
+    )  # fmt: skip
     compute = linear_compute[tokens] + head_compute[sampled] + flops_decode + flops_prefill
     weights = linear_weights[tokens] + head_weights[sampled]
     memory = kv_decode + kv_prefill

@@ -47,7 +47,8 @@ def wire(accelerator: Accelerator, ranks: int, efficiency: Efficiency) -> Wire:
     if peak > 0 and peak == accelerator.link_bandwidth:
         return Wire(efficiency.allreduce_alpha_s, peak * efficiency.allreduce_bw, accelerator.link)
     if peak > 0:
-        return Wire(efficiency.pcie_alpha_s, peak * efficiency.pcie_bw, "PCIe")
+        shared = (2.0 / ranks) ** efficiency.pcie_sharing
+        return Wire(efficiency.pcie_alpha_s, peak * efficiency.pcie_bw * shared, "PCIe")
     raise DeploymentError(
         f"{accelerator.name}: {ranks} accelerators need a link, and neither link_bandwidth nor pcie_bandwidth is known;"
         " use tp=1 and pp=1"

@@ -116,7 +116,7 @@ class Roofline:
         eff = self._matmul(kernel)
         peak = eff.mfu_max * self._peak(kernel.math)
         bandwidth = eff.bw_max * self._deployment.accelerator.memory_bandwidth
-        some = tokens > 0
+        some = (tokens > 0).astype(np.float64)
         if kernel.moe is None:
             half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
             compute = kernel.flops_per_token / peak * (tokens + eff.mfu_half_tokens * some)
@@ -161,7 +161,8 @@ class Roofline:
         """Host seconds of a step, and small operations of every layer: a floor, or vectors through memory."""
         d, eff = self._deployment, self.efficiency
         vector = d.model.hidden_size * _ACTIVATION_BYTES / d.accelerator.memory_bandwidth
-        small = np.maximum(eff.layer_s, tokens * (eff.layer_passes * vector))
+        passes = eff.layer_passes + eff.layer_passes_tp / d.tp
+        small = np.maximum(eff.layer_s, tokens * (passes * vector))
         return np.asarray((eff.step_s + d.model.num_layers * small) * (tokens > 0))
 
     def _lines(self) -> Floats:
@@ -188,7 +189,6 @@ class Roofline:
             # recurrent states: the scan over a prompt, and one read and write per sequence
             state = _PASSES_BACK * n * part.state_bytes / bandwidth
             lines[11] += n * part.flops_per_token / (eff.prefill_mfu_max * peak)
-            lines[12] += state
             lines[13] += state
             lines[17] += n * part.flops_per_token / (eff.decode_attention_mfu * peak)
         lines[14] = eff.seq_s

@@ -1,0 +1,146 @@
+"""The shipped efficiency constants: what each accelerator family was measured to reach, and what engines add.
+
+Kernel tables exist for four families; every other one borrows, and says so in its basis, with a wider spread.
+The data file ``data/efficiency.toml`` carries rows, error, interval, source and date of every constant.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from gambrel.core.efficiency import Efficiency, Matmul
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gambrel.core.accelerator import Accelerator
+
+__all__ = ["constants", "efficiency"]
+
+_FILE: Final = Path(__file__).with_name("data") / "efficiency.toml"
+_FLAT: Final = ("decode_attention", "prefill_attention", "all_reduce", "small_operations")
+_MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding")
+_ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s")
+# Formats without kernel tables of their own borrow the constants of the next wider one that has them.
+_BORROW: Final = (("int8", "fp8"), ("fp4", "fp8"))
+
+
+@cache
+def constants() -> Mapping[str, Any]:
+    """The data file as it is: values with intervals, rows, sources."""
+    return MappingProxyType(tomllib.loads(_FILE.read_text(encoding="utf-8")))
+
+
+def _value(entry: Any) -> float:
+    return float(entry["value"] if isinstance(entry, dict) else entry)
+
+
+def _matmuls(section: Mapping[str, Any]) -> tuple[tuple[str, Matmul], ...]:
+    """Constants by math format; formats that have none of their own borrow."""
+    found = {
+        math_format: Matmul(**{name: _value(fields[name]) for name in _MATMUL_FIELDS})
+        for math_format, fields in section.items()
+    }
+    for math_format, wider in _BORROW:
+        if math_format not in found and wider in found:
+            found[math_format] = found[wider]
+    return tuple(sorted(found.items()))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``0.11.0rc1`` -> (0, 11, 0)."""
+    return tuple(int(n) for n in re.findall(r"\d+", re.split(r"rc|\+|post|dev", text, maxsplit=1)[0])[:3])
+
+
+def _engine(engine: str, version: str | None) -> tuple[Mapping[str, Any], str]:
+    """(the engine generation's entry, a phrase that names it)."""
+    engines, name = constants()["engines"], engine.lower()
+    known = name in engines
+    entries = engines[name] if known else engines["vllm"]
+    chosen = entries[-1]
+    if version and known:
+        asked = _version(version)
+        chosen = next((e for e in reversed(entries) if _version(e["since"]) <= asked), entries[0])
+    phrase = f"host time of {chosen['basis']}"
+    return chosen, phrase if known else f"{phrase}, {engine} having none of its own"
+
+
+@cache
+def _family(name: str) -> tuple[Efficiency, str]:
+    """(the family's constants without an engine, what they stand on)."""
+    data = constants()
+    families = data["families"]
+    source = name if name in families else data["stand_ins"].get(name, "default")
+    own, fallback = families[source], families["default"]
+    flat: dict[str, float] = {}
+    for section in _FLAT:
+        for fields in (fallback.get(section, {}), own.get(section, {})):
+            flat.update({k: _value(v) for k, v in fields.items() if isinstance(v, dict)})
+    flat.pop("eager_layer_s", None)  # the engine's figure: with CUDA graphs most of it goes
+    spread = data["spread"]
+    if source == name:
+        basis, sigma = own["basis"], spread["fitted"]
+    elif source == "default":
+        basis, sigma = f"{name}: {fallback['basis']}", spread["default"]
+    else:
+        basis, sigma = (
+            f"{name}: constants of {source}, not fitted for this family: the interval is wide",
+            spread["borrowed"],
+        )
+    made = Efficiency(
+        matmul=_matmuls(own["matmul"]),
+        grouped=_matmuls(own["grouped"]),
+        expert_imbalance=_value(data["experts"]["imbalance"]),
+        decode_attention_mfu=_value(data["attention"]["decode_mfu"]),
+        reserve_bytes=_value(data["memory"]["reserve_bytes"]),
+        basis=basis,
+        spread=_value(sigma),
+        **flat,
+    )
+    return made, basis
+
+
+def _scaled(table: tuple[tuple[str, Matmul], ...], share: float) -> tuple[tuple[str, Matmul], ...]:
+    """The same constants with the compute ramp shortened to ``share`` of its tokens."""
+    return tuple((name, replace(m, mfu_half_tokens=m.mfu_half_tokens * share)) for name, m in table)
+
+
+@cache
+def _made(family: str, ridge_share: float, note: str, engine: str, version: str | None) -> Efficiency:
+    base, basis = _family(family)
+    entry, phrase = _engine(engine, version)
+    return replace(
+        base,
+        **{k: _value(entry[k]) for k in _ENGINE_FIELDS},
+        matmul=_scaled(base.matmul, ridge_share),
+        grouped=_scaled(base.grouped, ridge_share),
+        basis=f"{basis}{note}; {phrase}",
+    )
+
+
+def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | None = None) -> Efficiency:
+    """The default constants of an accelerator under an engine generation; never fails, and says what it borrowed.
+
+    A matmul's compute ramp (``mfu_half_tokens``) is a share of the ridge point: an accelerator with a lower ridge than
+    the one that was measured leaves it at proportionally fewer tokens.
+
+    Args:
+        accelerator: its ``family`` picks the constants: fitted, a sister family's, or the median of all.
+        engine: ``vllm``, ``sglang``, ``tensorrt-llm``; another name gets vLLM's host times and says so.
+        version: e.g. ``0.11``; None for the newest known generation.
+    """
+    data = constants()
+    source = accelerator.family if accelerator.family in data["families"] else data["stand_ins"].get(accelerator.family)
+    fitted = data["families"][source or "default"]
+    math_format = accelerator.math_format("bf16")
+    ridge = accelerator.ridge(math_format) if math_format else math.inf
+    mine = accelerator.name in fitted.get("accelerators", ())
+    note = "" if mine or accelerator.family != source else f"; {accelerator.name} itself was not measured"
+    return _made(accelerator.family, min(1.0, ridge / fitted["ridge"]), note, engine, version or None)
