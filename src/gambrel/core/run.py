@@ -56,7 +56,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Weighted counts in logarithmic buckets: exact to a bucket's width (1/32 of an octave, 2.2 %).
+    """Weighted counts in logarithmic buckets, 32 equal parts to an octave: exact to a bucket's width, at most 3.1 %.
 
     ``edges`` float64[k + 1] ascending, ``counts`` int64[k]; ``total`` is the exact weighted sum of the values.
     """
@@ -122,7 +122,8 @@ class Run:
         busy_s: seconds of engine steps, summed over replicas.
         bound_by_s: float64[5] busy seconds by binding cause, in the order of ``CAUSES``.
         part_s: float64[5] seconds of each cause summed over steps (they overlap, so they exceed ``busy_s``).
-        prefill_s: busy seconds attributed to prompt tokens (share of each step's time), for pricing input.
+        prefill_s: busy seconds that prompt tokens add, for pricing input: each step's time beyond what its decoders
+            alone would take.
         num_steps: engine iterations.
         batch_mean, batch_max: sequences per step, weighted by step time, and the largest.
         kv_usage_mean, kv_usage_max: share of KV blocks in use, likewise.

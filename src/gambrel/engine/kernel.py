@@ -24,6 +24,7 @@ from typing import Any
 from numba import njit
 
 from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.compiled import compiled
 from gambrel.engine.state import (
     AFTER,
     BATCH_MAX,
@@ -81,7 +82,7 @@ _pairs = njit(pairs_within)
 _parts = njit(step_parts)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def sample(
     arrival: Any, follow: Any, ints: Any, floats: Any, samples: Any,
     until: float, running: int, preempted: int, used: int,
@@ -117,7 +118,7 @@ def sample(
     return time
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(step_parts, pairs_within, sample)
 def advance(
     until: float,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.compiled import compiled
 from gambrel.engine.state import (
     BATCH_MAX,
     BATCH_S,
@@ -40,7 +41,7 @@ _pairs = njit(pairs_within)
 _parts = njit(step_parts)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(step_parts, pairs_within)
 def replay(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,

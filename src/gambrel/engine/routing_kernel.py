@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
-from gambrel.engine.kernel import advance
+from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.compiled import compiled
+from gambrel.engine.kernel import advance, sample
 from gambrel.engine.state import CLOCK, FINISHED, LAST_FINISHED, NEVER, NEXT, SEEN
 
 __all__ = ["serve_least_outstanding"]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(step_parts, pairs_within, sample, advance)
 def serve_least_outstanding(
     assigned: Any, counts: Any, ends: Any,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,

@@ -1,0 +1,53 @@
+"""Compile a kernel once and keep it on disk, until anything it is made of changes.
+
+numba stamps cached machine code with the time of the kernel's own file, so an edit of the cost formula in
+:mod:`gambrel.core.step`, or of the places in :mod:`gambrel.engine.state`, would go unseen and the old code would run.
+Here the stamp also holds a digest of all those parts. Where no directory can be written nothing is cached, instead
+of failing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from numba import njit
+
+from gambrel.engine import state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["compiled", "digest"]
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def compiled(*parts: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator: numba's ``njit``, cached under a digest of the function, ``parts`` it calls, and the state's layout.
+
+    No fastmath: the oracle must see the same bits. No parallel: a replica is sequential.
+    """
+
+    def wrap(function: Callable[..., Any]) -> Any:
+        try:
+            kernel = njit(cache=True, **_OPTIONS)(function)
+        except RuntimeError:  # no directory for a cache
+            return njit(**_OPTIONS)(function)
+        file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+        if file is not None:  # absent under NUMBA_DISABLE_JIT
+            file._source_stamp = (file._source_stamp, digest(function, *parts))  # noqa: SLF001 - numba has no public way
+        return kernel
+
+    return wrap
+
+
+def digest(*parts: Callable[..., Any]) -> str:
+    """Bytecode and constants of the functions, and the numbers in :mod:`gambrel.engine.state`."""
+    said = hashlib.sha256()
+    for part in parts:
+        code = getattr(part, "py_func", part).__code__
+        said.update(repr((code.co_code, code.co_consts, code.co_names)).encode())
+    layout = {name: value for name, value in vars(state).items() if isinstance(value, int | float)}
+    said.update(repr(sorted(layout.items())).encode())
+    return said.hexdigest()
