@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,9 @@ COMMANDS = [(block, command) for block in blocks("console", "bash") for command 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the documents' commands run: the sample log as a person's own."""
-    from gambrel.traffic import sample_path
-
     where = tmp_path_factory.mktemp("docs")
-    sample = Path(sample_path())
-    data = sample.read_bytes()
-    (where / "requests.csv").write_bytes(gzip.decompress(data) if sample.suffix == ".gz" else data)
+    sample = files("gambrel.traffic").joinpath("data", "sample.csv.gz")
+    (where / "requests.csv").write_bytes(gzip.decompress(sample.read_bytes()))
     return where
 
 
