@@ -33,6 +33,9 @@ _MEMORY: Final = "weights + KV"
 _SHOWN_SHARE: Final = 0.02  # collectives and overhead are drawn where they reach this share of a step
 
 
+_SMALL: Final = frozenset({CAUSE_TITLES["collective"], CAUSE_TITLES["overhead"]})
+
+
 def _parts(curve: Curve, at: npt.NDArray[np.intp]) -> dict[str, Floats]:
     """Seconds by line title, small collectives and overhead left out."""
     found = {
@@ -193,8 +196,9 @@ def _rows(curve: Curve, context: int) -> npt.NDArray[np.intp]:
     if math.isfinite(curve.ridge_batch) and curve.ridge_batch <= 4 * end:
         end = max(end, 2 * curve.ridge_batch)
     near = at[curve.batch[at] <= max(end, 8)]
-    rows_near: npt.NDArray[np.intp] = near if len(near) >= 2 else at
-    return rows_near[thin(len(rows_near))]
+    drawn = near if len(near) >= 2 else at
+    kept: npt.NDArray[np.intp] = drawn[thin(len(drawn))]
+    return kept
 
 
 def _where(curve: Curve) -> str:
@@ -245,6 +249,12 @@ def _latency_sentence(curve: Curve, context: int, at: npt.NDArray[np.intp]) -> s
     return f"{head}: {body}{full}."
 
 
+def _lowest(curve: Curve, parts: dict[str, Floats]) -> float:
+    """The foot of a latency plot in ms: well below the floor, and below overhead and collectives where drawn."""
+    small = [float(v[v > 0].min()) for t, v in parts.items() if t in _SMALL and np.any(v > 0)]
+    return max(min(1e3 * curve.floor_s / 12, *(v / 1.6 for v in small), math.inf), 1e3 * curve.floor_s / 100)
+
+
 def latency_vs_batch(curve: Curve, context: int | None = None) -> Spec:
     """Milliseconds of a decode step against batch at one context (default: the curve's named one).
 
@@ -256,7 +266,7 @@ def latency_vs_batch(curve: Curve, context: int | None = None) -> Spec:
     xs, ys = curve.batch[at].astype(np.float64), 1e3 * curve.step_s[at]
     parts = {title: 1e3 * values for title, values in _parts(curve, at).items()}
     domain = (float(xs[0]), float(max(xs[-1], xs[0] * 2)))
-    low, high = 1e3 * curve.floor_s / 12, float(ys.max())
+    low, high = _lowest(curve, parts), float(ys.max())
     headroom = (high / low) ** 0.22
     x = log2("batch", "batch (sequences decoding together)", domain)
     y = log("ms", "ms per step", (low, high * headroom))
@@ -398,7 +408,7 @@ def step_vs_context(curve: Curve, batch: int | None = None) -> Spec:
     xs, ys = curve.context[at].astype(np.float64), 1e3 * curve.step_s[at]
     parts = {title: 1e3 * values for title, values in _parts(curve, at).items()}
     domain = (float(max(xs[0], 1.0)), float(xs[-1]))
-    low, high = 1e3 * curve.floor_s / 12, float(ys.max())
+    low, high = _lowest(curve, parts), float(ys.max())
     x = log2("context", "context (tokens per sequence)", domain, tokens=True)
     y = log("ms", "ms per step", (low, high * (high / low) ** 0.22))
     tips = {

@@ -126,7 +126,7 @@ def multiple(value: float) -> str:
     """A ratio: ``1.4x``, ``29x``, ``1,000x``."""
     if not math.isfinite(value):
         return number(value)
-    return f"{number(value, 2) if abs(value) < 9.95 else count(value)}x"
+    return f"{number(value, 2).removesuffix('.0') if abs(value) < 9.95 else count(value)}x"
 
 
 def rate(per_second: float, of: str = "requests") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gambrel.core.errors import ReportError
-from gambrel.report.style import caption, theme, title
+from gambrel.report.style import DARK, LIGHT, caption, theme, title, unbroken
 
 if TYPE_CHECKING:
     from gambrel.report.document import Report
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["charts_library", "render", "write_images"]
 
-_CHARACTERS = 104  # of the caption per line of a 640 px plot
+_CHARACTERS = 106  # of the caption per line of a 640 px plot
 
 
 def charts_library() -> Any:
@@ -49,9 +49,9 @@ def render(spec: Spec, kind: Literal["png", "svg"] = "png", scale: float = 2.0, 
     library = charts_library()
     full = {
         **spec,
-        "background": "#14181e" if dark else "#ffffff",
+        "background": DARK if dark else LIGHT,
         "padding": 16,
-        "title": {"text": title(spec), "subtitle": textwrap.wrap(caption(spec), _CHARACTERS)},
+        "title": {"text": title(spec), "subtitle": textwrap.wrap(unbroken(caption(spec)), _CHARACTERS)},
         "config": {k: v for k, v in theme(dark=dark).items() if k not in {"background", "padding"}},
     }
     try:

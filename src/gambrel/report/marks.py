@@ -14,13 +14,26 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gambrel.core.step import Floats
     from gambrel.report.style import Spec
 
-__all__ = ["colour_scale", "labelled_x", "labelled_y", "linear", "log", "log2", "log_ticks", "lowest_free_rows", "thin"]
+__all__ = [
+    "colour_scale",
+    "labelled_x",
+    "labelled_y",
+    "linear",
+    "log",
+    "log2",
+    "log_ticks",
+    "lowest_free_rows",
+    "thin",
+    "time_axis",
+]
 
 _NARROW_PX: Final = 270.0
 _CHARACTER_PX: Final = 6.4
 _LINE_PX: Final = 15
+PLAIN_LABEL: Final = "format(datum.value, ',.12~r')"
 TOKENS_LABEL: Final = (
     "datum.value >= 1048576 ? format(datum.value / 1048576, ',~r') + 'M' : "
     "datum.value >= 1024 ? format(datum.value / 1024, ',~r') + 'k' : format(datum.value, ',~r')"
@@ -39,7 +52,7 @@ def log2(field: str, title: str, domain: tuple[float, float], *, tokens: bool = 
     values = [2.0**p for p in range(low, high + 1, step) if domain[0] <= 2.0**p <= domain[1]]
     axis = {
         "values": values,
-        "labelExpr": TOKENS_LABEL if tokens else "format(datum.value, ',~r')",
+        "labelExpr": TOKENS_LABEL if tokens else PLAIN_LABEL,
         "labelOverlap": "greedy",
     }
     return {
@@ -63,11 +76,10 @@ def log_ticks(low: float, high: float, *, steps: Sequence[int] = (1, 2, 5)) -> l
 
 def log(field: str, title: str, domain: tuple[float, float], *, prefix: str = "", **more: Any) -> Spec:
     """A decimal logarithmic axis with 1-2-5 ticks, no exponents, ``prefix`` before each number."""
-    label = "format(datum.value, ',~r')"
-    money = f"'{prefix}' + (datum.value > 0.09 && datum.value < 0.9 ? format(datum.value, '.2f') : {label})"
+    money = f"'{prefix}' + (datum.value > 0.09 && datum.value < 0.9 ? format(datum.value, '.2f') : {PLAIN_LABEL})"
     axis = {
         "values": log_ticks(*domain),
-        "labelExpr": money if prefix else label,
+        "labelExpr": money if prefix else PLAIN_LABEL,
         "labelOverlap": "greedy",
     }
     return {
@@ -80,17 +92,23 @@ def log(field: str, title: str, domain: tuple[float, float], *, prefix: str = ""
     }
 
 
-def linear(field: str, title: str, domain: tuple[float, float] | None = None, *, fmt: str = ",~g", **more: Any) -> Spec:
+def linear(field: str, title: str, domain: tuple[float, float] | None = None, *, prefix: str = "", **more: Any) -> Spec:
     """A straight axis from zero (or over ``domain``) with about six ticks."""
     scale: Spec = {"zero": True} if domain is None else {"domain": list(domain), "nice": False}
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": scale,
-        "axis": {"format": fmt, "tickCount": 6, "labelOverlap": "greedy"},
-        **more,
-    }
+    label = f"'{prefix}' + {PLAIN_LABEL}" if prefix else PLAIN_LABEL
+    axis = {"labelExpr": label, "tickCount": 6, "labelOverlap": "greedy", **more.pop("axis", {})}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis, **more}
+
+
+def time_axis(time_s: Floats) -> tuple[Spec, Floats]:
+    """A time axis in the unit that suits the span, and the times in it (field ``t``)."""
+    span = float(time_s[-1] - time_s[0]) if len(time_s) > 1 else 1.0
+    size, unit = next(
+        ((s, u) for s, u, limit in ((1.0, "s", 300.0), (60.0, "min", 14_400.0)) if span <= limit), (3600.0, "h")
+    )
+    t = time_s / size
+    domain = (float(t[0]), float(max(t[-1], t[0] + 1e-9)))
+    return linear("t", f"time ({unit})", domain), t
 
 
 def colour_scale(titles: Sequence[str], colours: Sequence[str]) -> Spec:
@@ -127,6 +145,12 @@ def lowest_free_rows(shares: Sequence[float], texts: Sequence[str]) -> list[int]
     return found
 
 
+def haloed(data: Spec, mark: Spec, encoding: Spec) -> list[Spec]:
+    """Text with a rim in the page's colour, so that it reads on top of lines and areas."""
+    rim = {**mark, "type": "text", "style": "halo"}
+    return [{"data": data, "mark": m, "encoding": encoding} for m in (rim, {"style": "note", **mark, "type": "text"})]
+
+
 def labelled_x(
     marks: Sequence[tuple[float, str]],
     field: str,
@@ -152,19 +176,8 @@ def labelled_x(
                 "encoding": {"x": at, "y": {"value": _LINE_PX * (row + 1)}, "y2": {"value": "height"}},
             }
         )
-        layers.append(
-            {
-                "data": data,
-                "mark": {
-                    "type": "text",
-                    "style": "note",
-                    "align": align,
-                    "baseline": "middle",
-                    "dx": {"left": -2, "right": 2, "center": 0}[align],
-                },
-                "encoding": {"x": at, "y": {"value": _LINE_PX * row + 7}, "text": {"field": "label"}},
-            }
-        )
+        words = {"align": align, "baseline": "middle", "dx": {"left": -2, "right": 2, "center": 0}[align]}
+        layers += haloed(data, words, {"x": at, "y": {"value": _LINE_PX * row + 7}, "text": {"field": "label"}})
     return layers
 
 
@@ -174,18 +187,14 @@ def labelled_y(
     """A horizontal rule across the plot with its text above (or below) it, at the left (or right) edge."""
     data = {"values": [{field: value, "label": text}]}
     at = {"field": field, "type": "quantitative"}
+    words = {
+        "align": "right" if right else "left",
+        "baseline": "top" if below else "bottom",
+        "dx": -4 if right else 4,
+        "dy": 5 if below else -4,
+    }
+    edge = {"value": "width" if right else 0}
     return [
         {"data": data, "mark": {"type": "rule", "style": style, "clip": True}, "encoding": {"y": at}},
-        {
-            "data": data,
-            "mark": {
-                "type": "text",
-                "style": "note",
-                "align": "right" if right else "left",
-                "baseline": "top" if below else "bottom",
-                "dx": -4 if right else 4,
-                "dy": 5 if below else -4,
-            },
-            "encoding": {"x": {"value": "width" if right else 0}, "y": at, "text": {"field": "label"}},
-        },
+        *haloed(data, words, {"x": edge, "y": at, "text": {"field": "label"}}),
     ]

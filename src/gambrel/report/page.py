@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gambrel.core.errors import ReportError
 from gambrel.report.document import Table
 from gambrel.report.image import charts_library
-from gambrel.report.style import caption, theme, title
+from gambrel.report.style import caption, theme, title, unbroken
 
 if TYPE_CHECKING:
     from gambrel.report.document import Fact, Report, Section
@@ -130,7 +130,7 @@ def _cache_folder() -> Path:
 
 
 def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+    return html.escape(unbroken(value), quote=True)
 
 
 def _finite(value: Any) -> Any:
@@ -169,7 +169,7 @@ def _fact(fact: Fact) -> str:
 def _section(section: Section) -> str:
     items = "\n".join(_table(item) if isinstance(item, Table) else _figure(item) for item in section.items)
     lead = f'<p class="lead">{_text(section.sentence)}</p>' if section.sentence else ""
-    code = f"<pre>{_text(section.code)}</pre>" if section.code else ""
+    code = f"<pre>{html.escape(section.code)}</pre>" if section.code else ""
     grid = f'<div class="grid">\n{items}\n</div>' if items else ""
     return f"<section><h2>{_text(section.heading)}</h2>{lead}{grid}{code}</section>"
 
@@ -184,10 +184,9 @@ def _figure(spec: Spec) -> str:
 
 def _table(table: Table) -> str:
     def cell(tag: str, text: str, column: int) -> str:
-        words = not table.numeric[column] and len(text) > 28
-        kind = ' class="number"' if table.numeric[column] else ' class="words"' if words else ""
-        scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{kind}{scope}>{_text(text)}</{tag}>"
+        kind = "number" if table.numeric[column] else "verdict" if table.columns[column] == "verdict" else ""
+        kind = "words" if not kind and len(text) > 28 else kind
+        return f"<{tag}{f' class={kind}' if kind else ''}{' scope=col' if tag == 'th' else ''}>{_text(text)}</{tag}>"
 
     head = "".join(cell("th", text, i) for i, text in enumerate(table.columns))
     status = table.status or ("",) * len(table.rows)

@@ -6,18 +6,32 @@ Specs carry no background of their own. Marks that must follow the page (ink, no
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["CAUSE_COLOURS", "CAUSE_TITLES", "PERCENTILE_COLOURS", "Spec", "caption", "chart", "theme", "title"]
+__all__ = [
+    "CAUSE_COLOURS",
+    "CAUSE_TITLES",
+    "PERCENTILE_COLOURS",
+    "Spec",
+    "caption",
+    "chart",
+    "theme",
+    "title",
+    "unbroken",
+]
 
 Spec = dict[str, Any]
 
 WIDTH: Final = 640
 HEIGHT: Final = 320
 FONT: Final = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
+
+LIGHT: Final = "#ffffff"
+DARK: Final = "#14181e"
 
 # Hues after Okabe and Ito (2008), shifted to at least 3:1 contrast on white and on the dark page.
 ORANGE: Final = "#d1571b"
@@ -48,7 +62,9 @@ MISSED: Final = ORANGE
 
 def theme(*, dark: bool = False) -> Spec:
     """The Vega-Lite ``config`` of a light or a dark page; background transparent."""
-    ink, muted, grid = ("#e7eaef", "#a3acb9", "#2a313b") if dark else ("#1b2330", "#586170", "#e5e8ed")
+    ink, muted, grid, ground = (
+        ("#e7eaef", "#a3acb9", "#2a313b", DARK) if dark else ("#1b2330", "#586170", "#e5e8ed", LIGHT)
+    )
     return {
         "background": "transparent",
         "font": FONT,
@@ -118,6 +134,14 @@ def theme(*, dark: bool = False) -> Spec:
             "ink-line": {"color": ink, "strokeWidth": 1.6},
             "shade": {"color": muted, "opacity": 0.13},
             "note": {"color": ink, "fontSize": 11.5, "fontWeight": 600},
+            "halo": {
+                "color": ground,
+                "stroke": ground,
+                "strokeWidth": 3.5,
+                "strokeJoin": "round",
+                "fontSize": 11.5,
+                "fontWeight": 600,
+            },
             "quiet": {"color": muted, "fontSize": 11.5},
             "on-colour": {"color": "#ffffff", "fontSize": 11.5, "fontWeight": 600},
         },
@@ -130,7 +154,7 @@ def chart(
     sentence: str,
     layers: Sequence[Spec],
     *,
-    height: int | None = None,
+    height: int | Spec | None = None,
     **more: Any,
 ) -> Spec:
     """A single-view spec: ``name`` is its slug, ``sentence`` what it shows here (also read by screen readers)."""
@@ -154,6 +178,14 @@ def caption(spec: Spec) -> str:
 def title(spec: Spec) -> str:
     """The chart's heading."""
     return str(spec["title"])
+
+
+_UNIT: Final = re.compile(r"(?<=[0-9.]) (?=(?:%|s|ms|µs|ns|min|h|B|kB|MB|GB|TB|GiB|tokens|requests)(?![A-Za-z]))")
+
+
+def unbroken(text: str) -> str:
+    """The text with every number tied to its unit, for places that wrap."""
+    return _UNIT.sub("\u00a0", text)
 
 
 def rows(columns: Mapping[str, Sequence[Any]]) -> Spec:
