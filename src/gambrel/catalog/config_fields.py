@@ -19,9 +19,10 @@ __all__ = ["ConfigFields"]
 ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "model_dim", "embed_dim"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
     "num_key_value_heads": (
         "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "num_query_groups", "multi_query_group_num",
+        "num_attention_groups",
     ),
     "head_dim": ("head_dim", "attention_head_dim", "kv_channels", "attention_head_size"),
     "intermediate_size": (
@@ -55,9 +56,48 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "sliding_window": ("sliding_window", "sliding_window_size", "window_size"),
 }  # fmt: skip
 
+WRAPPERS: Final[dict[str, str]] = {
+    "gemma3": "gemma3_text", "gemma3n": "gemma3n_text", "gemma4": "gemma4_text", "gemma4_unified": "gemma4_text",
+    "gemma4_unified_text": "gemma4_text", "llama4": "llama4_text", "mllama": "mllama_text_model",
+    "mistral3": "mistral", "pixtral": "mistral", "llava": "llama", "llava_next": "llama", "internvl_chat": "qwen2",
+    "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
+    "qwen2_5_omni_text": "qwen2", "qwen2_audio": "qwen2",
+    "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_omni_moe_text": "qwen3_moe", "qwen3_omni_moe_thinker": "qwen3_moe",
+    "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text",
+    "glm4v": "glm4", "glm4v_text": "glm4", "glm4v_moe": "glm4_moe", "glm4v_moe_text": "glm4_moe",
+    "kimi_k25": "kimi_k2", "kimi_k3": "kimi_linear", "kimi_vl": "deepseek_v3", "deepseek_vl_v2": "deepseek_v2",
+    "minimax_m3_vl": "minimax_m3_vl_text", "minimax_text_01": "minimax", "minimax_m1": "minimax",
+    "step3p5": "step3p5", "step3p7": "step3p5", "step3p7_text": "step3p5",
+    "falcon3": "llama", "refinedweb": "falcon", "refinedwebmodel": "falcon", "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon", "deci": "nemotron-nas", "nemotron_nas": "nemotron-nas",
+    "phi-msft": "phi", "phi4mm": "phi3", "phi4_multimodal": "phi3", "gpt-sw3": "gpt2", "lfm2_vl": "lfm2",
+    "hunyuan": "hunyuan_v1_moe", "hunyuan_moe": "hunyuan_v1_moe", "iquestcoder": "llama",
+    "aya_vision": "cohere2", "ernie4_5_moe_vl": "ernie4_5_moe", "exaone4_5_text": "exaone4",
+}  # fmt: skip
+"""Wrapper and alias types -> the type of the text decoder inside."""
+
 _NESTS: Final = ("text_config", "language_config", "llm_config", "language_model_config", "thinker_config", "decoder")
 _MISSING: Final = object()
+_PRIMARY: Final = {
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "num_experts",
+    "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+    "v_head_dim",
+}  # fmt: skip
+"""Fields that published files always state, so that their absence is a mistake and not a class default ..."""
+_OMITTING: Final = {
+    "gemma3_text", "gemma3n_text", "gemma4_text", "gpt_oss", "glm4_moe", "llama4_text", "qwen3_next",
+    "qwen3_5_text", "qwen3_5_moe_text",
+}  # fmt: skip
+"""... except in these families, whose files omit whatever equals the class default, and in nested text parts."""
+_SHOWN: Final = 200
 _LARGEST: Final = 1 << 40
+
+
+def _short(value: Any) -> str:
+    """``value`` for an error message: one line, not too long."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 class ConfigFields:
@@ -82,6 +122,7 @@ class ConfigFields:
         self.text = text
         outer_type = raw.get("model_type")
         self.model_type = self._word(text.get("model_type") or outer_type)
+        self.model_type = WRAPPERS.get(self.model_type, self.model_type)
         self.architecture = self._architecture(text) or self._architecture(raw)
         self.defaults: Mapping[str, Any] = class_defaults.get(self.model_type, {})
 
@@ -89,7 +130,7 @@ class ConfigFields:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise CatalogError(f"{self.name}: model_type must be a string, got {value!r}")
+            raise CatalogError(f"{self.name}: model_type must be a string, got {_short(value)}")
         return value
 
     @staticmethod
@@ -100,16 +141,28 @@ class ConfigFields:
     # -- raw access -----------------------------------------------------------------------------------
 
     def find(self, field: str) -> Any:
-        """The value under any spelling: text part, then wrapper, then class default; None when there is none."""
+        """The value under any spelling: text part, then wrapper, then class default; None when there is none.
+
+        An explicit null means none, whatever the class default. Class defaults of primary shapes are used only
+        where published files are known to omit them, and are recorded as assumptions.
+        """
         spellings = ALIASES.get(field, (field,))
+        nulled = False
         for place in (self.text, self.raw):
             for spelling in spellings:
                 value = place.get(spelling)
                 if value is not None:
                     return value
+                nulled = nulled or spelling in place
+        if nulled:  # an explicit null is an answer
+            return None
         for spelling in spellings:
             value = self.defaults.get(spelling)
             if value is not None:
+                if field in _PRIMARY:
+                    if not (self.nested or self.model_type in _OMITTING):
+                        return None
+                    self.assume(f"{field} {value}: class default of {self.model_type}, absent from the config")
                 return value
         return None
 
@@ -148,11 +201,11 @@ class ConfigFields:
     def whole(self, field: str, value: Any, *, minimum: int = 1) -> int:
         """``value`` as a whole number of at least ``minimum``, or one clear error."""
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.refuse(f"{field} must be a whole number, got {value!r}"[:300])
+            raise self.refuse(f"{field} must be a whole number, got {_short(value)}")
         if value != value or value in {float("inf"), float("-inf")} or value != int(value):  # noqa: PLR0124 - NaN
-            raise self.refuse(f"{field} must be a whole number, got {value!r}")
+            raise self.refuse(f"{field} must be a whole number, got {_short(value)}")
         if not minimum <= value <= _LARGEST:
-            raise self.refuse(f"{field} must be a whole number of at least {minimum}, got {value!r}")
+            raise self.refuse(f"{field} must be a whole number of at least {minimum}, got {_short(value)}")
         return int(value)
 
     def optional(self, field: str, *, minimum: int = 0) -> int | None:
@@ -167,7 +220,7 @@ class ConfigFields:
             return default
         if isinstance(value, bool) or value in {0, 1}:
             return bool(value)
-        raise self.refuse(f"{field} must be true or false, got {value!r}"[:300])
+        raise self.refuse(f"{field} must be true or false, got {_short(value)}")
 
     def number(self, field: str, default: float) -> float:
         """A finite positive number."""
@@ -175,7 +228,7 @@ class ConfigFields:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float(_LARGEST):
-            raise self.refuse(f"{field} must be a positive number, got {value!r}"[:300])
+            raise self.refuse(f"{field} must be a positive number, got {_short(value)}")
         return float(value)
 
     def section(self, field: str) -> Mapping[str, Any]:
@@ -184,7 +237,7 @@ class ConfigFields:
         if value is None:
             return {}
         if not hasattr(value, "items"):
-            raise self.refuse(f"{field} must be an object, got {value!r}"[:300])
+            raise self.refuse(f"{field} must be an object, got {_short(value)}")
         return value  # type: ignore[no-any-return]  # JSON is untyped
 
     def per_layer(self, field: str, layers: int) -> Sequence[Any] | None:
@@ -193,7 +246,7 @@ class ConfigFields:
         if value is None or isinstance(value, int | float | str):
             return None
         if not isinstance(value, list | tuple):
-            raise self.refuse(f"{field} must be a list with one entry per layer, got {value!r}"[:300])
+            raise self.refuse(f"{field} must be a list with one entry per layer, got {_short(value)}")
         if len(value) < layers:
             raise self.refuse(f"{field} has {len(value)} entries for {layers} layers")
         return value[:layers]

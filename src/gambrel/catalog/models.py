@@ -7,6 +7,7 @@ Names are those of the Hugging Face Hub; the shapes of the models shipped here l
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,13 @@ def model_names() -> list[str]:
 
 def model_from_config(config: Mapping[str, Any], name: str = "model") -> Model:
     """The Model that a Hugging Face ``config.json`` describes."""
-    return build(ConfigFields(config, name, {}))
+    return build(ConfigFields(config, name, class_defaults()))
+
+
+@cache
+def class_defaults() -> Mapping[str, Mapping[str, Any]]:
+    """What a config may leave out, by model_type: the defaults of the published configuration classes."""
+    return json.loads((_DATA.parent / "model_class_defaults.json").read_bytes())["defaults"]
 
 
 def model(name_or_path: str | Path) -> Model:

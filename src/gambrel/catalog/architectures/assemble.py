@@ -6,7 +6,7 @@ here once, as lists with one entry a layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gambrel.catalog.architectures.blocks import Experts, linear, norm, vector
 from gambrel.catalog.quantization import checkpoint_format
@@ -18,11 +18,24 @@ if TYPE_CHECKING:
 
     from gambrel.catalog.config_fields import ConfigFields
 
-__all__ = ["assemble", "dense_or_experts", "embedding", "expert_spec", "group", "head_tensor", "windows"]
+__all__ = [
+    "NO_MIXER",
+    "LayerKind",
+    "assemble",
+    "dense_or_experts",
+    "embedding",
+    "expert_spec",
+    "group",
+    "head_tensor",
+    "layer_kinds",
+    "mtp_modules",
+    "num_layers",
+]
 
 _SLIDING: Final = {"sliding_attention", "sliding", "local", "local_attention", "swa", "sliding_window"}
 _CHUNKED: Final = {"chunked_attention", "chunked"}
 _MAX_LAYERS: Final = 4096
+_MAX_MTP: Final = 64
 
 
 def group(layers: Iterable[Layer]) -> tuple[tuple[int, Layer], ...]:
@@ -41,16 +54,36 @@ def num_layers(c: ConfigFields) -> int:
     return layers
 
 
-def _pattern(c: ConfigFields, layers: int, pattern: str) -> Sequence[bool]:
-    """Which layers are windowed under a family's built-in rule."""
-    if pattern == "all":
-        return [True] * layers
-    if pattern == "none":
-        return [False] * layers
+class LayerKind(NamedTuple):
+    """How one layer attends: whether its kind is local, and the window that binds (None: it attends to all)."""
+
+    sliding: bool
+    window: int | None
+    name: str
+
+
+def _local_layers(c: ConfigFields, layers: int, pattern: str) -> Sequence[bool]:
+    """Which layers are local under a family's built-in rule."""
+    if pattern in {"all", "none"}:
+        return [pattern == "all"] * layers
     if pattern == "alternate":  # local first: Gemma 2, gpt-oss
         return [i % 2 == 0 for i in range(layers)]
+    if pattern == "alternate_global":  # global first: GPT-Neo
+        return [i % 2 == 1 for i in range(layers)]
+    if pattern == "qwen":  # layers from max_window_layers on
+        start = c.optional("max_window_layers") or 0
+        return [i >= start for i in range(layers)]
+    if pattern == "mimo":  # the first and every sixth layer are global
+        listed = c.per_layer("hybrid_layer_pattern", layers)
+        return [bool(x) for x in listed] if listed else [i != 0 and (i + 1) % 6 != 0 for i in range(layers)]
+    if pattern == "chunk":  # Llama 4: layers without rotary embedding attend to all
+        rotary = c.per_layer("no_rope_layers", layers)
+        step = c.optional("no_rope_layer_interval", minimum=1) or 4
+        return [bool(x) for x in rotary] if rotary else [(i + 1) % step != 0 for i in range(layers)]
     period = int(pattern)
     stated = c.find("sliding_window_pattern")
+    if stated is None:
+        stated = c.find("global_attn_every_n_layers")
     if isinstance(stated, int) and not isinstance(stated, bool) and stated >= 1:
         period = stated
     elif isinstance(stated, str) and stated and set(stated.upper()) <= {"L", "G"}:  # EXAONE 4 spells LLLG
@@ -58,34 +91,40 @@ def _pattern(c: ConfigFields, layers: int, pattern: str) -> Sequence[bool]:
     return [(i + 1) % period != 0 for i in range(layers)]
 
 
-def windows(c: ConfigFields, layers: int, pattern: str = "all") -> list[int | None]:
-    """The attention window of each layer; None where a layer attends to everything.
+def layer_kinds(c: ConfigFields, layers: int, pattern: str = "all") -> list[LayerKind]:
+    """How each layer attends.
 
     ``layer_types`` decides where it is given, then ``use_sliding_window``, then the family's ``pattern``.
     A window that the maximum context cannot exceed never binds and counts as none.
     """
     limit = c.optional("max_position_embeddings")
-    size = c.optional("sliding_window")
-    chunk = c.optional("attention_chunk_size")
+    size = c.optional("sliding_window") or None
+    chunk = c.optional("attention_chunk_size") or None
+    full = LayerKind(sliding=False, window=None, name="full")
 
-    def effective(value: int | None) -> int | None:
-        return None if not value or (limit and value >= limit) else value
+    def local(value: int | None, name: str) -> LayerKind:
+        if not value or (limit and value >= limit):
+            return LayerKind(sliding=True, window=None, name="full")
+        return LayerKind(sliding=True, window=value, name=name)
 
-    kinds = c.per_layer("layer_types", layers) or c.per_layer("attention_types", layers)
+    kinds = c.per_layer("layer_types", layers)
     if c.find("use_sliding_window") is not None and not c.flag("use_sliding_window"):
-        return [effective(chunk) if kinds and kinds[i] in _CHUNKED else None for i in range(layers)]
+        size = None
+        if kinds is None:
+            return [full] * layers
     if kinds is not None:
-        sliding = {True: effective(size), False: None}
-        if any(k in _SLIDING for k in kinds if isinstance(k, str)) and size is None:
-            raise c.refuse("layer_types names sliding_attention but sliding_window is missing")
-        return [effective(chunk) if k in _CHUNKED else sliding[isinstance(k, str) and k in _SLIDING] for k in kinds]
-    span = effective(size)
-    if span is None:
-        return [None] * layers
-    if pattern == "qwen":  # layers from max_window_layers on are windowed
-        start = c.optional("max_window_layers") or 0
-        return [span if i >= start else None for i in range(layers)]
-    return [span if local else None for local in _pattern(c, layers, pattern)]
+        sliding, chunked = local(size, "windowed"), local(chunk, "chunked")
+        return [
+            full if not isinstance(k, str) else sliding if k in _SLIDING else chunked if k in _CHUNKED else full
+            for k in kinds
+        ]
+    if pattern == "chunk":
+        kind = local(chunk, "chunked")
+    else:
+        kind = local(size, "windowed")
+        if size is None and pattern in {"all", "none", "qwen"}:
+            return [full] * layers
+    return [kind if is_local else full for is_local in _local_layers(c, layers, pattern)]
 
 
 def dense_or_experts(c: ConfigFields, layers: int) -> list[bool]:
@@ -120,27 +159,38 @@ def dense_or_experts(c: ConfigFields, layers: int) -> list[bool]:
 
 
 def expert_spec(
-    c: ConfigFields, *, width: int | None = None, shared_like_routed: bool = False, **traits: Any
+    c: ConfigFields, *, width: int | None = None, shared_width: str = "", shared_default: int = 0, **traits: Any
 ) -> Experts:
-    """The experts of a config: number, top-k, widths; ``traits`` are passed on."""
+    """The experts of a config: number, top-k, widths; ``traits`` are passed on.
+
+    ``shared_width`` names the field of the shared experts' total width; ``shared_default`` is how many shared
+    experts of the routed width there are when the config says nothing.
+    """
     num = c.integer("num_experts")
     top_k = c.integer("num_experts_per_tok")
     if top_k > num:
         raise c.refuse(f"num_experts_per_tok is {top_k}, more than the {num} experts")
     if width is None:
-        width = c.integer("moe_intermediate_size", c.find("intermediate_size") or 0, minimum=1)
-        if not width:
+        width = c.optional("moe_intermediate_size", minimum=1) or c.optional("intermediate_size", minimum=1)
+        if width is None:
             raise c.refuse("config lacks moe_intermediate_size (and intermediate_size)")
-    shared = c.optional("shared_expert_intermediate_size") or 0
-    count = c.optional("num_shared_experts")
-    if not shared and count:
-        shared = count * width
-    elif shared and count and shared_like_routed:
-        shared *= count
+    shared = c.optional(shared_width or "shared_expert_intermediate_size")
+    if shared is None:
+        count = c.optional("num_shared_experts")
+        shared = (shared_default if count is None else count) * width
     return Experts(num, top_k, width, shared=shared, **traits)
 
 
-def embedding(c: ConfigFields, hidden: int, vocab: int) -> Tensor:
+def mtp_modules(c: ConfigFields, layer: Layer, *, default: int = 0) -> list[Layer]:
+    """The decoder layers of the multi-token-prediction modules, like the last layer of the model."""
+    modules = c.optional("num_mtp")
+    modules = default if modules is None else modules
+    if modules > _MAX_MTP:
+        raise c.refuse(f"{modules} multi-token-prediction modules; more than {_MAX_MTP} are not plausible")
+    return [layer] * modules
+
+
+def embedding(hidden: int, vocab: int) -> Tensor:
     """The token embedding, divided over ranks by vocabulary."""
     return Tensor("embed_tokens", vocab, hidden, Role.EMBEDDING, Shard.COLUMN)
 
@@ -162,25 +212,25 @@ def assemble(
     final_norm: int = 1,
     head_bias: bool = False,
     mtp: Sequence[Layer] = (),
-    mtp_params: int = 0,
-    base_tensors: Sequence[Tensor] | None = None,
+    mtp_copies: bool = False,
+    mtp_count: int | None = None,
+    embedding_dim: int | None = None,
 ) -> Model:
     """The Model of ``layers`` with embedding, final norm and head around them.
 
     ``outside`` holds further tensors (position tables, embedding norms); ``final_norm`` how many vectors of the
-    hidden size the final norm has (0, 1, or 2 for a biased LayerNorm).
+    hidden size the final norm has (0, 1, or 2 for a biased LayerNorm). An MTP module is a layer, a projection of
+    2d to d and three norms; with ``mtp_copies`` also its own embedding and head. ``mtp_count`` is the number of modules where one has several layers.
     """
-    tensors: list[Tensor] = [embedding(c, hidden, vocab)] if base_tensors is None else list(base_tensors)
-    tensors += outside
+    tensors: list[Tensor] = [embedding(embedding_dim or hidden, vocab), *outside]
     if final_norm:
         tensors.append(norm("final_norm", hidden, bias=final_norm == 2))
-    if not tied and base_tensors is None:
-        tensors.append(head_tensor(hidden, vocab))
+    if not tied:
+        tensors.append(head_tensor(embedding_dim or hidden, vocab))
     if head_bias:
         tensors.append(vector("lm_head.bias", vocab, Shard.COLUMN))
-    extras: list[tuple[str, int]] = []
-    if mtp_params:
-        extras.append(("mtp", mtp_params))
+    own = 2 * hidden * hidden + 3 * hidden + (2 * vocab * hidden if mtp_copies else 0)
+    extras = [("mtp", sum(x.params for x in mtp) + own * (len(mtp) if mtp_count is None else mtp_count))] if mtp else []
     return Model(
         name=c.name,
         hidden_size=hidden,

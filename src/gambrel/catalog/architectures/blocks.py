@@ -18,8 +18,10 @@ __all__ = [
     "attention",
     "delta_net",
     "experts",
+    "fixed_state",
     "kimi_delta",
     "latent_attention",
+    "lightning",
     "linear",
     "mamba1",
     "mamba2",
@@ -250,7 +252,7 @@ def experts(hidden: int, spec: Experts) -> tuple[tuple[Tensor, ...], MoE]:
     return tuple(tensors), MoE(spec.num, spec.top_k)
 
 
-def _state(kind_state: int, conv: int, bits: int, heads: int) -> Mixer:
+def fixed_state(kind_state: int, conv: int, bits: int, heads: int) -> Mixer:
     """A mixer with a fixed state of ``kind_state`` recurrent numbers and ``conv`` convolution tail numbers."""
     return Mixer(
         kind="linear",
@@ -278,7 +280,7 @@ def delta_net(
         vector("gated norm", value_dim),
         linear("out_proj", hidden, values, Shard.ROW),
     )
-    return tensors, _state(value_heads * key_dim * value_dim, (conv - 1) * channels, state_bits, value_heads)
+    return tensors, fixed_state(value_heads * key_dim * value_dim, (conv - 1) * channels, state_bits, value_heads)
 
 
 def kimi_delta(
@@ -300,7 +302,7 @@ def kimi_delta(
     else:
         tensors += [linear("g_a_proj", head_dim, hidden, Shard.REPLICATED), linear("g_b_proj", width, head_dim)]
     tensors += [vector("o_norm", head_dim), linear("o_proj", hidden, width, Shard.ROW)]
-    return tuple(tensors), _state(heads * head_dim * head_dim, (conv - 1) * 3 * width, state_bits, heads)
+    return tuple(tensors), fixed_state(heads * head_dim * head_dim, (conv - 1) * 3 * width, state_bits, heads)
 
 
 def mamba2(
@@ -333,7 +335,7 @@ def mamba2(
         tensors.append(vector("gated norm", inner, Shard.COLUMN))
     if bias:
         tensors += [vector("in_proj.bias", inner + channels + heads, Shard.COLUMN), vector("out_proj.bias", hidden)]
-    return tuple(tensors), _state(inner * state, (conv - 1) * channels, state_bits, heads)
+    return tuple(tensors), fixed_state(inner * state, (conv - 1) * channels, state_bits, heads)
 
 
 def mamba1(
@@ -365,7 +367,7 @@ def mamba1(
         tensors += [vector("in_proj.bias", 2 * inner, Shard.COLUMN), vector("out_proj.bias", hidden)]
     if inner_norms:
         tensors.append(vector("dt, B and C norms", rank + 2 * state))
-    return tuple(tensors), _state(inner * state, (conv - 1) * inner, state_bits, inner)
+    return tuple(tensors), fixed_state(inner * state, (conv - 1) * inner, state_bits, inner)
 
 
 def short_conv(hidden: int, *, conv: int, bias: bool = False) -> Block:
@@ -377,4 +379,16 @@ def short_conv(hidden: int, *, conv: int, bias: bool = False) -> Block:
     ]
     if bias:
         tensors += [vector("in_proj.bias", 3 * hidden), vector("out_proj.bias", hidden), vector("conv.bias", hidden)]
-    return tuple(tensors), _state(0, (conv - 1) * hidden, 16, hidden)
+    return tuple(tensors), fixed_state(0, (conv - 1) * hidden, 16, hidden)
+
+
+def lightning(hidden: int, *, heads: int, head_dim: int) -> Block:
+    """MiniMax's lightning attention: linear attention with a decayed heads x head_dim x head_dim state."""
+    width = heads * head_dim
+    tensors = (
+        linear("qkv_proj", 3 * width, hidden),
+        linear("output_gate", width, hidden),
+        linear("out_proj", hidden, width, Shard.ROW),
+        vector("norm", width, Shard.COLUMN),
+    )
+    return tensors, fixed_state(width * head_dim, 0, 16, heads)
