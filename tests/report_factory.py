@@ -266,7 +266,17 @@ def plan() -> Plan:
         Cell(1, 32, "1 user, short prompt", 0.024, 0.018, 8.1, 54, 0.002, "everything but that the model answers"),
         Cell(1, 1650, "1 user, real prompts", 0.62, 0.019, 9.0, 51, 0.02, "queueing, batching and KV growth"),
         Cell(20, 32, "20 users, short prompt", 0.05, 0.026, 12.0, 700, 0.2, "prefill stalls and most of the KV cache"),
-        Cell(20, 1650, "20 users, real prompts", 0.71, 0.031, 14.0, 680, 0.63, "tomorrow's growth: it is the log as it was"),
+        Cell(
+            20,
+            1650,
+            "20 users, real prompts",
+            0.71,
+            0.031,
+            14.0,
+            680,
+            0.63,
+            "tomorrow's growth: it is the log as it was",
+        ),
     )
     return Plan(
         workload="chat.csv",
@@ -283,10 +293,18 @@ def plan() -> Plan:
         cells=cells,
         loads=loads,
         breaks_at={"ttft.p95": 1.72, "tpot.p95": 2.61, "e2e.p99": math.inf, "backlog": 2.9},
-        cheaper_fixes=(Fix("KV cache in fp8", "holds to 1.95x of today's load instead of 1.72x", 1.72, meets_slo=True),),
+        cheaper_fixes=(
+            Fix("KV cache in fp8", "holds to 1.95x of today's load instead of 1.72x", 1.72, meets_slo=True),
+        ),
         intervals={"ttft.p95": (0.6, 0.84), "tpot.p95": (0.027, 0.036)},
-        measure_next="decode steps of Llama-3.1-8B-Instruct on l40s at batch 9 and context 1800: weights bind 71 % of the busy time",
-        launch="vllm serve meta-llama/Llama-3.1-8B-Instruct --tensor-parallel-size 1 --max-num-seqs 64 --max-num-batched-tokens 2048",
+        measure_next=(
+            "decode steps of Llama-3.1-8B-Instruct on l40s at batch 9 and context 1800: weights "
+            "bind 71 % of the busy time"
+        ),
+        launch=(
+            "vllm serve meta-llama/Llama-3.1-8B-Instruct --tensor-parallel-size 1 --max-num-seqs 64 "
+            "--max-num-batched-tokens 2048"
+        ),
         basis="fitted: kernels ada 2026-11",
         wall_s=6.4,
         num_considered=412,

@@ -66,7 +66,7 @@ def plan_table(plan: Plan) -> Table:
         "verdict",
         "$/h",
         "$/Mtok out",
-        "idle",
+        "unused",
         "worst margin",
         *(o.name for o in plan.slo.objectives),
         "why not",
@@ -92,7 +92,8 @@ def plan_table(plan: Plan) -> Table:
         )
         status.append("chosen" if c is plan.chosen else "biggest" if big else "met" if c.feasible else "missed")
     text = (
-        f"{say.count(plan.num_considered)} deployments were considered and {say.count(plan.num_simulated)} simulated on the log; "
+        f"{say.count(plan.num_considered)} deployments were considered and {say.count(plan.num_simulated)} "
+        "simulated on the log; "
         f"shown are the chosen one, the best of each accelerator and the cheapest that hold."
     )
     numeric = (False, False, True, True, True, True, *(True for _ in plan.slo.objectives), False)
@@ -117,9 +118,18 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
         "scale": {"paddingInner": 0.1, "paddingOuter": 0.05},
         "axis": None,
     }
-    data = rows({"deployment": names, "usd": [c.usd_per_hour for c in shown], "standing": standings, "label": labels,
-                 "name": [f"{n}{', biggest GPU' if c is plan.biggest_gpu else ''}" for n, c in zip(names, shown, strict=True)],
-                 "why": [c.lost_because or "the cheapest that holds" for c in shown]})  # fmt: skip
+    data = rows(
+        {
+            "deployment": names,
+            "usd": [c.usd_per_hour for c in shown],
+            "standing": standings,
+            "label": labels,
+            "name": [
+                f"{n}{', biggest GPU' if c is plan.biggest_gpu else ''}" for n, c in zip(names, shown, strict=True)
+            ],
+            "why": [c.lost_because or "the cheapest that holds" for c in shown],
+        }
+    )
     domain, colours = ("chosen", "holds", "misses"), (BLUE, GREEN, ORANGE)
     present = [d for d in domain if d in standings]
     bars = {
@@ -153,6 +163,11 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
     )
 
 
+def unused(c: Candidate) -> str:
+    """A clause on the load that a candidate could carry within the limits and the log leaves unused; "" if unknown."""
+    return f" and leave {say.percent(c.idle_share)} of what it can carry unused" if math.isfinite(c.idle_share) else ""
+
+
 def _distinct(labels: Sequence[str]) -> list[str]:
     """Labels made different by a count where two deployments differ only in engine limits."""
     seen: dict[str, int] = {}
@@ -165,7 +180,10 @@ def _distinct(labels: Sequence[str]) -> list[str]:
 
 def _cost_sentence(plan: Plan) -> str:
     c, big = plan.chosen, plan.biggest_gpu
-    text = f"{c.deployment.label} holds every limit at {say.per_hour(c.usd_per_hour)} with {say.signed_percent(_worst_margin(c))} to the nearest"
+    text = (
+        f"{c.deployment.label} holds every limit at {say.per_hour(c.usd_per_hour)} with "
+        f"{say.signed_percent(_worst_margin(c))} to the nearest"
+    )
     runner = next(
         (a for a in plan.alternatives if a.feasible and a.deployment.accelerator.name != c.deployment.accelerator.name),
         None,
@@ -177,7 +195,7 @@ def _cost_sentence(plan: Plan) -> str:
     if big is c:
         text += "; here the biggest GPU of the search is the right one"
     elif big is not None and big.feasible:
-        text += f"; the biggest GPU would cost {say.per_hour(big.usd_per_hour - c.usd_per_hour)} more and idle {say.percent(big.idle_share)} of the time"
+        text += f"; the biggest GPU would cost {say.per_hour(big.usd_per_hour - c.usd_per_hour)} more{unused(big)}"
     elif big is not None:
         text += f"; the biggest GPU, {big.deployment.label}, fails: {big.lost_because}"
     return text + "."
@@ -193,7 +211,7 @@ def objective_table(plan: Plan) -> Table:
         lines.append(
             (
                 v.objective.name,
-                say.seconds(v.objective.limit_s),
+                say.limit(v.objective.limit_s),
                 say.seconds(v.reached_s),
                 say.UNKNOWN if math.isnan(low) else f"{say.seconds(low)} to {say.seconds(high)}",
                 say.signed_percent(v.margin),
@@ -207,7 +225,10 @@ def objective_table(plan: Plan) -> Table:
     sentence = (
         "No objective was given."
         if nearest is None
-        else f"The nearest limit is {nearest.objective.name}: {say.seconds(nearest.reached_s)} of {say.seconds(nearest.objective.limit_s)}, {say.percent(nearest.margin)} to spare."
+        else (
+            f"The nearest limit is {nearest.objective.name}: {say.seconds(nearest.reached_s)} of "
+            f"{say.limit(nearest.objective.limit_s)}, {say.percent(nearest.margin)} to spare."
+        )
     )
     return Table("Limits", sentence, columns, tuple(lines), (False, True, True, True, True, True, False), tuple(status))
 
@@ -228,7 +249,7 @@ def cell_table(cells: Sequence[Cell]) -> Table:
         for c in cells
     )
     columns = ("test", "prompt", "TTFT p95", "TPOT p95", "E2E p95", "tokens/s", "KV max", "what it hides")
-    return Table("Four tests of one deployment", _cell_sentence(cells), columns, lines, (False, *(True,) * 6, False))
+    return Table("Four tests of one deployment", _hidden_sentence(cells), columns, lines, (False, *(True,) * 6, False))
 
 
 def _cell_sentence(cells: Sequence[Cell]) -> str:
@@ -236,9 +257,21 @@ def _cell_sentence(cells: Sequence[Cell]) -> str:
         return "Only one test was simulated."
     demo, real = cells[0], cells[-1]
     return (
-        f"{demo.label} sees a first token in {say.seconds(demo.ttft_p95_s)} and {say.seconds(demo.tpot_p95_s)} a token at p95; "
+        f"{demo.label} sees a first token in {say.seconds(demo.ttft_p95_s)} and "
+        f"{say.seconds(demo.tpot_p95_s)} a token at p95; "
         f"{real.label} sees {say.seconds(real.ttft_p95_s)} ({say.multiple(real.ttft_p95_s / demo.ttft_p95_s)}) and "
         f"{say.seconds(real.tpot_p95_s)} ({say.multiple(real.tpot_p95_s / demo.tpot_p95_s)})."
+    )
+
+
+def _hidden_sentence(cells: Sequence[Cell]) -> str:
+    if len(cells) < 2:
+        return "Only one test was simulated."
+    demo, real = cells[0], cells[-1]
+    return (
+        f"The demo fills {say.percent(demo.kv_usage_max)} of the KV cache, production "
+        f"{say.percent(real.kv_usage_max)}; "
+        f"it makes {say.count(demo.tokens_per_s)} tokens/s, production {say.count(real.tokens_per_s)}."
     )
 
 

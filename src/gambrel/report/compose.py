@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gambrel.report import humanise as say
-from gambrel.report.choice import cell_latency, cell_table, cost_of_candidates, fix_table, objective_table, plan_table
+from gambrel.report.choice import (
+    cell_latency,
+    cell_table,
+    cost_of_candidates,
+    fix_table,
+    objective_table,
+    plan_table,
+    unused,
+)
 from gambrel.report.curves import cost_vs_batch, latency_vs_batch, step_vs_context
 from gambrel.report.demand import (
     arrivals_over_time,
@@ -71,13 +79,16 @@ def _slope_sentence(curve: Curve) -> str:
     if not math.isfinite(batch):
         return "Nothing binds before the largest batch drawn."
     meaning = _KNEE[name].removesuffix(" there")
-    return f"The knee is the {name}: from batch {say.count(batch)} on {meaning}, at {say.count(curve.named_context)} tokens of context."
+    return (
+        f"The knee is the {name}: from batch {say.count(batch)} on {meaning}, at "
+        f"{say.count(curve.named_context)} tokens of context."
+    )
 
 
 def _curve_facts(curve: Curve) -> tuple[Fact, ...]:
     name, knee = curve.knee
     facts = [
-        Fact("floor of a step", say.seconds(curve.floor_s), "all weights read once"),
+        Fact("floor of a step", say.seconds(curve.floor_s), "the weights read once, at peak"),
         Fact("knee", f"batch {say.count(knee)}" if math.isfinite(knee) else "none", _KNEE[name]),
         Fact(
             "wall",
@@ -87,7 +98,7 @@ def _curve_facts(curve: Curve) -> tuple[Fact, ...]:
         Fact(
             "crossover context", f"{say.count(curve.crossover_context)} tokens", "beyond it no batch is compute-bound"
         ),
-        Fact("amortisation", say.multiple(curve.amortisation), "cheaper per token at the wall than at batch 1"),
+        Fact("amortisation", say.multiple(curve.amortisation), "cheaper per token at the best batch than at batch 1"),
     ]
     fitting = curve.fits & (curve.context == curve.named_context)
     if curve.usd_per_mtok is not None and fitting.any():
@@ -177,30 +188,31 @@ def _first_break(plan: Plan) -> tuple[str, float]:
 
 def _plan_headline(plan: Plan) -> tuple[str, ...]:
     c = plan.chosen
-    lines = [
-        f"{c.deployment.label} is the cheapest of {say.count(plan.num_considered)} deployments considered that holds every limit: {say.per_hour(c.usd_per_hour)}."
-    ]
+    considered = say.count(plan.num_considered)
+    first = f"{c.deployment.label} is the cheapest of {considered} deployments considered that holds every limit"
+    lines = [f"{first}: {say.per_hour(c.usd_per_hour)}."]
     name, load = _first_break(plan)
     if math.isfinite(load):
-        lines.append(f"It breaks at {load:.2f}x today's load, first on {name}.")
+        lines.append(f"It breaks at {load:.2f}x the log's load, first on {name}.")
     elif plan.loads:
         lines.append(
-            f"It holds at every load simulated, up to {say.multiple(max(p.load for p in plan.loads))} today's."
+            f"It holds at every load simulated, up to {say.multiple(max(p.load for p in plan.loads))} the log's."
         )
     big = plan.biggest_gpu
     if big is c:
         lines.append("The biggest GPU of the search is the right one here.")
     elif big is not None and big.feasible:
         lines.append(
-            f"The biggest GPU, {big.deployment.label}, would hold too, idle {say.percent(big.idle_share)} of the time: "
-            f"{say.per_hour(plan.biggest_gpu_extra_usd_per_hour)} lost."
+            f"The biggest GPU, {big.deployment.label}, would hold too, for "
+            f"{say.per_hour(plan.biggest_gpu_extra_usd_per_hour)} more{unused(big)}."
         )
     elif big is not None:
         lines.append(f"The biggest GPU, {big.deployment.label}, does not hold: {big.lost_because}.")
     demo = plan.demo_plan
     if demo is not None and demo.deployment.label != c.deployment.label:
         lines.append(
-            f"A demo with one user and a short prompt would have bought {demo.deployment.label}; under the real log: {plan.demo_plan_hits}."
+            f"A demo with one user and a short prompt would have bought {demo.deployment.label}; under the "
+            f"real log: {plan.demo_plan_hits}."
         )
     return tuple(lines)
 
@@ -223,7 +235,7 @@ def _plan_facts(plan: Plan) -> tuple[Fact, ...]:
                 "input + output, by time share",
             )
         )
-        facts.append(Fact("busy", say.percent(p.utilisation), "of the time, at today's load"))
+        facts.append(Fact("busy", say.percent(p.utilisation), "of the time, at the log's load"))
     for v in c.verdicts:
         low, high = plan.intervals.get(v.objective.name, (math.nan, math.nan))
         sure = "" if math.isnan(low) else f"; {say.seconds(low)} to {say.seconds(high)}"
@@ -231,7 +243,7 @@ def _plan_facts(plan: Plan) -> tuple[Fact, ...]:
             Fact(
                 v.objective.name,
                 say.seconds(v.reached_s),
-                f"limit {say.seconds(v.objective.limit_s)}{sure}",
+                f"limit {say.limit(v.objective.limit_s)}{sure}",
                 "met" if v.met else "missed",
             )
         )
@@ -248,7 +260,8 @@ def _plan_facts(plan: Plan) -> tuple[Fact, ...]:
 
 def _decision_sentence(plan: Plan) -> str:
     return (
-        f"{say.count(plan.num_considered)} deployments were considered and {say.count(plan.num_simulated)} simulated in {say.seconds(plan.wall_s)}; "
+        f"{say.count(plan.num_considered)} deployments were considered and {say.count(plan.num_simulated)} "
+        f"simulated in {say.seconds(plan.wall_s)}; "
         "what is chosen held every limit in its own simulation of the log."
     )
 
@@ -266,7 +279,8 @@ def _load_section(plan: Plan) -> Section:
     ]
     name, load = _first_break(plan)
     sentence = (
-        f"The first to give way is {name}, at {load:.2f}x today's load; the burst structure of the log is kept at every load."
+        f"The first to give way is {name}, at {load:.2f}x the log's load; the burst structure of the log is "
+        "kept at every load."
         if math.isfinite(load)
         else "Nothing gives way at any load simulated; the burst structure of the log is kept at every load."
     )
@@ -300,7 +314,8 @@ def _traffic_section(view: TrafficView) -> Section:
 def _fleet_sentence(plan: Plan) -> str:
     run = plan.run
     return (
-        f"Replayed on the log: {say.rate(run.output_tokens_per_s, 'output tokens')}, {say.number(run.batch_mean)} sequences a "
+        f"Replayed on the log: {say.rate(run.output_tokens_per_s, 'output tokens')}, "
+        f"{say.number(run.batch_mean)} sequences a "
         f"step on average, {say.percent(run.utilisation)} busy, {say.count(run.num_preemptions)} preemptions."
     )
 
@@ -316,7 +331,8 @@ def _plan_basis(plan: Plan, curve: Curve | None) -> tuple[str, ...]:
     d = plan.chosen.deployment
     lines.append(
         f"Engine: {d.engine} {d.engine_version}, max_num_seqs {say.count(d.max_num_seqs)}, max_num_batched_tokens "
-        f"{say.count(d.max_num_batched_tokens)}, gpu_memory_utilization {d.gpu_memory_utilization:g}, block_size {d.block_size}."
+        f"{say.count(d.max_num_batched_tokens)}, gpu_memory_utilization {d.gpu_memory_utilization:g}, "
+        f"block_size {d.block_size}."
     )
     if curve is not None:
         lines.append(f"Curves: {curve.basis}; form {curve.form}; cost against batch assumes full load.")

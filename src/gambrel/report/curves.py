@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["cost_vs_batch", "latency_vs_batch", "step_vs_context"]
 
 _MEMORY: Final = "weights + KV"
+_ENDLESS: Final = 1 << 20  # a wall this far is the mark of a model whose memory never fills
 _SHOWN_SHARE: Final = 0.02  # collectives and overhead are drawn where they reach this share of a step
 
 
@@ -169,7 +170,7 @@ def _points(curve: Curve, context: int) -> list[tuple[float, str]]:
     found = [
         (curve.ridge_batch, f"ridge {say.count(curve.ridge_batch)}"),
         (curve.balance_batch, f"balance {say.count(curve.balance_batch)}"),
-        (float(curve.wall_batch), f"wall {say.count(curve.wall_batch)}"),
+        (float(curve.wall_batch) if curve.wall_batch < _ENDLESS else math.inf, f"wall {say.count(curve.wall_batch)}"),
     ]
     return sorted(p for p in found if math.isfinite(p[0]))
 
@@ -177,7 +178,7 @@ def _points(curve: Curve, context: int) -> list[tuple[float, str]]:
 def _wall(curve: Curve, context: int, at: npt.NDArray[np.intp]) -> float:
     """The largest batch whose memory fits; infinite where every batch in the curve does."""
     if context == curve.named_context:
-        return float(curve.wall_batch)
+        return float(curve.wall_batch) if curve.wall_batch < _ENDLESS else math.inf
     fitting = curve.batch[at][curve.fits[at]]
     return math.inf if len(fitting) == len(at) else float(fitting.max(initial=0))
 
@@ -277,7 +278,7 @@ def latency_vs_batch(curve: Curve, context: int | None = None) -> Spec:
         "memory used": [say.num_bytes(v) for v in curve.memory_bytes[at]],
     }
     causes = _binding(curve, at)
-    floor_text = f"floor {say.seconds(curve.floor_s)}: all weights read once"
+    floor_text = f"floor {say.seconds(curve.floor_s)}: the weights read once"
     layers = [
         *_full_layers("batch", _wall(curve, context, at), *domain),
         *_bold_layers(x, y, xs, ys, causes, tips),

@@ -257,8 +257,10 @@ def joint_lengths(view: TrafficView) -> Spec:
         )
     )
     sentence = (
-        f"The fullest cell is prompts of {say.count(xe[i[most]])} to {say.count(xe[i[most] + 1] - 1)} tokens with answers "
-        f"of {say.count(ye[j[most]])} to {say.count(ye[j[most] + 1] - 1)} tokens ({say.percent(float(n[most]) / len(view.prompt_tokens))} "
+        f"The fullest cell is prompts of {say.count(xe[i[most]])} to {say.count(xe[i[most] + 1] - 1)} tokens "
+        "with answers "
+        f"of {say.count(ye[j[most]])} to {say.count(ye[j[most] + 1] - 1)} tokens "
+        f"({say.percent(float(n[most]) / len(view.prompt_tokens))} "
         f"of requests){together}."
     )
     return chart("joint-lengths", "Prompt and answer together", sentence, [cells], height=280)
@@ -305,14 +307,19 @@ def _area(
     return chart(name, heading, sentence, [area, *lines], height=220)
 
 
+def _some(value: float) -> str:
+    """How many: whole numbers whole."""
+    return say.count(value) if value == round(value) else say.number(value)
+
+
 def in_flight_over_time(view: TrafficView) -> Spec | None:
     """Requests in flight over the log; None where the view has no series."""
     if view.in_flight is None or view.in_flight_time_s is None:
         return None
     s = view.in_flight_stats
-    rules = [(s[k], f"{k} {say.number(s[k])}") for k in ("mean", "p99") if k in s]
+    rules = [(s[k], f"{k} {_some(s[k])}") for k in ("mean", "p99") if k in s]
     sentence = (
-        f"On average {say.number(s['mean'])} requests overlap, for 1 % of the time more than {say.number(s['p99'])}, and at the "
+        f"On average {_some(s['mean'])} requests overlap, for 1 % of the time more than {_some(s['p99'])}, and at the "
         f"worst instant {say.count(s['max'])}: {say.multiple(s['max'] / s['mean'])} the mean ({view.in_flight_basis})."
     )
     return _area(
@@ -353,11 +360,11 @@ def in_flight(view: TrafficView) -> Spec | None:
             "y": linear("share", "% of the time at least so many", (0, 130), axis={"values": [0, 25, 50, 75, 100]}),
         },
     }
-    marks = [(s[k], f"{k} {say.number(s[k])}") for k in ("mean", "p99") if k in s]
+    marks = [(s[k], f"{k} {_some(s[k])}") for k in ("mean", "p99") if k in s]
     half, tenth = (float(v) for v in np.percentile(view.in_flight, (50, 90)))
     sentence = (
-        f"Half of the time at least {say.number(half)} requests are in flight, a tenth of the time at least "
-        f"{say.number(tenth)}; a batch limit below that queues them (means of {len(view.in_flight)} equal bins)."
+        f"Half of the time at least {_some(half)} requests are in flight, a tenth of the time at least "
+        f"{_some(tenth)}; a batch limit below that queues them (means of {len(view.in_flight)} equal bins)."
     )
     return chart(
         "in-flight",
@@ -390,7 +397,8 @@ def arrivals_over_time(view: TrafficView) -> Spec | None:
         )
     )
     sentence = (
-        f"Arrivals average {say.rate(view.rate_rps)} over {say.seconds(view.span_s)} and reach {say.rate(peak)} in the busiest "
+        f"Arrivals average {say.rate(view.rate_rps)} over {say.seconds(view.span_s)} and reach "
+        f"{say.rate(peak)} in the busiest "
         f"{say.seconds(bin_s)}{kind}."
     )
     return _area(
@@ -437,7 +445,8 @@ def bursts(view: TrafficView) -> Spec | None:
     )
     first, value = next(iter(known.items()))
     sentence = (
-        f"The busiest {first.removesuffix('s')} s holds {say.multiple(value)} the mean rate of {say.rate(view.rate_rps)} (dashed): "
+        f"The busiest {first.removesuffix('s')} s holds {say.multiple(value)} the mean rate of "
+        f"{say.rate(view.rate_rps)} (dashed): "
         "a fleet sized for the mean queues there."
     )
     return chart("bursts", "How bursty it is", sentence, [bars, mean, *words, *figures], height={"step": 44})

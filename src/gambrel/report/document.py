@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A question the report answers: ``sentence`` answers it, ``items`` (specs and tables) show it, ``code`` does it."""
+    """A question: ``sentence`` answers it, ``items`` (specs and tables) show it, ``code`` is what to run."""
 
     heading: str
     sentence: str

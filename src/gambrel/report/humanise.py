@@ -15,6 +15,7 @@ __all__ = [
     "count",
     "dollars",
     "gib",
+    "limit",
     "multiple",
     "num_bytes",
     "number",
@@ -58,6 +59,12 @@ def _scaled(value: float, table: tuple[tuple[float, float, str], ...], last: tup
 def seconds(value: float) -> str:
     """A duration in the unit that suits it: ``850 µs``, ``4.48 ms``, ``1.25 s``, ``2.50 min``, ``3.00 h``."""
     return "0 s" if value == 0 else _scaled(value, _TIMES, (3600.0, "h"))
+
+
+def limit(value: float) -> str:
+    """A duration as people set it, without idle zeros: ``1 s``, ``50 ms``, ``1.25 s``."""
+    figure, _, unit = seconds(value).partition(" ")
+    return f"{figure.rstrip('0').rstrip('.') if '.' in figure else figure} {unit}"
 
 
 def num_bytes(value: float) -> str:

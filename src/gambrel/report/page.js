@@ -13,7 +13,7 @@
     const spec = { ...specs[box.dataset.chart] };
     delete spec.title;
     spec.width = "container";
-    spec.autosize = { type: typeof spec.height === "object" ? "fit-x" : "fit", contains: "padding", resize: true };
+    spec.autosize = { type: "fit-x", contains: "padding", resize: true };
     const config = structuredClone(themes[dark.matches && !paper ? "dark" : "light"]);
     if (narrow(box)) config.legend.columns = 2;
     const result = await vegaEmbed(box, spec, {

@@ -134,9 +134,9 @@ def _text(value: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; a chart shows nothing there."""
+    """JSON has no NaN and no infinity, and no screen shows more than six digits."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -105,7 +105,7 @@ def latency_vs_load(
     rules = [
         layer
         for o in limits
-        for layer in labelled_y(o.limit_s / scale, f"limit {o.statistic} {say.seconds(o.limit_s)}", "value")
+        for layer in labelled_y(o.limit_s / scale, f"limit {o.statistic} {say.limit(o.limit_s)}", "value")
     ]
     breaks = {o.name: (breaks_at or {}).get(o.name, math.inf) for o in limits}
     marks = [(v, f"breaks at {v:.2f}x") for v in sorted(set(breaks.values())) if math.isfinite(v)]
@@ -120,7 +120,8 @@ def _load_sentence(points: Sequence[LoadPoint], metric: str, breaks: Mapping[str
     last = points[-1]
     first, end = (p.latency[metric] for p in (now, last))
     text = (
-        f"At {say.multiple(now.load)} the log's load ({say.rate(now.rate_rps)}) {NAMES[metric]} is {say.seconds(first.p50)} at the "
+        f"At {say.multiple(now.load)} the log's load ({say.rate(now.rate_rps)}) {NAMES[metric]} is "
+        f"{say.seconds(first.p50)} at the "
         f"median and {say.seconds(first.p95)} at p95; at {say.multiple(last.load)} p95 is {say.seconds(end.p95)}"
     )
     for name, load in breaks.items():
@@ -174,7 +175,8 @@ def latency_cdf(run: Run, slo: SLO | None = None) -> Spec:
     }
     marks = [(o.limit_s, f"{o.metric.upper()} {o.statistic} limit") for o in limits]
     parts = [
-        f"{NAMES[m]} {say.seconds(float(np.quantile(v, 0.5)))} at the median and {say.seconds(float(np.quantile(v, 0.95)))} at p95"
+        f"{NAMES[m]} {say.seconds(float(np.quantile(v, 0.5)))} at the median and "
+        f"{say.seconds(float(np.quantile(v, 0.95)))} at p95"
         for m, v in curves.items()
     ]
     sentence = f"Of {say.count(len(run))} requests: {'; '.join(parts)}."
@@ -223,7 +225,8 @@ def time_bound_by(run: Run) -> Spec:
         top = max(shown, key=lambda p: p[1])
         parts = ", ".join(f"{CAUSE_TITLES[c]} {say.percent(s)}" for c, s in sorted(shown, key=lambda p: -p[1])[1:])
         sentence = (
-            f"{CAUSE_TITLES[top[0]].capitalize().replace('Kv', 'KV')} binds {say.percent(top[1])} of the {say.seconds(run.busy_s)} "
+            f"{CAUSE_TITLES[top[0]].capitalize().replace('Kv', 'KV')} binds {say.percent(top[1])} of the "
+            f"{say.seconds(run.busy_s)} "
             f"that replicas were busy{'; ' + parts if parts else ''}."
         )
     else:
@@ -279,7 +282,8 @@ def batch_over_time(run: Run) -> Spec | None:
     queue = "nobody ever waits" if waiting < 0.5 else f"at most {say.count(waiting)} wait"
     sentence = (
         f"A step holds {say.number(run.batch_mean)} sequences on average and {say.count(run.batch_max)} at most on one "
-        f"replica; {queue}, in all samples of {say.count(run.replicas)} {'replica' if run.replicas == 1 else 'replicas'}."
+        f"replica; {queue}, in all samples of {say.count(run.replicas)} "
+        f"{'replica' if run.replicas == 1 else 'replicas'}."
     )
     return chart("batch-over-time", "Batch over time", sentence, [line], height=220)
 
@@ -318,7 +322,8 @@ def kv_over_time(run: Run) -> Spec | None:
     }
     evicted = run.num_preemptions
     sentence = (
-        f"The KV cache is {say.percent(run.kv_usage_mean)} full on average and {say.percent(run.kv_usage_max)} at its fullest; "
+        f"The KV cache is {say.percent(run.kv_usage_mean)} full on average and "
+        f"{say.percent(run.kv_usage_max)} at its fullest; "
         + ("no request was ever evicted." if evicted == 0 else f"{say.count(evicted)} evictions had to be recomputed.")
     )
     full = labelled_y(100.0, "full", "used", right=True, style="rule-ink")
