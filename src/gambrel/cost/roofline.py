@@ -77,6 +77,11 @@ class Roofline:
         return self._deployment
 
     @property
+    def spread(self) -> float:
+        """One-sigma relative error of a predicted step, of the efficiency constants."""
+        return self.efficiency.spread
+
+    @property
     def basis(self) -> str:
         """What the constants stand on, and what was assumed for this accelerator."""
         return "; ".join((self.efficiency.basis, *self.assumptions))
