@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from gambrel.core.slo import SLO
 from gambrel.core.workload import Workload
 from gambrel.faces import api
 from gambrel.plan import Space, plan
-from gambrel.plan.explain import SHORT_PROMPT, alone_workload, at_load, met_objectives
+from gambrel.plan.explain import SHORT_PROMPT, Loads, alone_workload, met_objectives
 from gambrel.plan.launch import vllm_command
 from gambrel.plan.screen import Demand, least_busy_s, screen_latency
 from gambrel.plan.search import Bench, judge, price_run, search, sustained
@@ -79,7 +80,7 @@ def test_bounds_are_never_above_what_simulation_reaches(
 def exhaustive(workload: Workload, slo: SLO, space: Space, most: int) -> float:
     best = float("inf")
     for shape in space.shapes(MODEL):
-        for seqs, tokens in space.limits():
+        for seqs, tokens in itertools.product(space.max_num_seqs, space.max_num_batched_tokens):
             deployment = shape.with_(max_num_seqs=seqs, max_num_batched_tokens=tokens)
             cost_model = api.cost_model(deployment)
             if cost_model.memory().kv_tokens < Demand.of(workload).longest:
@@ -144,11 +145,11 @@ def test_an_objective_holds_below_its_breaking_load_and_not_above(answer: object
     from gambrel.core.plan import Plan
 
     assert isinstance(answer, Plan)
-    workload, deployment = chat(600, 20.0), answer.chosen.deployment
+    loads, deployment = Loads(chat(600, 20.0)), answer.chosen.deployment
     bench = Bench.of(api.cost_model(deployment))
     for name, load in answer.breaks_at.items():
         if np.isfinite(load) and load > 0:
-            assert met_objectives(at_load(deployment, bench, workload, load), answer.slo)[name]
+            assert met_objectives(bench.run(deployment, loads.at(load)), answer.slo)[name]
     assert min(answer.breaks_at.values()) >= 1.0  # it holds today
 
 
@@ -194,7 +195,9 @@ def test_an_overloaded_fleet_is_a_backlog_even_without_a_ttft_objective() -> Non
 
 
 def test_a_refusal_names_the_objective_the_best_reached_and_by_whom() -> None:
-    with pytest.raises(InfeasiblePlan, match=r"tpot\.p95 reaches [0-9.]+ s at the very best on 1 x \S+ tp\d") as caught:
+    with pytest.raises(
+        InfeasiblePlan, match=r"tpot\.p95 reaches [0-9.]+ ms at the very best on 1 x \S+ tp\d"
+    ) as caught:
         plan(MODEL, chat(200), SLO.parse(["tpot.p95<=0.1ms"]), Space(devices(*GPUS)), api.pricer())
     assert "\n" not in str(caught.value)
 

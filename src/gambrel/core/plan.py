@@ -37,6 +37,8 @@ class Candidate:
 
     ``stage`` is ``fits`` (ruled out by memory), ``screen`` (ruled out analytically) or ``simulated``. The latency
     blocks are there only for simulated ones. ``keeps_up`` is False when the queue grows to the end of the log.
+    ``idle_share`` is the share of the load it could carry within the objectives that the log leaves unused (at most
+    7/8: nobody looks beyond eight times the load); NaN where that was not asked.
     ``lost_because`` is empty for the chosen one.
     """
 

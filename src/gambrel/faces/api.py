@@ -85,12 +85,13 @@ def accelerators(files: Sequence[Path] = ()) -> Mapping[str, Accelerator]:
 def default_accelerators(files: Sequence[Path] = ()) -> tuple[Accelerator, ...]:
     """What a plan searches when nobody names a GPU: those people can rent for this.
 
-    GPUs of a vendor's data-centre or workstation line with a known price and confidence A or B, from 2020 on.
+    NVIDIA and AMD accelerators from 2020 on with a known price and specification of confidence A or B, and whatever
+    the person's own files add with a price.
     """
     chosen = []
     for a in accelerators(files).values():
-        rentable = a.price is not None and a.confidence in {"A", "B"}
-        if rentable and a.vendor in {"NVIDIA", "AMD"} and (a.year or 0) >= 2020:
+        shipped = a.confidence in {"A", "B"} and a.vendor in {"NVIDIA", "AMD"} and (a.year or 0) >= 2020
+        if a.price is not None and (shipped or a.confidence == "user"):
             chosen.append(a)
     return tuple(sorted(chosen, key=lambda a: a.name))
 

@@ -376,11 +376,9 @@ def demo_command(
     """The whole loop on this machine: a generated log, a plan for Llama-3.1-8B, the report."""
     from gambrel.faces import api
     from gambrel.faces.documents import plan_document
-    from gambrel.traffic import sample_path
 
-    source = sample_path()
-    talk(f"log: {source.name}, a generated sample; objectives: ttft.p95<=1s, tpot.p95<=50ms")
-    requests = api.load_workload(str(source))
+    requests = api.load_workload("sample")
+    talk(f"log: {requests.source}; objectives: ttft.p95<=1s, tpot.p95<=50ms")
     with progress_on_stderr() as progress:
         plan = api.plan(
             "meta-llama/Llama-3.1-8B-Instruct", requests, api.slo("ttft.p95<=1s", "tpot.p95<=50ms"), progress=progress

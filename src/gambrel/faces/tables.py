@@ -229,8 +229,10 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
             ("cost", f"{human.per_hour(pricing.usd_per_hour)} ({d.accelerator.price.basis})"),
             (
                 "",
-                (f"{human.per_mtok(pricing.usd_per_mtok_input)} input + {human.per_mtok(pricing.usd_per_mtok_output)} output "
-                f"by time share, at the {human.percent(pricing.utilisation)} the log keeps it busy"),
+                (
+                    f"{human.per_mtok(pricing.usd_per_mtok_input)} input + {human.per_mtok(pricing.usd_per_mtok_output)} output "
+                    f"by time share, at the {human.percent(pricing.utilisation)} the log keeps it busy"
+                ),
             ),
         ]
     answer += [("launch", plan.launch), ("basis", plan.basis)]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel, MemoryBudget, Step, StepCost, StepTable
     from gambrel.core.workload import Workload
 
-__all__ = ["Slower", "alone_workload", "breaking_load", "cells", "fixes", "intervals", "load_sweep", "measure_next"]
+__all__ = ["Loads", "Slower", "alone_workload", "carries", "cells", "fixes", "intervals", "load_sweep", "measure_next"]
 
 SHORT_PROMPT = 32
 """Tokens of the prompt that people try a model with."""
@@ -38,6 +38,8 @@ HIDES = (
 
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 TOLERANCE = 0.02  # of a load multiple
+MOST_CARRIED = 8.0  # load multiple beyond which nobody asks
+KEPT = 24  # scaled logs held in memory
 INTERVAL_SIGMAS = 1.2816  # 80 % of a normal distribution lies within
 
 
@@ -125,13 +127,24 @@ def cells(deployment: Deployment, bench: Bench, workload: Workload, run: Run) ->
     )
 
 
-def at_load(deployment: Deployment, bench: Bench, workload: Workload, load: float) -> Run:
-    """The fleet under a multiple of the log's rate, with the log's burst structure."""
-    return bench.run(deployment, workload if load == 1.0 else scale_load(workload, load, seed=0))
+class Loads:
+    """The log at multiples of its load, with its burst structure; each multiple is made once and kept a while."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self._made: dict[float, Workload] = {1.0: workload}
+
+    def at(self, load: float) -> Workload:
+        """The log at ``load`` times its rate."""
+        if load not in self._made:
+            if len(self._made) > KEPT:
+                self._made = {1.0: self.workload}
+            self._made[load] = scale_load(self.workload, load, seed=0)
+        return self._made[load]
 
 
 def load_sweep(
-    deployment: Deployment, bench: Bench, workload: Workload, slo: SLO
+    deployment: Deployment, bench: Bench, loads: Loads, slo: SLO
 ) -> tuple[tuple[LoadPoint, ...], dict[str, float]]:
     """Percentiles against load, and the multiple at which each objective first breaks.
 
@@ -141,8 +154,8 @@ def load_sweep(
     points: list[LoadPoint] = []
     holds: dict[str, list[tuple[float, bool]]] = {name: [] for name in (*(o.name for o in slo.objectives), "backlog")}
     for load in LOADS:
-        run = at_load(deployment, bench, workload, load)
-        points.append(point(run, load, workload.rate_rps, slo))
+        run = bench.run(deployment, loads.at(load))
+        points.append(point(run, load, loads.workload.rate_rps, slo))
         for name, met in met_objectives(run, slo).items():
             holds[name].append((load, met))
         if load >= 1.0 and all(not history[-1][1] for history in holds.values()):
@@ -156,7 +169,7 @@ def load_sweep(
         low, high = (history[broken - 1][0] if broken else 0.0), history[broken][0]
 
         def holds_at(x: float, objective: str = name) -> bool:
-            return met_objectives(at_load(deployment, bench, workload, x), slo)[objective]
+            return met_objectives(bench.run(deployment, loads.at(x)), slo)[objective]
 
         breaks[name] = bisect(low, high, holds_at)
     return tuple(points), breaks
@@ -190,21 +203,24 @@ def bisect(low: float, high: float, holds_at: Callable[[float], bool]) -> float:
     return low
 
 
-def breaking_load(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO, high: float) -> float:
-    """The load multiple at which the first objective breaks, looked for up to ``high``."""
+def carries(deployment: Deployment, bench: Bench, loads: Loads, slo: SLO, most: float = MOST_CARRIED) -> float:
+    """The load multiple at which the first objective breaks, to ``TOLERANCE``; ``most`` when none breaks by then."""
 
     def holds_at(load: float) -> bool:
-        return all(met_objectives(at_load(deployment, bench, workload, load), slo).values())
+        return all(met_objectives(bench.run(deployment, loads.at(load)), slo).values())
 
-    if holds_at(high):
-        return high
-    return bisect(1.0, high, holds_at) if holds_at(1.0) else bisect(0.0, 1.0, holds_at)
+    low, high = 0.0, 1.0
+    while holds_at(high):
+        if high >= most:
+            return most
+        low, high = high, min(most, 2.0 * high)
+    return bisect(low, high, holds_at)
 
 
 def fixes(
     deployment: Deployment,
     pricer: Callable[[Deployment], CostModel],
-    workload: Workload,
+    loads: Loads,
     slo: SLO,
     breaks: Mapping[str, float],
 ) -> tuple[Fix, ...]:
@@ -236,13 +252,13 @@ def fixes(
     if d.replicas > 1 and d.routing != "least_outstanding":
         changes.append(("route to the least busy replica", d.with_(routing="least_outstanding")))
     changes.append(("one replica more", d.with_(replicas=d.replicas + 1)))
-    longest = int((workload.prompt_tokens + workload.output_tokens).max())
+    longest = int((loads.workload.prompt_tokens + loads.workload.output_tokens).max())
     found = []
     for name, changed in changes:
         cost_model = pricer(changed)
         if cost_model.memory().kv_tokens < longest:
             continue
-        load = breaking_load(changed, Bench.of(cost_model), workload, slo, high=2.0 * now)
+        load = carries(changed, Bench.of(cost_model), loads, slo, most=2.0 * now)
         if load > now + TOLERANCE:
             more = "more than " if load >= 2.0 * now else ""
             effect = f"holds to {more}{load:.2f}x of today's load instead of {now:.2f}x"
@@ -294,6 +310,6 @@ def measure_next(deployment: Deployment, cost_model: CostModel, workload: Worklo
         return f"{what}; at the slow edge no replica count up to twice today's holds ({trial.candidate.lost_because})"
     if extra == 0:
         return f"{what}; even at the slow edge the plan holds, so nothing is at stake"
-    price = deployment.accelerator.price
-    stake = "" if price is None else f", ${price.usd_per_hour * deployment.gpus_per_replica * extra:.2f}/h"
+    dollars = deployment.with_(replicas=extra).usd_per_hour
+    stake = "" if dollars is None else f", ${dollars:.2f}/h"
     return f"{what}; at the slow edge it takes {extra} more replica{'s' if extra > 1 else ''}{stake}"

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from gambrel.core.errors import DoesNotFit, InfeasiblePlan
 from gambrel.core.plan import Candidate, Plan
 from gambrel.plan.explain import (
+    MOST_CARRIED,
     SHORT_PROMPT,
+    Loads,
     alone_workload,
+    carries,
     cells,
     fixes,
     intervals,
@@ -18,7 +21,8 @@ from gambrel.plan.explain import (
     measure_next,
 )
 from gambrel.plan.launch import vllm_command
-from gambrel.plan.search import Bench, Search, Trial, in_full, judge, search
+from gambrel.plan.search import Bench, Search, Trial, in_full, judge, rank, search
+from gambrel.report.humanise import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,18 +58,21 @@ def plan(
     ranked = found.feasible
     if not ranked:
         raise refusal(model, found, slo)
+    found.trials.remove(ranked[0])
     best = in_full(ranked[0], slo)
-    found.trials[found.trials.index(ranked[0])] = best
     deployment = best.candidate.deployment
     cost_model = pricer(deployment)
     bench = Bench.of(cost_model)
     progress("load sweep")
-    points, breaks = load_sweep(deployment, bench, workload, slo)
+    loads = Loads(workload)
+    points, breaks = load_sweep(deployment, bench, loads, slo)
+    best = with_idle_share(best, min(breaks.values()))
     progress("cheaper fixes")
-    cheaper = fixes(deployment, pricer, workload, slo, breaks)
+    cheaper = fixes(deployment, pricer, loads, slo, breaks)
     progress("intervals")
     demo, hits = demo_plan(found, slo, workload, pricer)
-    others = losers(found, best, slo)
+    progress("what the others could carry")
+    others = losers(found, best, slo, pricer, loads)
     biggest = biggest_gpu(best, others, space)
     extra = (
         biggest.usd_per_hour - best.candidate.usd_per_hour if biggest is not None and biggest.feasible else float("nan")
@@ -96,17 +103,33 @@ def plan(
     )
 
 
-def losers(found: Search, best: Trial, slo: SLO) -> tuple[Candidate, ...]:
-    """Everyone else with the reason: those that hold by cost, those that miss by how near, those ruled out last."""
+def with_idle_share(trial: Trial, load: float) -> Trial:
+    """The trial with the share of its capacity that the log leaves unused, given the load multiple it carries."""
+    idle = 1.0 - 1.0 / min(load, MOST_CARRIED) if load > 1.0 else 0.0
+    return replace(trial, candidate=replace(trial.candidate, idle_share=idle))
+
+
+def losers(
+    found: Search, best: Trial, slo: SLO, pricer: Callable[[Deployment], CostModel], loads: Loads
+) -> tuple[Candidate, ...]:
+    """Everyone else with the reason: those that hold by cost, those that miss by how near, those ruled out last.
+
+    The best of each accelerator is also asked how much load it would carry: the rest of its capacity is idle.
+    """
     rows = []
-    for trial in found.trials:
-        if trial is best:
-            continue
-        candidate = in_full(trial, slo).candidate
+    seen = {best.candidate.deployment.accelerator.name}
+    for before in sorted(found.trials, key=rank):
+        trial = in_full(before, slo)
+        candidate = trial.candidate
+        deployment = candidate.deployment
         if candidate.feasible:
             more = candidate.usd_per_hour - best.candidate.usd_per_hour
             reason = f"holds, but costs ${more:.2f}/h more" if more > 0.005 else "same cost, narrower margin"
             candidate = replace(candidate, lost_because=reason)
+            if deployment.accelerator.name not in seen:
+                seen.add(deployment.accelerator.name)
+                load = carries(deployment, Bench.of(pricer(deployment)), loads, slo)
+                candidate = with_idle_share(replace(trial, candidate=candidate), load).candidate
         rows.append(candidate)
     rows.sort(key=lambda c: (not c.feasible, c.usd_per_hour, c.deployment.label))
     gone = sorted(found.ruled_out, key=lambda c: (c.stage == "fits", c.deployment.label))
@@ -179,7 +202,7 @@ def refusal(model: Model, found: Search, slo: SLO) -> InfeasiblePlan | DoesNotFi
         )
         if best is not None and best[0] > objective.limit_s:
             bound = " at the very best" if best[1].stage == "screen" else ""
-            parts.append(f"{objective.name} reaches {best[0]:.3g} s{bound} on {best[1].deployment.label}")
+            parts.append(f"{objective.name} reaches {seconds(best[0])}{bound} on {best[1].deployment.label}")
     if not parts:
         nearest = max(judged, key=lambda c: (min(v.margin for v in c.verdicts), c.deployment.label))
         parts.append(

@@ -12,15 +12,19 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gambrel.core.errors import DeploymentError
+from gambrel.core.formats import weight_format
 from gambrel.core.plan import Candidate, Pricing
 from gambrel.core.units import GIB
 from gambrel.engine import limits_of, replay, run_of
 from gambrel.plan.screen import Demand, alone, least_busy_s, least_replicas, screen_latency
+from gambrel.report.humanise import seconds
+from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,15 +54,17 @@ __all__ = [
 IDLE = 0.05  # busy share below which a missed objective is not a matter of load
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
 FINALISTS = 4
+LADDER = (1.25, 1.5, 2.0)  # load multiples at which settings of one price are told apart
 WORKERS = 2
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A simulated candidate with its run."""
+    """A simulated candidate with its run; ``stressed`` says how well it bears more load, higher is better."""
 
     candidate: Candidate
     run: Run
+    stressed: float = -math.inf
 
 
 @dataclass
@@ -76,11 +82,25 @@ class Search:
         return sorted((t for t in self.trials if t.candidate.feasible), key=rank)
 
 
-def rank(trial: Trial) -> tuple[float, float, str]:
-    """Cheapest first; then the widest narrowest margin; then the name, so that ties never depend on order."""
+def loss(deployment: Deployment) -> int:
+    """How far formats are from the checkpoint's: bits taken off a weight and off a KV element, added.
+
+    Every step down can cost answer quality, so between equal prices the lesser step wins.
+    """
+    own = weight_format(deployment.model.checkpoint_format).element_bits
+    weights = max(0.0, own - deployment.weight_format.element_bits)
+    return int(weights + 16 - 8 * deployment.kv_format.element_bytes)
+
+
+def rank(trial: Trial) -> tuple[float, int, float, float, str]:
+    """Cheapest first; then the least loss of precision; then the widest margin under stress, and today.
+
+    The name decides last, so that ties never depend on order.
+    """
     candidate = trial.candidate
     margin = min((v.margin for v in candidate.verdicts), default=0.0)
-    return round(candidate.usd_per_hour, 6), -round(margin, 6), candidate.deployment.label
+    d = candidate.deployment
+    return round(candidate.usd_per_hour, 6), loss(d), -round(trial.stressed, 6), -round(margin, 6), d.label
 
 
 def sustained(run: Run) -> bool:
@@ -151,7 +171,6 @@ def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) ->
         memory=bench.memory,
         verdicts=verdicts,
         pricing=None if price is None else price_run(run, price),
-        idle_share=1.0 - run.utilisation,
         keeps_up=sustained(run),
         lost_because=miss(verdicts, run),
     )
@@ -161,7 +180,7 @@ def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) ->
 def in_full(trial: Trial, slo: SLO) -> Trial:
     """The trial with every percentile and its goodput, which the search itself has no need of."""
     latency = {m: trial.run.distribution(m) for m in METRICS}
-    return Trial(replace(trial.candidate, latency=latency, goodput=slo.goodput(trial.run)), trial.run)
+    return replace(trial, candidate=replace(trial.candidate, latency=latency, goodput=slo.goodput(trial.run)))
 
 
 def miss(verdicts: tuple[Verdict, ...], run: Run) -> str:
@@ -169,7 +188,7 @@ def miss(verdicts: tuple[Verdict, ...], run: Run) -> str:
     worst = min((v for v in verdicts if not v.met), key=lambda v: v.margin, default=None)
     if worst is not None:
         o = worst.objective
-        return f"{o.name} reaches {worst.reached_s:.3g} s, limit {o.limit_s:g} s"
+        return f"{o.name} reaches {seconds(worst.reached_s)}, limit {seconds(o.limit_s)}"
     return "" if sustained(run) else "falls behind: the queue grows to the end of the log"
 
 
@@ -201,9 +220,10 @@ class Hunter:
     slo: SLO
     space: Space
     pricer: Callable[[Deployment], CostModel]
+    ladder: tuple[Workload, ...]
     found: Search = field(default_factory=Search)
 
-    def try_out(self, deployment: Deployment, bench: Bench) -> Trial:
+    def try_out(self, bench: Bench, deployment: Deployment) -> Trial:
         """Simulate and count."""
         self.found.num_simulated += 1
         return judge(deployment, bench, self.workload, self.slo)
@@ -231,7 +251,9 @@ class Hunter:
         worst = min(bounds, key=lambda v: v.margin, default=None)
         if worst is not None and not worst.met:
             o = worst.objective
-            reason = f"{o.name} is at least {worst.reached_s:.3g} s even for requests alone, limit {o.limit_s:g} s"
+            reason = (
+                f"{o.name} is at least {seconds(worst.reached_s)} even for requests alone, limit {seconds(o.limit_s)}"
+            )
             self.rule_out(deployment, memory, "screen", reason, bounds)
             return None
         ttft, tpot = alone(table, int(self.demand.grid[-1]))
@@ -245,47 +267,79 @@ class Hunter:
             bound = self.bound(deployment)
             price = deployment.usd_per_hour
             if bound is not None and price is not None:
-                queue.append((price * bound[1], deployment.label, deployment, *bound, price))
-        queue.sort(key=lambda item: (round(item[0], 6), item[1]))
-        best = math.inf
-        for least_usd, _, deployment, bench, least, price in queue:
-            if least_usd >= best:
+                usd = round(price * bound[1], 6)
+                queue.append((usd, loss(deployment), deployment.label, deployment, *bound, price))
+        queue.sort(key=lambda item: item[:3])
+        best, best_loss = math.inf, 0
+        for least_usd, lost, _, deployment, bench, least, price in queue:
+            if least_usd > best or (least_usd == best and lost >= best_loss):
                 reason = f"needs {least} replicas or more, ${least_usd:.2f}/h; ${best:.2f}/h is enough on this GPU"
                 self.rule_out(deployment, bench.memory, "screen", reason)
                 continue
             most = self.space.max_gpus // deployment.gpus_per_replica
             if math.isfinite(best):
-                most = min(most, max(least, math.ceil(best / price) - 1))
-            trial = fewest_replicas(lambda d, b=bench: self.try_out(d, b), deployment, least, max(1, most))
+                most = min(most, max(least, math.floor(best / price + 1e-9)))
+            trial = fewest_replicas(partial(self.try_out, bench), deployment, least, max(1, most))
             self.found.trials.append(trial)
-            if trial.candidate.feasible:
-                best = min(best, trial.candidate.usd_per_hour)
+            usd = round(trial.candidate.usd_per_hour, 6)
+            if trial.candidate.feasible and (usd, lost) < (best, best_loss):
+                best, best_loss = usd, lost
         self.found.num_considered += len(shapes)
         return self.found
 
     def refine(self, trial: Trial) -> Trial:
-        """The same shape under every batch limit: fewer replicas first, then more margin."""
-        start = trial.candidate.deployment
-        best = trial
-        for seqs, tokens in self.space.limits():
-            if (seqs, tokens) == (start.max_num_seqs, start.max_num_batched_tokens):
-                continue
-            deployment = start.with_(max_num_seqs=seqs, max_num_batched_tokens=tokens)
-            cost_model = self.pricer(deployment)
-            self.found.num_considered += 1
-            if cost_model.memory().kv_tokens < self.demand.longest:
-                continue
-            bench = Bench.of(cost_model)
-            replicas = best.candidate.deployment.replicas
-            other = self.try_out(deployment.with_(replicas=replicas), bench)
-            while other.candidate.feasible and replicas > 1:
-                fewer = self.try_out(deployment.with_(replicas=replicas - 1), bench)
-                if not fewer.candidate.feasible:
-                    break
-                other, replicas = fewer, replicas - 1
-            if other.candidate.feasible and rank(other) < rank(best):
-                best = other
+        """The same shape under other batch limits: fewer replicas first, then what it carries.
+
+        One limit at a time, in turn, until neither moves: the two hardly interact (a token budget shapes prefill,
+        a sequence limit decoding), and a full grid costs three times as much.
+        """
+        best = self.stress(Bench.of(self.pricer(trial.candidate.deployment)), trial)
+        tried = {limits(best.candidate.deployment)}
+        moved = True
+        while moved:
+            moved = False
+            for axis in ("max_num_batched_tokens", "max_num_seqs"):
+                for value in getattr(self.space, axis):
+                    deployment = best.candidate.deployment.with_(**{axis: value})
+                    if limits(deployment) in tried or deployment.max_num_batched_tokens < deployment.max_num_seqs:
+                        continue
+                    tried.add(limits(deployment))
+                    other = self.try_limits(deployment)
+                    if other is not None and rank(other) < rank(best):
+                        best, moved = other, True
         return best
+
+    def try_limits(self, deployment: Deployment) -> Trial | None:
+        """The fewest replicas up to the deployment's that hold, put under stress; None when it does not hold."""
+        cost_model = self.pricer(deployment)
+        self.found.num_considered += 1
+        if cost_model.memory().kv_tokens < self.demand.longest:
+            return None
+        bench = Bench.of(cost_model)
+        best = None
+        for replicas in range(deployment.replicas, 0, -1):
+            trial = self.try_out(bench, deployment.with_(replicas=replicas))
+            if not trial.candidate.feasible:
+                break
+            best = trial
+        return None if best is None else self.stress(bench, best)
+
+    def stress(self, bench: Bench, trial: Trial) -> Trial:
+        """The trial with the steps of the stress ladder it climbs, and by how much it clears the last or misses it."""
+        climbed = 0.0
+        for workload in self.ladder:
+            self.found.num_simulated += 1
+            run = bench.run(trial.candidate.deployment, workload)
+            margin = min(v.margin for v in self.slo.check(run))
+            if margin < 0 or not sustained(run):
+                return replace(trial, stressed=climbed + 1.0 / (1.0 + abs(margin)))
+            climbed += 1.0
+        return replace(trial, stressed=climbed + margin)
+
+
+def limits(deployment: Deployment) -> tuple[int, int]:
+    """The two batch limits."""
+    return deployment.max_num_seqs, deployment.max_num_batched_tokens
 
 
 def too_small(memory: MemoryBudget, longest: int) -> str:
@@ -312,6 +366,7 @@ def search(
         DeploymentError: the space holds no shape that the model can take.
     """
     demand = Demand.of(workload)
+    ladder = tuple(scale_load(workload, load, seed=0) for load in LADDER)
     groups: dict[str, list[Deployment]] = {}
     for deployment in space.shapes(model):
         groups.setdefault(deployment.accelerator.name, []).append(deployment)
@@ -322,12 +377,12 @@ def search(
         )
 
     def explore(shapes: list[Deployment]) -> Search:
-        found = Hunter(workload, demand, slo, space, pricer).explore(shapes)
+        found = Hunter(workload, demand, slo, space, pricer, ladder).explore(shapes)
         progress(shapes[0].accelerator.name)
         return found
 
     def refine(trial: Trial) -> tuple[Trial, Search]:
-        hunter = Hunter(workload, demand, slo, space, pricer)
+        hunter = Hunter(workload, demand, slo, space, pricer, ladder)
         return hunter.refine(trial), hunter.found
 
     total = Search()

@@ -26,7 +26,7 @@ SIXTEEN_BIT = ("bf16", "fp16")
 class Space:
     """The axes. ``weights`` and ``kv`` of None mean: what the checkpoint is in, and fp8 where the device has it.
 
-    Batch limits are searched in two passes: ``first`` values for every candidate, the full lists for the finalists.
+    Batch limits are searched in two passes: ``first`` values for every candidate, all values for the finalists.
     """
 
     accelerators: tuple[Accelerator, ...]
@@ -64,13 +64,6 @@ class Space:
                             max_model_len=self.max_model_len,
                             gpu_memory_utilization=self.gpu_memory_utilization,
                         )
-
-    def limits(self) -> Iterator[tuple[int, int]]:
-        """Every (max_num_seqs, max_num_batched_tokens); a budget below the sequence limit would starve decoding."""
-        for seqs in self.max_num_seqs:
-            for tokens in self.max_num_batched_tokens:
-                if tokens >= seqs:
-                    yield seqs, tokens
 
 
 def tp_is_possible(model: Model, accelerator: Accelerator, tp: int) -> bool:

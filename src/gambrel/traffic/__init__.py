@@ -7,6 +7,7 @@ from gambrel.traffic.figures import Concurrency, PrefixReuse, ServiceModel, Work
 from gambrel.traffic.load import load_workload, sample
 from gambrel.traffic.profiles import Profile, profile, profiles
 from gambrel.traffic.readers import FORMATS, read_workload
+from gambrel.traffic.replay import closed_loop, ready_to_replay, scale_load
 from gambrel.traffic.scale import compress_time, scale_lengths, scale_rate, slice_time
 from gambrel.traffic.synthetic import Quantiles, from_users, synthesise
 from gambrel.traffic.write import write_workload
@@ -19,6 +20,7 @@ __all__ = [
     "Quantiles",
     "ServiceModel",
     "WorkloadFigures",
+    "closed_loop",
     "compress_time",
     "describe",
     "from_users",
@@ -27,8 +29,10 @@ __all__ = [
     "profiles",
     "quantum_s",
     "read_workload",
+    "ready_to_replay",
     "sample",
     "scale_lengths",
+    "scale_load",
     "scale_rate",
     "slice_time",
     "spread_quantised",
