@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from engine_cases import Case, affine_table, cases, poisson
 from gambrel.core.step import Step
 from gambrel.core.workload import Workload
-from gambrel.engine import Limits, Replay, Replica, Requests, replay, run_replica
+from gambrel.engine import Limits, Replay, Replicas, Requests, replay, run_replica
 from gambrel.engine import state as at
 
 LOADS = {
@@ -60,25 +60,25 @@ def test_fast_equals_naive(case: Case) -> None:
 @settings(max_examples=200)
 def test_laws(case: Case) -> None:
     requests = Requests.of(case.workload)
-    replica = Replica.of(
-        case.limits, requests, windowed=case.table.window > 0, line=np.arange(len(case.workload)), sample_every_s=1e-3
-    )
+    replica = Replicas.of(case.limits, requests, windowed=case.table.window > 0, sample_every_s=1e-3)
+    replica.line_up(requests, np.arange(len(case.workload)))
     run_replica(case.table, case.limits, requests, replica)
+    ints, floats, slots = replica.ints[0], replica.floats[0], replica.slots[0]
     n = len(case.workload)
     # requests are conserved, and so is everything they held
-    assert replica.ints[at.FINISHED] == replica.ints[at.NUM_STARTED] == n
-    assert replica.ints[at.FREE_BLOCKS] == case.limits.num_kv_blocks
-    assert replica.ints[at.FREE_SLOTS] == case.limits.max_num_seqs
-    assert sorted(replica.slots[at.SPARE]) == list(range(case.limits.max_num_seqs))
+    assert ints[at.FINISHED] == ints[at.NUM_STARTED] == n
+    assert ints[at.FREE_BLOCKS] == case.limits.num_kv_blocks
+    assert ints[at.FREE_SLOTS] == case.limits.max_num_seqs
+    assert sorted(slots[at.SPARE]) == list(range(case.limits.max_num_seqs))
     for place in (at.DECODES, at.CONTEXT, at.CONTEXT_WINDOWED, at.BELOW_WINDOW, at.PREEMPTED):
-        assert replica.ints[place] == 0
+        assert ints[place] == 0
     for place in (at.TAIL, at.PARTIAL, at.NEXT):
-        assert replica.ints[place] == -1
+        assert ints[place] == -1
     assert not replica.offsets.any()
     assert not replica.crossings.any()
     assert (replica.ring == -1).all()
-    assert 0 < replica.ints[at.USED_MAX] <= case.limits.num_kv_blocks
-    assert 0 < replica.ints[at.BATCH_MAX] <= case.limits.max_num_seqs
+    assert 0 < ints[at.USED_MAX] <= case.limits.num_kv_blocks
+    assert 0 < ints[at.BATCH_MAX] <= case.limits.max_num_seqs
     # causality and order
     assert (requests.arrival <= requests.scheduled).all()
     assert (requests.scheduled < requests.first).all()
@@ -86,7 +86,6 @@ def test_laws(case: Case) -> None:
     assert ((requests.last > requests.first) == (requests.output > 1)).all()
     assert (np.diff(requests.scheduled) >= 0).all()  # first come, first served
     # time adds up
-    floats = replica.floats
     assert floats[at.CLOCK] == requests.last.max()
     assert floats[at.BUSY_S] <= floats[at.CLOCK] - requests.arrival[0] + 1e-9
     assert floats[at.BOUND_S : at.PART_S].sum() == pytest.approx(floats[at.BUSY_S])
@@ -94,8 +93,8 @@ def test_laws(case: Case) -> None:
     assert replica.histogram.sum() == (requests.output - 1).sum()
     assert floats[at.GAP_TOTAL] == pytest.approx((requests.last - requests.first).sum(), abs=1e-9)
     # the series is a regular grid of states within bounds
-    count = replica.ints[at.NUM_SAMPLES]
-    time, running, waiting, used = replica.samples[:, :count]
+    count = ints[at.NUM_SAMPLES]
+    time, running, waiting, used = replica.samples[0, :, :count]
     assert np.allclose(time, floats[at.SAMPLE_ORIGIN] + np.arange(count) * floats[at.SAMPLE_EVERY])
     assert count == 0 or time[-1] < floats[at.CLOCK]
     assert (running <= case.limits.max_num_seqs).all()
@@ -120,13 +119,14 @@ def test_a_clock_can_be_stopped_and_resumed(case: Case) -> None:
 
     whole = replay(case.table, case.limits, case.workload)
     requests = Requests.of(case.workload)
-    replica = Replica.of(case.limits, requests, windowed=case.table.window > 0, line=np.arange(len(case.workload)))
+    replica = Replicas.of(case.limits, requests, windowed=case.table.window > 0)
+    replica.line_up(requests, np.arange(len(case.workload)))
     clock = -1.0
     for until in (*np.linspace(0.0, float(whole.floats[at.CLOCK]), 7), float("inf")):
         shared = (*case.table.arrays(), case.table.window, *case.limits.arguments(), *requests.arguments())
-        advance(until, *shared, *replica.arguments())
-        assert replica.floats[at.CLOCK] >= clock  # never backwards
-        clock = float(replica.floats[at.CLOCK])
+        advance(0, until, *shared, *replica.arguments())
+        assert replica.floats[0, at.CLOCK] >= clock  # never backwards
+        clock = float(replica.floats[0, at.CLOCK])
     for a, b in zip(requests.arguments(), whole.requests.arguments(), strict=True):
         assert a.tobytes() == b.tobytes()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from gambrel.engine.routing import ROUTINGS, run_replica
 from gambrel.engine.simulation import Replay, check_fits, limits_of, max_request_tokens, replay, run_of, simulate
-from gambrel.engine.state import Limits, Replica, Requests
+from gambrel.engine.state import Limits, Replicas, Requests
 
 __all__ = [
     "ROUTINGS",
     "Limits",
     "Replay",
-    "Replica",
+    "Replicas",
     "Requests",
     "check_fits",
     "limits_of",

@@ -23,20 +23,22 @@ __all__ = ["compiled", "digest"]
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
-def compiled(*parts: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+def compiled(*parts: Callable[..., Any], allocates: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """A decorator: numba's ``njit``, cached under a digest of the function, ``parts`` it calls, and the state's layout.
 
-    No fastmath: the oracle must see the same bits. No parallel: a replica is sequential.
+    No fastmath: the oracle must see the same bits. No parallel: a replica is sequential. Kernels that make no arrays
+    do without reference counts, which would take more time than a step when one kernel calls another.
     """
+    options = _OPTIONS | {"_nrt": allocates}
 
     def wrap(function: Callable[..., Any]) -> Any:
         try:
-            kernel = njit(cache=True, **_OPTIONS)(function)
+            kernel = njit(cache=True, **options)(function)
         except RuntimeError:  # no directory for a cache
-            return njit(**_OPTIONS)(function)
+            return njit(**options)(function)
         file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
         if file is not None:  # absent under NUMBA_DISABLE_JIT
-            file._source_stamp = (file._source_stamp, digest(function, *parts))  # noqa: SLF001 - numba has no public way
+            file._source_stamp = (file._source_stamp, repr(options), digest(function, *parts))  # noqa: SLF001 - numba has no public way
         return kernel
 
     return wrap

@@ -84,43 +84,43 @@ _parts = njit(step_parts)
 
 @compiled()
 def sample(
-    arrival: Any, follow: Any, ints: Any, floats: Any, samples: Any,
+    replica: int, arrival: Any, follow: Any, ints: Any, floats: Any, samples: Any,
     until: float, running: int, preempted: int, used: int,
 ) -> Any:  # fmt: skip
     """Record the state that holds until ``until`` at every grid time before it; the next grid time.
 
     When the table is full every second sample goes and the grid doubles, so any run fits.
     """
-    count = ints[NUM_SAMPLES]
-    every = floats[SAMPLE_EVERY]
-    origin = floats[SAMPLE_ORIGIN]
+    count = ints[replica, NUM_SAMPLES]
+    every = floats[replica, SAMPLE_EVERY]
+    origin = floats[replica, SAMPLE_ORIGIN]
     time = origin + count * every
     while time < until:
-        seen = ints[SEEN]
+        seen = ints[replica, SEEN]
         while seen >= 0 and arrival[seen] <= time:
-            ints[NUM_SEEN] += 1
+            ints[replica, NUM_SEEN] += 1
             seen = follow[seen]
-        ints[SEEN] = seen
-        samples[0, count] = time
-        samples[1, count] = running
-        samples[2, count] = max(ints[NUM_SEEN] - ints[NUM_STARTED], 0) + preempted
-        samples[3, count] = used
+        ints[replica, SEEN] = seen
+        samples[replica, 0, count] = time
+        samples[replica, 1, count] = running
+        samples[replica, 2, count] = max(ints[replica, NUM_SEEN] - ints[replica, NUM_STARTED], 0) + preempted
+        samples[replica, 3, count] = used
         count += 1
         if count == NUM_SAMPLES_MAX:
             count = NUM_SAMPLES_MAX // 2
             for row in range(4):
                 for i in range(count):
-                    samples[row, i] = samples[row, 2 * i]
+                    samples[replica, row, i] = samples[replica, row, 2 * i]
             every *= 2.0
-            floats[SAMPLE_EVERY] = every
+            floats[replica, SAMPLE_EVERY] = every
         time = origin + count * every
-    ints[NUM_SAMPLES] = count
+    ints[replica, NUM_SAMPLES] = count
     return time
 
 
 @compiled(step_parts, pairs_within, sample)
 def advance(
-    until: float,
+    replica: int, until: float,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
@@ -130,30 +130,30 @@ def advance(
     histogram: Any, bits: Any, bits_int: Any, samples: Any,
 ) -> None:  # fmt: skip
     """Run every step that starts before ``until``, with the requests now in the replica's waiting line."""
-    request, generated = slots[REQUEST], slots[GENERATED]
-    before, after = slots[BEFORE], slots[AFTER]
-    ring_before, ring_after = slots[RING_BEFORE], slots[RING_AFTER]
-    offset, bucket, finish = slots[OFFSET], slots[BUCKET], slots[FINISH]
-    spare, stack, fresh = slots[SPARE], slots[STACK], slots[FRESH]
-    mask = len(ring) - 1
+    mask = ring.shape[1] - 1
     windowed = window > 0
 
-    step, decodes, context = ints[STEPS], ints[DECODES], ints[CONTEXT]
-    context_windowed, below = ints[CONTEXT_WINDOWED], ints[BELOW_WINDOW]
-    tail, partial, done, target = ints[TAIL], ints[PARTIAL], ints[PARTIAL_DONE], ints[PARTIAL_TARGET]
-    waiting, preempted = ints[NEXT], ints[PREEMPTED]
-    free, free_slots = ints[FREE_BLOCKS], ints[FREE_SLOTS]
-    batch_max, used_max = ints[BATCH_MAX], ints[USED_MAX]
-    finished, last_finished = ints[FINISHED], ints[LAST_FINISHED]
-    clock, busy_s, prefill_s = floats[CLOCK], floats[BUSY_S], floats[PREFILL_S]
-    batch_s, used_s, gap_total = floats[BATCH_S], floats[USED_S], floats[GAP_TOTAL]
-    bound0, bound1, bound2 = floats[BOUND_S], floats[BOUND_S + 1], floats[BOUND_S + 2]
-    bound3, bound4 = floats[BOUND_S + 3], floats[BOUND_S + 4]
-    part0, part1, part2 = floats[PART_S], floats[PART_S + 1], floats[PART_S + 2]
-    part3, part4 = floats[PART_S + 3], floats[PART_S + 4]
-    sample_at = floats[SAMPLE_EVERY]  # infinite: no series is wanted
+    step, decodes, context = ints[replica, STEPS], ints[replica, DECODES], ints[replica, CONTEXT]
+    context_windowed, below = ints[replica, CONTEXT_WINDOWED], ints[replica, BELOW_WINDOW]
+    tail, partial, done, target = (
+        ints[replica, TAIL],
+        ints[replica, PARTIAL],
+        ints[replica, PARTIAL_DONE],
+        ints[replica, PARTIAL_TARGET],
+    )
+    waiting, preempted = ints[replica, NEXT], ints[replica, PREEMPTED]
+    free, free_slots = ints[replica, FREE_BLOCKS], ints[replica, FREE_SLOTS]
+    batch_max, used_max = ints[replica, BATCH_MAX], ints[replica, USED_MAX]
+    finished, last_finished = ints[replica, FINISHED], ints[replica, LAST_FINISHED]
+    clock, busy_s, prefill_s = floats[replica, CLOCK], floats[replica, BUSY_S], floats[replica, PREFILL_S]
+    batch_s, used_s, gap_total = floats[replica, BATCH_S], floats[replica, USED_S], floats[replica, GAP_TOTAL]
+    bound0, bound1, bound2 = floats[replica, BOUND_S], floats[replica, BOUND_S + 1], floats[replica, BOUND_S + 2]
+    bound3, bound4 = floats[replica, BOUND_S + 3], floats[replica, BOUND_S + 4]
+    part0, part1, part2 = floats[replica, PART_S], floats[replica, PART_S + 1], floats[replica, PART_S + 2]
+    part3, part4 = floats[replica, PART_S + 3], floats[replica, PART_S + 4]
+    sample_at = floats[replica, SAMPLE_EVERY]  # infinite: no series is wanted
     if sample_at < NEVER:
-        sample_at = floats[SAMPLE_ORIGIN] + ints[NUM_SAMPLES] * floats[SAMPLE_EVERY]
+        sample_at = floats[replica, SAMPLE_ORIGIN] + ints[replica, NUM_SAMPLES] * floats[replica, SAMPLE_EVERY]
     phase = (block_size - step % block_size) % block_size  # -step modulo block_size
 
     while True:
@@ -163,48 +163,50 @@ def advance(
             if arrival[waiting] > clock:
                 clock = arrival[waiting]
                 if sample_at < clock:
-                    sample_at = sample(arrival, follow, ints, floats, samples, clock, 0, 0, 0)
+                    sample_at = sample(replica, arrival, follow, ints, floats, samples, clock, 0, 0, 0)
         if clock >= until:
             break
 
         # Running sequences first. Decoders that begin a block need one; the last admitted give way until all fit.
         admit = True
-        need = offsets[phase]
+        need = offsets[replica, phase]
         while need > free:
             victim = tail
-            tail = before[victim]
+            tail = slots[replica, BEFORE, victim]
             admit = False
             if victim == partial:
                 free += (done + block_size - 1) // block_size
                 partial = -1
             else:
-                cached = step + offset[victim]
+                cached = step + slots[replica, OFFSET, victim]
                 free += (cached + block_size - 1) // block_size
-                offsets[bucket[victim]] -= 1
-                if bucket[victim] == phase:
+                offsets[replica, slots[replica, BUCKET, victim]] -= 1
+                if slots[replica, BUCKET, victim] == phase:
                     need -= 1
-                i = ring_before[victim]
-                j = ring_after[victim]
+                i = slots[replica, RING_BEFORE, victim]
+                j = slots[replica, RING_AFTER, victim]
                 if i >= 0:
-                    ring_after[i] = j
+                    slots[replica, RING_AFTER, i] = j
                 else:
-                    ring[finish[victim] & mask] = j
+                    ring[replica, slots[replica, FINISH, victim] & mask] = j
                 if j >= 0:
-                    ring_before[j] = i
+                    slots[replica, RING_BEFORE, j] = i
                 decodes -= 1
                 context -= cached
                 if windowed:
                     if cached < window:
                         below -= 1
                         context_windowed -= cached + 1
-                        if cached + finish[victim] - step + 1 >= window:
-                            crossings[(step + window - cached - 1) & mask] -= 1
+                        if cached + slots[replica, FINISH, victim] - step + 1 >= window:
+                            crossings[replica, (step + window - cached - 1) & mask] -= 1
                     else:
                         context_windowed -= window
-                token_s[victim] = clock
-                generated[victim] = output[request[victim]] - (finish[victim] - step + 1)
-            preemptions[request[victim]] += 1
-            stack[preempted] = victim
+                token_s[replica, victim] = clock
+                slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - (
+                    slots[replica, FINISH, victim] - step + 1
+                )
+            preemptions[slots[replica, REQUEST, victim]] += 1
+            slots[replica, STACK, preempted] = victim
             preempted += 1
         free -= need
 
@@ -223,10 +225,10 @@ def advance(
                 if blocks > free:
                     # It is the last of the running, so it gives way itself.
                     free += (done + block_size - 1) // block_size
-                    tail = before[partial]
+                    tail = slots[replica, BEFORE, partial]
                     admit = False
-                    preemptions[request[partial]] += 1
-                    stack[preempted] = partial
+                    preemptions[slots[replica, REQUEST, partial]] += 1
+                    slots[replica, STACK, preempted] = partial
                     preempted += 1
                     partial = -1
                     running -= 1
@@ -240,7 +242,7 @@ def advance(
                         pairs_windowed = _pairs(done, chunk, window)
                     done += chunk
                     if done == target:
-                        fresh[0] = partial
+                        slots[replica, FRESH, 0] = partial
                         completed = 1
                         partial = -1
 
@@ -248,8 +250,8 @@ def advance(
         if admit and partial < 0:
             while budget > 0 and running < max_num_seqs:
                 if preempted > 0:
-                    slot = stack[preempted - 1]
-                    tokens = prompt[request[slot]] + generated[slot]
+                    slot = slots[replica, STACK, preempted - 1]
+                    tokens = prompt[slots[replica, REQUEST, slot]] + slots[replica, GENERATED, slot]
                 elif waiting >= 0 and arrival[waiting] <= clock:
                     slot = -1
                     tokens = prompt[waiting]
@@ -270,17 +272,17 @@ def advance(
                     preempted -= 1
                 else:
                     free_slots -= 1
-                    slot = spare[free_slots]
-                    request[slot] = waiting
-                    generated[slot] = 0
+                    slot = slots[replica, SPARE, free_slots]
+                    slots[replica, REQUEST, slot] = waiting
+                    slots[replica, GENERATED, slot] = 0
                     scheduled[waiting] = clock
                     waiting = follow[waiting]
-                    ints[NUM_STARTED] += 1
+                    ints[replica, NUM_STARTED] += 1
                 free -= blocks
-                before[slot] = tail
-                after[slot] = -1
+                slots[replica, BEFORE, slot] = tail
+                slots[replica, AFTER, slot] = -1
                 if tail >= 0:
-                    after[tail] = slot
+                    slots[replica, AFTER, tail] = slot
                 tail = slot
                 running += 1
                 budget -= chunk
@@ -294,10 +296,10 @@ def advance(
                     done = chunk
                     target = tokens
                     break
-                fresh[completed] = slot
+                slots[replica, FRESH, completed] = slot
                 completed += 1
         elif tail >= 0:
-            after[tail] = -1
+            slots[replica, AFTER, tail] = -1
 
         if decodes + pre_chunks == 0:
             # Everything that ran was preempted for itself; the blocks are free again, so the next pass admits.
@@ -351,92 +353,96 @@ def advance(
         if decodes > 0:
             gap = clock - start
             gap_total += gap * decodes
-            bits[0] = gap
-            histogram[min(max((bits_int[0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += decodes
+            bits[replica, 0] = gap
+            histogram[replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += (
+                decodes
+            )
         if sample_at < clock:
-            sample_at = sample(arrival, follow, ints, floats, samples, clock, running, preempted, used)
+            sample_at = sample(replica, arrival, follow, ints, floats, samples, clock, running, preempted, used)
 
         # One token more for every decoder; the finishers of this step leave.
         context += decodes
         place = step & mask
-        slot = ring[place]
+        slot = ring[replica, place]
         if windowed:
             # The next step reads one key more for each decoder below the window, except those that reach it now.
-            below -= crossings[place]
-            crossings[place] = 0
+            below -= crossings[replica, place]
+            crossings[replica, place] = 0
             context_windowed += below
         last_finished = finished
         if slot >= 0:
-            ring[place] = -1
+            ring[replica, place] = -1
             while slot >= 0:
-                last[request[slot]] = clock
+                last[slots[replica, REQUEST, slot]] = clock
                 finished += 1
-                cached = step + 1 + offset[slot]
+                cached = step + 1 + slots[replica, OFFSET, slot]
                 free += (cached + block_size - 1) // block_size
                 context -= cached
                 decodes -= 1
-                offsets[bucket[slot]] -= 1
+                offsets[replica, slots[replica, BUCKET, slot]] -= 1
                 if windowed:
                     if cached < window:
                         below -= 1
                         context_windowed -= cached + 1
                     else:
                         context_windowed -= window
-                i = before[slot]
-                j = after[slot]
+                i = slots[replica, BEFORE, slot]
+                j = slots[replica, AFTER, slot]
                 if i >= 0:
-                    after[i] = j
+                    slots[replica, AFTER, i] = j
                 if j >= 0:
-                    before[j] = i
+                    slots[replica, BEFORE, j] = i
                 else:
                     tail = i
-                spare[free_slots] = slot
+                slots[replica, SPARE, free_slots] = slot
                 free_slots += 1
-                slot = ring_after[slot]
+                slot = slots[replica, RING_AFTER, slot]
         step += 1
         phase = block_size - 1 if phase == 0 else phase - 1
 
         # Prompts completed in this step have their next token and decode from now on.
         for k in range(completed):
-            slot = fresh[k]
-            i = request[slot]
-            cached = prompt[i] + generated[slot]
-            if generated[slot] == 0:
+            slot = slots[replica, FRESH, k]
+            i = slots[replica, REQUEST, slot]
+            cached = prompt[i] + slots[replica, GENERATED, slot]
+            if slots[replica, GENERATED, slot] == 0:
                 first[i] = clock
             else:
-                gap = clock - token_s[slot]
+                gap = clock - token_s[replica, slot]
                 gap_total += gap
-                bits[0] = gap
-                histogram[min(max((bits_int[0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1
-            generated[slot] += 1
-            remaining = output[i] - generated[slot]
+                bits[replica, 0] = gap
+                histogram[
+                    replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)
+                ] += 1
+            slots[replica, GENERATED, slot] += 1
+            remaining = output[i] - slots[replica, GENERATED, slot]
             if remaining == 0:
                 last[i] = clock
                 finished += 1
                 free += (cached + block_size - 1) // block_size
-                i = before[slot]
-                j = after[slot]
+                i = slots[replica, BEFORE, slot]
+                j = slots[replica, AFTER, slot]
                 if i >= 0:
-                    after[i] = j
+                    slots[replica, AFTER, i] = j
                 if j >= 0:
-                    before[j] = i
+                    slots[replica, BEFORE, j] = i
                 else:
                     tail = i
-                spare[free_slots] = slot
+                slots[replica, SPARE, free_slots] = slot
                 free_slots += 1
                 continue
-            offset[slot] = cached - step
+            slots[replica, OFFSET, slot] = cached - step
             place = (cached + phase) % block_size
-            bucket[slot] = place
-            offsets[place] += 1
-            finish[slot] = step + remaining - 1
-            place = finish[slot] & mask
-            j = ring[place]
-            ring[place] = slot
-            ring_after[slot] = j
-            ring_before[slot] = -1
+            slots[replica, BUCKET, slot] = place
+            offsets[replica, place] += 1
+            slots[replica, FINISH, slot] = step + remaining - 1
+            place = slots[replica, FINISH, slot] & mask
+            j = ring[replica, place]
+            ring[replica, place] = slot
+            slots[replica, RING_AFTER, slot] = j
+            slots[replica, RING_BEFORE, slot] = -1
             if j >= 0:
-                ring_before[j] = slot
+                slots[replica, RING_BEFORE, j] = slot
             decodes += 1
             context += cached
             if windowed:
@@ -444,21 +450,26 @@ def advance(
                     below += 1
                     context_windowed += cached + 1
                     if cached + remaining >= window:
-                        crossings[(step + window - cached - 1) & mask] += 1
+                        crossings[replica, (step + window - cached - 1) & mask] += 1
                 else:
                     context_windowed += window
         last_finished = finished - last_finished
 
-    ints[STEPS], ints[DECODES], ints[CONTEXT] = step, decodes, context
-    ints[CONTEXT_WINDOWED], ints[BELOW_WINDOW] = context_windowed, below
-    ints[TAIL], ints[PARTIAL], ints[PARTIAL_DONE], ints[PARTIAL_TARGET] = tail, partial, done, target
-    ints[NEXT], ints[PREEMPTED] = waiting, preempted
-    ints[FREE_BLOCKS], ints[FREE_SLOTS] = free, free_slots
-    ints[BATCH_MAX], ints[USED_MAX] = batch_max, used_max
-    ints[FINISHED], ints[LAST_FINISHED] = finished, last_finished
-    floats[CLOCK], floats[BUSY_S], floats[PREFILL_S] = clock, busy_s, prefill_s
-    floats[BATCH_S], floats[USED_S], floats[GAP_TOTAL] = batch_s, used_s, gap_total
-    floats[BOUND_S], floats[BOUND_S + 1], floats[BOUND_S + 2] = bound0, bound1, bound2
-    floats[BOUND_S + 3], floats[BOUND_S + 4] = bound3, bound4
-    floats[PART_S], floats[PART_S + 1], floats[PART_S + 2] = part0, part1, part2
-    floats[PART_S + 3], floats[PART_S + 4] = part3, part4
+    ints[replica, STEPS], ints[replica, DECODES], ints[replica, CONTEXT] = step, decodes, context
+    ints[replica, CONTEXT_WINDOWED], ints[replica, BELOW_WINDOW] = context_windowed, below
+    ints[replica, TAIL], ints[replica, PARTIAL], ints[replica, PARTIAL_DONE], ints[replica, PARTIAL_TARGET] = (
+        tail,
+        partial,
+        done,
+        target,
+    )
+    ints[replica, NEXT], ints[replica, PREEMPTED] = waiting, preempted
+    ints[replica, FREE_BLOCKS], ints[replica, FREE_SLOTS] = free, free_slots
+    ints[replica, BATCH_MAX], ints[replica, USED_MAX] = batch_max, used_max
+    ints[replica, FINISHED], ints[replica, LAST_FINISHED] = finished, last_finished
+    floats[replica, CLOCK], floats[replica, BUSY_S], floats[replica, PREFILL_S] = clock, busy_s, prefill_s
+    floats[replica, BATCH_S], floats[replica, USED_S], floats[replica, GAP_TOTAL] = batch_s, used_s, gap_total
+    floats[replica, BOUND_S], floats[replica, BOUND_S + 1], floats[replica, BOUND_S + 2] = bound0, bound1, bound2
+    floats[replica, BOUND_S + 3], floats[replica, BOUND_S + 4] = bound3, bound4
+    floats[replica, PART_S], floats[replica, PART_S + 1], floats[replica, PART_S + 2] = part0, part1, part2
+    floats[replica, PART_S + 3], floats[replica, PART_S + 4] = part3, part4

@@ -41,7 +41,7 @@ _pairs = njit(pairs_within)
 _parts = njit(step_parts)
 
 
-@compiled(step_parts, pairs_within)
+@compiled(step_parts, pairs_within, allocates=True)
 def replay(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
@@ -50,7 +50,7 @@ def replay(
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
 ) -> None:  # fmt: skip
-    """Run the whole waiting line; results land in the same places as the fast kernel's."""
+    """Run the whole waiting line of the first replica; results land in the same places as the fast kernel's."""
     n = len(arrival)
     computed = np.zeros(n, np.int64)  # tokens in the cache
     generated = np.zeros(n, np.int64)
@@ -62,9 +62,9 @@ def replay(
     stack = np.zeros(max_num_seqs, np.int64)  # preempted, the last one waits at the front
     num_running = 0
     num_preempted = 0
-    waiting = ints[NEXT]
+    waiting = ints[0, NEXT]
     free = num_kv_blocks
-    clock = floats[CLOCK]
+    clock = floats[0, CLOCK]
 
     while True:
         if num_running == 0 and num_preempted == 0:
@@ -170,21 +170,21 @@ def replay(
                     head, head_compute, head_weights, lines,
                     decodes, decodes, decodes, kv, kv_windowed, 0, 0, 0, 0,
                 )[5]  # fmt: skip
-            floats[PREFILL_S] += max(marginal, 0.0)
+            floats[0, PREFILL_S] += max(marginal, 0.0)
         clock = clock + seconds
         used = num_kv_blocks - free
-        ints[STEPS] += 1
-        floats[BUSY_S] += seconds
-        floats[BATCH_S] += seconds * num_scheduled
-        floats[USED_S] += seconds * used
-        ints[BATCH_MAX] = max(ints[BATCH_MAX], num_scheduled)
-        ints[USED_MAX] = max(ints[USED_MAX], used)
+        ints[0, STEPS] += 1
+        floats[0, BUSY_S] += seconds
+        floats[0, BATCH_S] += seconds * num_scheduled
+        floats[0, USED_S] += seconds * used
+        ints[0, BATCH_MAX] = max(ints[0, BATCH_MAX], num_scheduled)
+        ints[0, USED_MAX] = max(ints[0, USED_MAX], used)
         cause = 0
         for k in range(5):
-            floats[PART_S + k] += parts[k]
+            floats[0, PART_S + k] += parts[k]
             if parts[k] > parts[cause]:
                 cause = k
-        floats[BOUND_S + cause] += seconds
+        floats[0, BOUND_S + cause] += seconds
 
         kept = 0
         for k in range(num_running):
@@ -196,21 +196,21 @@ def replay(
                         first[i] = clock
                     else:
                         gap = clock - token_s[i]
-                        floats[GAP_TOTAL] += gap
-                        bits[0] = gap
-                        histogram[min(max((bits_int[0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1
+                        floats[0, GAP_TOTAL] += gap
+                        bits[0, 0] = gap
+                        histogram[0, min(max((bits_int[0, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1
                     token_s[i] = clock
                     decoding[i] = True
                     generated[i] += 1
                     if generated[i] == output[i]:
                         last[i] = clock
-                        ints[FINISHED] += 1
+                        ints[0, FINISHED] += 1
                         free += held[i]
                         held[i] = 0
                         continue
             running[kept] = i
             kept += 1
         num_running = kept
-    floats[CLOCK] = clock
-    ints[FREE_BLOCKS] = free
-    ints[NEXT] = waiting
+    floats[0, CLOCK] = clock
+    ints[0, FREE_BLOCKS] = free
+    ints[0, NEXT] = waiting

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gambrel.engine.state import NEVER, Replica
+from gambrel.engine.state import NEVER, Replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Ints
     from gambrel.engine.state import Limits, Requests
 
-    Router = Callable[[StepTable, Limits, Requests, int, float, bool], tuple[list[Replica], Ints]]
+    Router = Callable[[StepTable, Limits, Requests, int, float, bool], tuple[list[Replicas], Ints]]
 
 __all__ = ["ROUTINGS", "least_outstanding", "round_robin", "run_replica", "serve_assigned"]
 
@@ -28,9 +28,9 @@ _THREADS_FROM = 20_000  # requests from which a second thread pays for itself
 
 
 def run_replica(
-    table: StepTable, limits: Limits, requests: Requests, replica: Replica, *, oracle: bool = False
+    table: StepTable, limits: Limits, requests: Requests, replica: Replicas, *, oracle: bool = False
 ) -> None:
-    """Serve one replica's waiting line to the end; results land in ``requests`` and ``replica``."""
+    """Serve the waiting line of a single replica to the end; results land in ``requests`` and ``replica``."""
     loop: Callable[..., None]
     arguments = _shared(table, limits, requests)
     if oracle:
@@ -40,20 +40,22 @@ def run_replica(
     else:
         from gambrel.engine.kernel import advance as loop
 
-        loop(NEVER, *arguments, *replica.arguments())
+        loop(0, NEVER, *arguments, *replica.arguments())
 
 
 def serve_assigned(
     table: StepTable, limits: Limits, requests: Requests, assigned: Ints, replicas: int, every_s: float, *, oracle: bool
-) -> list[Replica]:
+) -> list[Replicas]:
     """Serve each request by the replica that ``assigned`` int64[n] names; the replicas when all is done."""
     order = np.argsort(assigned.astype(np.min_scalar_type(replicas)), kind="stable")
     lines = np.split(order, np.cumsum(np.bincount(assigned, minlength=replicas))[:-1])
+    windowed = table.window > 0
     served = [
-        Replica.of(limits, requests, windowed=table.window > 0, line=line, sample_every_s=every_s) for line in lines
+        Replicas.of(limits, requests, windowed=windowed, sample_every_s=every_s).line_up(requests, line)
+        for line in lines
     ]
 
-    def run(replica: Replica) -> None:
+    def run(replica: Replicas) -> None:
         run_replica(table, limits, requests, replica, oracle=oracle)
 
     if replicas > 1 and len(assigned) >= _THREADS_FROM:
@@ -67,7 +69,7 @@ def serve_assigned(
 
 def round_robin(
     table: StepTable, limits: Limits, requests: Requests, replicas: int, every_s: float, oracle: bool
-) -> tuple[list[Replica], Ints]:
+) -> tuple[list[Replicas], Ints]:
     """Request i goes to replica i modulo the number of replicas."""
     assigned = np.arange(len(requests.arrival), dtype=np.int64) % replicas
     return serve_assigned(table, limits, requests, assigned, replicas, every_s, oracle=oracle), assigned
@@ -75,13 +77,13 @@ def round_robin(
 
 def least_outstanding(
     table: StepTable, limits: Limits, requests: Requests, replicas: int, every_s: float, oracle: bool
-) -> tuple[list[Replica], Ints]:
+) -> tuple[list[Replicas], Ints]:
     """Each request goes to the replica with the fewest unfinished requests at its arrival, equals in turn."""
     loop: Callable[..., None]
     from gambrel.engine.routing_kernel import serve_least_outstanding as loop
 
     assigned = np.zeros(len(requests.arrival), np.int64)
-    served = Replica.of(limits, requests, windowed=table.window > 0, sample_every_s=every_s, many=replicas)
+    served = Replicas.of(limits, requests, replicas, windowed=table.window > 0, sample_every_s=every_s)
     loop(
         assigned,
         np.zeros(replicas, np.int64),
@@ -92,7 +94,7 @@ def least_outstanding(
     if oracle:  # the plain scheduler cannot be interrupted; it serves the same lines
         requests.forget()
         return serve_assigned(table, limits, requests, assigned, replicas, every_s, oracle=True), assigned
-    return [served.one(r) for r in range(replicas)], assigned
+    return [served], assigned
 
 
 def _shared(table: StepTable, limits: Limits, requests: Requests) -> tuple[Any, ...]:

@@ -31,7 +31,6 @@ def serve_least_outstanding(
     """Serve every request; ``assigned`` int64[n] says by which replica.
 
     ``counts`` int64[replicas] requests given to each so far, ``ends`` int64[replicas] the last of them, -1 for none.
-    Replica arrays have a leading axis.
     """
     n = len(arrival)
     replicas = len(counts)
@@ -40,18 +39,17 @@ def serve_least_outstanding(
         now = arrival[i] if i < n else NEVER
         start = choice + 1
         fewest = n + 1
-        for k in range(replicas):
-            r = (start + k) % replicas
+        for k in range(start, start + replicas):
+            r = k if k < replicas else k - replicas
             if counts[r] > ints[r, FINISHED] and floats[r, CLOCK] < now:
                 advance(
-                    now,
+                    r, now,
                     linear, linear_compute, linear_weights, collective, overhead,
                     head, head_compute, head_weights, lines, window,
                     max_num_seqs, max_num_batched_tokens, num_kv_blocks, block_size,
                     chunked_prefill, reserve_full_prompt, watermark_blocks,
                     arrival, prompt, output, follow, scheduled, first, last, preemptions,
-                    ints[r], floats[r], slots[r], token_s[r], ring[r], crossings[r], offsets[r],
-                    histogram[r], bits[r], bits_int[r], samples[r],
+                    ints, floats, slots, token_s, ring, crossings, offsets, histogram, bits, bits_int, samples,
                 )  # fmt: skip
             outstanding = counts[r] - ints[r, FINISHED]
             if floats[r, CLOCK] > now:

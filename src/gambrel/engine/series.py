@@ -16,19 +16,21 @@ from gambrel.engine.state import NUM_SAMPLES, SAMPLE_EVERY, SAMPLE_ORIGIN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gambrel.engine.state import Replica
+    from gambrel.engine.state import Replicas
 
 __all__ = ["joined"]
 
 
-def joined(replicas: Sequence[Replica], num_kv_blocks: int) -> Series:
+def joined(served: Sequence[Replicas], num_kv_blocks: int) -> Series:
     """Running and waiting summed over replicas, KV usage as the share of all their blocks; at most 4096 samples."""
-    every = max(float(r.floats[SAMPLE_EVERY]) for r in replicas)
-    strides = [round(every / float(r.floats[SAMPLE_EVERY])) for r in replicas]
-    sampled = [r.samples[:, : r.ints[NUM_SAMPLES] : stride] for r, stride in zip(replicas, strides, strict=True)]
-    length = max(s.shape[1] for s in sampled)
-    total = np.zeros((3, length))
-    for s in sampled:
-        total[:, : s.shape[1]] += s[1:]
-    time = float(replicas[0].floats[SAMPLE_ORIGIN]) + np.arange(length) * every
-    return Series(time, total[0], total[1], total[2] / (num_kv_blocks * len(replicas)))
+    floats = np.concatenate([r.floats for r in served])
+    counts = np.concatenate([r.ints[:, NUM_SAMPLES] for r in served])
+    samples = [row for r in served for row in r.samples]
+    every = floats[:, SAMPLE_EVERY].max()
+    strides = np.rint(every / floats[:, SAMPLE_EVERY]).astype(int)
+    kept = [row[1:, :count:stride] for row, count, stride in zip(samples, counts, strides, strict=True)]
+    total = np.zeros((3, max(k.shape[1] for k in kept)))
+    for k in kept:
+        total[:, : k.shape[1]] += k
+    time = floats[0, SAMPLE_ORIGIN] + np.arange(total.shape[1]) * every
+    return Series(time, total[0], total[1], total[2] / (num_kv_blocks * len(samples)))

@@ -28,7 +28,7 @@ from gambrel.engine.state import (
     USED_MAX,
     USED_S,
     Limits,
-    Replica,
+    Replicas,
     Requests,
     bucket_edges,
 )
@@ -139,7 +139,7 @@ def replay(
     requests = Requests.of(workload)
     every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
     served, assigned = ROUTINGS[routing](table, limits, requests, replicas, every, oracle)
-    ints, floats, histogram = Replica.total(served)
+    ints, floats, histogram = Replicas.total(served)
     sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
     return Replay(requests, assigned, ints, floats, histogram, sampled)
 

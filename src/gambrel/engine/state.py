@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints, Workload
 
-__all__ = ["NUM_SAMPLES_MAX", "Limits", "Replica", "Requests"]
+__all__ = ["NUM_SAMPLES_MAX", "Limits", "Replicas", "Requests"]
 
-# Places in Replica.ints (counts, tokens, slots and request numbers; -1 means none).
+# Places in Replicas.ints (counts, tokens, slots and request numbers; -1 means none).
 (
     STEPS,  # engine iterations so far
     DECODES,  # sequences that decode
@@ -47,13 +47,13 @@ __all__ = ["NUM_SAMPLES_MAX", "Limits", "Replica", "Requests"]
     NUM_INTS,
 ) = range(22)
 
-# Places in Replica.floats (seconds; BATCH_S and USED_S are sequence-seconds and block-seconds).
+# Places in Replicas.floats (seconds; BATCH_S and USED_S are sequence-seconds and block-seconds).
 NUM_PARTS = 5
 (CLOCK, BUSY_S, PREFILL_S, BATCH_S, USED_S, GAP_TOTAL, SAMPLE_EVERY, SAMPLE_ORIGIN, BOUND_S) = range(9)
 PART_S = BOUND_S + NUM_PARTS
 NUM_FLOATS = PART_S + NUM_PARTS
 
-# Rows of Replica.slots.
+# Rows of Replicas.slots.
 (
     REQUEST,
     GENERATED,  # tokens generated before the present decode or prefill began
@@ -165,14 +165,14 @@ class Requests:
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
-    """The arrays of one replica (or of many, with a leading axis): see the names at the head of the module.
+class Replicas:
+    """The arrays of some replicas, one row each: the places are named at the head of the module.
 
-    ``token_s`` float64[slots] when a preempted request's last token came; ``ring`` int32[R] first slot to finish in
-    a step, R a power of two above the longest answer; ``crossings`` int32[R] decoders that reach the window in a
-    step (int32[1] without a window); ``offsets`` int64[block_size]; ``histogram`` int64[NUM_BUCKETS]; ``bits``
-    float64[1] and its int64 view, to take a float apart; ``samples`` float64[4, NUM_SAMPLES_MAX]: time, running,
-    waiting, used blocks.
+    ``token_s`` float64[r, slots] when a preempted request's last token came; ``ring`` int32[r, R] first slot to finish
+    in a step, R a power of two above the longest answer; ``crossings`` int32[r, R] decoders that reach the window in
+    a step (int32[r, 1] without a window); ``offsets`` int64[r, block_size]; ``histogram`` int64[r, NUM_BUCKETS];
+    ``bits`` float64[r, 1] and its int64 view, to take a float apart; ``samples`` float64[r, 4, NUM_SAMPLES_MAX]: time,
+    running, waiting, used blocks.
     """
 
     ints: Ints
@@ -189,44 +189,39 @@ class Replica:
 
     @classmethod
     def of(
-        cls,
-        limits: Limits,
-        requests: Requests,
-        *,
-        windowed: bool,
-        line: npt.NDArray[np.intp] | None = None,
-        sample_every_s: float = NEVER,
-        many: int | None = None,
-    ) -> Replica:
-        """An idle replica with the rows of ``line`` waiting; ``many`` of them with a leading axis, none waiting."""
-        lead: tuple[int, ...] = () if many is None else (many,)
+        cls, limits: Limits, requests: Requests, number: int = 1, *, windowed: bool, sample_every_s: float = NEVER
+    ) -> Replicas:
+        """Idle replicas with nobody waiting; infinite ``sample_every_s`` for no series."""
         ring = 1 << int(requests.output.max() + 1).bit_length()
-        series = NUM_SAMPLES_MAX if sample_every_s < NEVER else 1
-        ints = np.zeros((*lead, NUM_INTS), np.int64)
-        ints[..., [TAIL, PARTIAL]] = -1
-        ints[..., [NEXT, SEEN]] = -1 if line is None else requests.line_up(line)
-        ints[..., FREE_BLOCKS] = limits.num_kv_blocks
-        ints[..., FREE_SLOTS] = limits.max_num_seqs
-        floats = np.zeros((*lead, NUM_FLOATS))
-        floats[..., CLOCK] = requests.arrival[0]
-        floats[..., SAMPLE_EVERY] = sample_every_s
-        floats[..., SAMPLE_ORIGIN] = requests.arrival[0]
-        slots = np.zeros((*lead, NUM_ROWS, limits.max_num_seqs), np.int64)
-        slots[..., SPARE, :] = np.arange(limits.max_num_seqs - 1, -1, -1)
-        bits = np.zeros((*lead, 1))
+        samples = NUM_SAMPLES_MAX if sample_every_s < NEVER else 1
+        ints = np.zeros((number, NUM_INTS), np.int64)
+        ints[:, [TAIL, PARTIAL, NEXT, SEEN]] = -1
+        ints[:, FREE_BLOCKS] = limits.num_kv_blocks
+        ints[:, FREE_SLOTS] = limits.max_num_seqs
+        floats = np.zeros((number, NUM_FLOATS))
+        floats[:, [CLOCK, SAMPLE_ORIGIN]] = requests.arrival[0]
+        floats[:, SAMPLE_EVERY] = sample_every_s
+        slots = np.zeros((number, NUM_ROWS, limits.max_num_seqs), np.int64)
+        slots[:, SPARE] = np.arange(limits.max_num_seqs - 1, -1, -1)
+        bits = np.zeros((number, 1))
         return cls(
             ints,
             floats,
             slots,
-            np.full((*lead, limits.max_num_seqs), np.nan),
-            np.full((*lead, ring), -1, np.int32),
-            np.zeros((*lead, ring if windowed else 1), np.int32),
-            np.zeros((*lead, limits.block_size), np.int64),
-            np.zeros((*lead, NUM_BUCKETS), np.int64),
+            np.full((number, limits.max_num_seqs), np.nan),
+            np.full((number, ring), -1, np.int32),
+            np.zeros((number, ring if windowed else 1), np.int32),
+            np.zeros((number, limits.block_size), np.int64),
+            np.zeros((number, NUM_BUCKETS), np.int64),
             bits,
             bits.view(np.int64),
-            np.zeros((*lead, 4, series)),
+            np.zeros((number, 4, samples)),
         )
+
+    def line_up(self, requests: Requests, line: npt.NDArray[np.intp], replica: int = 0) -> Replicas:
+        """Let the given requests, in order, wait at a replica; itself."""
+        self.ints[replica, [NEXT, SEEN]] = requests.line_up(line)
+        return self
 
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
@@ -235,16 +230,12 @@ class Replica:
             self.histogram, self.bits, self.bits_int, self.samples,
         )  # fmt: skip
 
-    def one(self, index: int) -> Replica:
-        """One of many, as views."""
-        return Replica(*(getattr(self, name)[index] for name in self.__slots__))
-
     @staticmethod
-    def total(replicas: Iterable[Replica]) -> tuple[Ints, Floats, Ints]:
-        """``ints``, ``floats`` and ``histogram`` summed, maxima where the name says so."""
-        listed = list(replicas)
-        ints = np.stack([r.ints for r in listed])
-        summed = ints.sum(axis=0)
-        for place in (BATCH_MAX, USED_MAX):
-            summed[place] = ints[:, place].max()
-        return summed, np.sum([r.floats for r in listed], axis=0), np.sum([r.histogram for r in listed], axis=0)
+    def total(served: Sequence[Replicas]) -> tuple[Ints, Floats, Ints]:
+        """``ints``, ``floats`` and ``histogram`` summed over all replicas, the maxima and the clock as maxima."""
+        ints = np.concatenate([r.ints for r in served])
+        floats = np.concatenate([r.floats for r in served])
+        counts, seconds = ints.sum(axis=0), floats.sum(axis=0)
+        counts[[BATCH_MAX, USED_MAX]] = ints[:, [BATCH_MAX, USED_MAX]].max(axis=0)
+        seconds[CLOCK] = floats[:, CLOCK].max()
+        return counts, seconds, np.sum([r.histogram.sum(axis=0) for r in served], axis=0)
