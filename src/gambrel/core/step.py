@@ -182,7 +182,7 @@ class StepTable:
     13     per sequence in the step, memory (recurrent state read and written)
     14     per sequence in the step (sampling, scheduling, detokenising on the host)
     15     1.0 for form ``max``, 0.0 for form ``serial``
-    16     per sampled row (logits gathered over ranks)
+    16     per sequence in the step, collective (its row of logits gathered over ranks)
     17     per decoding sequence, compute (MLA absorption, state update)
     ====== ==========================================================================================
 
@@ -273,7 +273,7 @@ def step_parts(
     compute = linear_compute[tokens] + head_compute[sampled] + flops_decode + flops_prefill
     weights = linear_weights[tokens] + head_weights[sampled]
     memory = kv_decode + kv_prefill
-    wire = collective[tokens] + lines[16] * sampled
+    wire = collective[tokens] + lines[16] * (decodes + pre_chunks)
     host = overhead[tokens] + lines[14] * (decodes + pre_chunks)
     if lines[15] > 0.5:
         total = np.maximum(compute, weights + memory) + wire + host
