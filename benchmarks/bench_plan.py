@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gambrel.core.workload import Workload
 from gambrel.faces import api
+
+if TYPE_CHECKING:
+    from gambrel.core.workload import Workload
 
 TRACE = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces" / "azure-2023-conv.csv.gz"
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"

@@ -1,6 +1,6 @@
 """What a deployment *is*: a model on accelerators with an engine's settings, named as vLLM names them.
 
-Defaults stand for vLLM's V1 engine (0.11 and later): ``gpu_memory_utilization`` 0.9, ``block_size`` 16, chunked
+Defaults stand for vLLM's V1 engine (0.19 and later): ``gpu_memory_utilization`` 0.9, ``block_size`` 16, chunked
 prefill on, ``max_num_seqs`` 256. ``max_num_batched_tokens`` there depends on device and entry point; the planner
 searches it.
 """
@@ -37,7 +37,7 @@ class Deployment:
     weights: str = "bf16"
     kv: str = "bf16"
     engine: str = "vllm"
-    engine_version: str = "0.11"
+    engine_version: str = "0.19"
     policy: str = "vllm"
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel, MemoryBudget, Step, StepCost, StepTable
     from gambrel.core.workload import Workload
 
-__all__ = ["Loads", "Slower", "alone_workload", "carries", "cells", "fixes", "intervals", "load_sweep", "measure_next"]
+__all__ = [
+    "Loads",
+    "Slower",
+    "alone_workload",
+    "carries",
+    "cells",
+    "fixes",
+    "intervals",
+    "load_sweep",
+    "measure_next",
+    "offered_rps",
+]
 
 SHORT_PROMPT = 32
 """Tokens of the prompt that people try a model with."""
@@ -155,7 +166,7 @@ def load_sweep(
     holds: dict[str, list[tuple[float, bool]]] = {name: [] for name in (*(o.name for o in slo.objectives), "backlog")}
     for load in LOADS:
         run = bench.run(deployment, loads.at(load))
-        points.append(point(run, load, loads.workload.rate_rps, slo))
+        points.append(point(run, load, slo))
         for name, met in met_objectives(run, slo).items():
             holds[name].append((load, met))
         if load >= 1.0 and all(not history[-1][1] for history in holds.values()):
@@ -175,16 +186,22 @@ def load_sweep(
     return tuple(points), breaks
 
 
-def point(run: Run, load: float, rate_rps: float, slo: SLO) -> LoadPoint:
+def point(run: Run, load: float, slo: SLO) -> LoadPoint:
     """One point of the sweep."""
     return LoadPoint(
         load=load,
-        rate_rps=rate_rps * load,
+        rate_rps=offered_rps(run),
         latency={m: run.distribution(m) for m in METRICS},
         goodput=slo.goodput(run),
         tokens_per_s=run.output_tokens_per_s,
         kv_usage_max=run.kv_usage_max,
     )
+
+
+def offered_rps(run: Run) -> float:
+    """Requests per second over the time in which they arrive; in a closed loop the engine made those times."""
+    span = float(run.arrival_s[-1] - run.arrival_s[0])
+    return (len(run) - 1) / span if span > 0 else len(run) / run.makespan_s
 
 
 def met_objectives(run: Run, slo: SLO) -> dict[str, bool]:
@@ -217,6 +234,27 @@ def carries(deployment: Deployment, bench: Bench, loads: Loads, slo: SLO, most: 
     return bisect(low, high, holds_at)
 
 
+def changes(d: Deployment) -> list[tuple[str, Deployment]]:
+    """Settings one step from a deployment's that cost nothing or one replica, each with its name."""
+    found: list[tuple[str, Deployment]] = []
+    if "fp8" in d.accelerator.peak_flops:
+        if d.kv != "fp8":
+            found.append(("KV cache in fp8", d.with_(kv="fp8")))
+        if d.weight_format.element_bits >= 16:
+            found.append(("weights in fp8", d.with_(weights="fp8")))
+    seqs, tokens = d.max_num_seqs, d.max_num_batched_tokens
+    for more_seqs in (2 * seqs, seqs // 2):
+        if 1 <= more_seqs <= tokens:
+            found.append((f"max_num_seqs {more_seqs}", d.with_(max_num_seqs=more_seqs)))
+    for more_tokens in (2 * tokens, tokens // 2):
+        if more_tokens >= seqs:
+            found.append((f"max_num_batched_tokens {more_tokens}", d.with_(max_num_batched_tokens=more_tokens)))
+    if d.replicas > 1 and d.routing != "least_outstanding":
+        found.append(("route to the least busy replica", d.with_(routing="least_outstanding")))
+    found.append(("one replica more", d.with_(replicas=d.replicas + 1)))
+    return found
+
+
 def fixes(
     deployment: Deployment,
     pricer: Callable[[Deployment], CostModel],
@@ -231,30 +269,9 @@ def fixes(
     now = min(breaks.values(), default=float("inf"))
     if not np.isfinite(now):
         return ()
-    d = deployment
-    changes: list[tuple[str, Deployment]] = []
-    if "fp8" in d.accelerator.peak_flops:
-        if d.kv != "fp8":
-            changes.append(("KV cache in fp8", d.with_(kv="fp8")))
-        if d.weight_format.element_bits >= 16:
-            changes.append(("weights in fp8", d.with_(weights="fp8")))
-    changes += [
-        (f"max_num_seqs {d.max_num_seqs * 2}", d.with_(max_num_seqs=d.max_num_seqs * 2)),
-        (f"max_num_seqs {max(1, d.max_num_seqs // 2)}", d.with_(max_num_seqs=max(1, d.max_num_seqs // 2))),
-        (
-            f"max_num_batched_tokens {d.max_num_batched_tokens * 2}",
-            d.with_(max_num_batched_tokens=d.max_num_batched_tokens * 2),
-        ),
-    ]
-    if d.max_num_batched_tokens // 2 >= d.max_num_seqs:
-        halved = d.max_num_batched_tokens // 2
-        changes.append((f"max_num_batched_tokens {halved}", d.with_(max_num_batched_tokens=halved)))
-    if d.replicas > 1 and d.routing != "least_outstanding":
-        changes.append(("route to the least busy replica", d.with_(routing="least_outstanding")))
-    changes.append(("one replica more", d.with_(replicas=d.replicas + 1)))
     longest = int((loads.workload.prompt_tokens + loads.workload.output_tokens).max())
     found = []
-    for name, changed in changes:
+    for name, changed in changes(deployment):
         cost_model = pricer(changed)
         if cost_model.memory().kv_tokens < longest:
             continue

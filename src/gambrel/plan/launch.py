@@ -1,6 +1,6 @@
 """The plan as a command line: what to type to get the deployment that was simulated.
 
-Flag names are vLLM's own (``vllm serve --help``, 0.11 and later).
+Flag names are vLLM's own (``vllm serve --help``, 0.19 and later).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from gambrel.plan.explain import (
     intervals,
     load_sweep,
     measure_next,
+    offered_rps,
 )
 from gambrel.plan.launch import vllm_command
 from gambrel.plan.search import Bench, Search, Trial, in_full, judge, rank, search
@@ -80,7 +81,7 @@ def plan(
     return Plan(
         workload=workload.name,
         num_requests=len(workload),
-        rate_rps=workload.rate_rps,
+        rate_rps=offered_rps(best.run),
         slo=slo,
         chosen=best.candidate,
         run=bench.run(deployment, workload, series=True),

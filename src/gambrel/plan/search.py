@@ -256,6 +256,8 @@ class Hunter:
             )
             self.rule_out(deployment, memory, "screen", reason, bounds)
             return None
+        if self.workload.closed_loop:
+            return bench, 1  # users wait for answers, so any fleet keeps up; only latency tells
         ttft, tpot = alone(table, int(self.demand.grid[-1]))
         slack = 0.2 * self.demand.span_s + 1.0 + ttft + tpot * float(self.demand.outputs.max())
         return bench, least_replicas(least_busy_s(table, self.demand, deployment, memory), self.demand, slack)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Space", "kv_formats_for", "weight_formats_for"]
 
-SIXTEEN_BIT = ("bf16", "fp16")
+FIRST_MAX_NUM_SEQS, FIRST_MAX_NUM_BATCHED_TOKENS = 256, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,13 @@ class Space:
     kv: tuple[str, ...] | None = None
     max_num_seqs: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     max_num_batched_tokens: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)
-    first_max_num_seqs: int = 256
-    first_max_num_batched_tokens: int = 2048
     gpu_memory_utilization: float = 0.9
     max_gpus: int = 4096
     max_model_len: int | None = None
 
     def shapes(self, model: Model) -> Iterator[Deployment]:
         """Every accelerator x tensor parallel x formats, one replica each, with the first batch limits."""
+        seqs, tokens = self.first_limits()
         for accelerator in self.accelerators:
             for tp in self.tp:
                 if not tp_is_possible(model, accelerator, tp):
@@ -55,15 +54,20 @@ class Space:
                             tp=tp,
                             weights=weights,
                             kv=kv,
-                            max_num_seqs=self.max_num_seqs[0]
-                            if len(self.max_num_seqs) == 1
-                            else self.first_max_num_seqs,
-                            max_num_batched_tokens=self.max_num_batched_tokens[0]
-                            if len(self.max_num_batched_tokens) == 1
-                            else self.first_max_num_batched_tokens,
+                            max_num_seqs=seqs,
+                            max_num_batched_tokens=tokens,
                             max_model_len=self.max_model_len,
                             gpu_memory_utilization=self.gpu_memory_utilization,
                         )
+
+    def first_limits(self) -> tuple[int, int]:
+        """The batch limits every shape is tried with: the nearest allowed values to what engines default to.
+
+        The token budget must hold one token of every sequence.
+        """
+        tokens = min(self.max_num_batched_tokens, key=lambda v: (abs(v - FIRST_MAX_NUM_BATCHED_TOKENS), v))
+        allowed = [v for v in self.max_num_seqs if v <= tokens] or [min(self.max_num_seqs)]
+        return min(allowed, key=lambda v: (abs(v - FIRST_MAX_NUM_SEQS), v)), tokens
 
 
 def tp_is_possible(model: Model, accelerator: Accelerator, tp: int) -> bool:
