@@ -34,7 +34,7 @@ def doubts(workload: Workload) -> tuple[str, ...]:
             distinct = 1 + int(np.count_nonzero(np.diff(workload.arrival_s)))
             found.append(
                 f"quantised timestamps: {distinct:,} distinct times for {n:,} requests, quantum {quantum:.3g} s; "
-                "CV and bursts shorter than that are artefacts (spread the batches: spread_quantised, --spread)"
+                "CV and bursts shorter than that are artefacts (spread_quantised spreads each batch over its quantum)"
             )
     prompts, outputs = tally(workload.prompt_tokens), tally(workload.output_tokens)
     limits = {"output tokens": (ceiling(*outputs), *round_piles(*outputs)), "prompt tokens": (ceiling(*prompts),)}
@@ -101,15 +101,15 @@ def tally(lengths: Ints) -> tuple[Ints, Ints]:
 def ceiling(values: Ints, counts: Ints) -> tuple[int, int, int] | None:
     """(from, to, requests) of a pile that a limit makes, in the upper fifth of the lengths; None without one.
 
-    Three marks: five requests or more at the very maximum, 20 times the mean count of the tenth below it; 1 % of all
-    within 3 % of the maximum, where a tail would have thinned out; 1 % of all in a 3 % bin with less than a quarter
-    of that in the bins on either side. Lengths that are all the same are a choice, not a limit.
+    Three marks: 0.05 % of all and five requests or more at the very maximum, 20 times the mean count of the tenth
+    below it; 1 % of all within 3 % of the maximum, where a tail would have thinned out; 1 % of all in a 3 % bin with
+    less than a quarter of that in the bins on either side. Lengths that are all the same are a choice, not a limit.
     """
     top, n = int(values[-1]), int(counts.sum())
     if len(values) == 1 or n < _FEW:
         return None
     at_top, below = int(counts[-1]), int(counts[(values >= 0.9 * top) & (values < top)].sum())
-    if at_top >= 5 and at_top >= _PILE * below / max(0.1 * top, 1.0):
+    if at_top >= max(5, 5e-4 * n) and at_top >= _PILE * below / max(0.1 * top, 1.0):
         return top, top, at_top
     if top < _FEW:
         return None

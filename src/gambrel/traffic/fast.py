@@ -44,7 +44,6 @@ def _connection() -> Iterator[Any]:
         ":memory:", config={"memory_limit": "1GB", "temp_directory": "", "threads": _THREADS}
     ) as con:
         con.execute("SET enable_progress_bar = false")
-        con.execute("SET TimeZone = 'UTC'")
         yield con
 
 
@@ -52,11 +51,15 @@ def _quote(name: str, mark: str = '"') -> str:
     return mark + name.replace(mark, mark + mark) + mark
 
 
-def _expression(column: Column, *, dated: bool) -> str:
+def _expression(column: Column, *, dated: bool, typed: bool) -> str:
     """The SQL that turns a cell of ``column`` into what :class:`Columns` holds, or NULL."""
     cell = _quote(column.name)
+    if column.kind == "time" and dated and typed:
+        return f"epoch_us({cell})"
     if column.kind == "time" and dated:
-        return f"epoch_us(TRY_CAST({cell} AS TIMESTAMP))"
+        # The cast drops a zone's offset silently, so text with one is left to the definition.
+        zoned = f"contains({cell}, '+') OR contains(substr({cell}, 11), '-')"
+        return f"CASE WHEN NOT ({zoned}) THEN epoch_us(TRY_CAST({cell} AS TIMESTAMP)) END"
     if column.kind == "label":
         return f"CAST(hash({cell}) >> 1 AS BIGINT)"
     number = f"TRY_CAST({cell} AS DOUBLE)"
@@ -102,7 +105,8 @@ def _is_number(text: Any) -> bool:
 
 def _fetch(con: Any, log: Log, columns: Sequence[Column], source: str, dates: set[str]) -> Columns | None:
     """Run the query; None where a cell is missing or not what its column is."""
-    select = ", ".join(f"{_expression(c, dated=c.name in dates)} AS c{i}" for i, c in enumerate(columns))
+    typed = log.kind == "parquet"
+    select = ", ".join(f"{_expression(c, dated=c.name in dates, typed=typed)} AS c{i}" for i, c in enumerate(columns))
     found = con.execute(f"SELECT {select} FROM {source}", [str(log.path)]).fetchnumpy()  # noqa: S608 - see read_csv
     arrays: dict[str, Floats | Ints] = {}
     length = 0
@@ -152,19 +156,31 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise WorkloadError(f"{path}: damaged or truncated Parquet ({reason}); export it again") from None
 
 
+def _types(con: Any, path: Path) -> dict[str, str]:
+    """Column types by name."""
+    described = con.execute("SELECT * FROM read_parquet(?) LIMIT 0", [str(path)]).description
+    return {str(r[0]): str(r[1]).upper() for r in described}
+
+
 def parquet_names(path: Path) -> tuple[str, ...]:
     """Column names; WorkloadError for a file that only begins like Parquet."""
     with _parquet(path) as con:
-        return tuple(str(r[0]) for r in con.execute("SELECT * FROM read_parquet(?) LIMIT 0", [str(path)]).description)
+        return tuple(_types(con, path))
 
 
 def parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Rows of the wanted columns as Python objects, for the definition."""
-    select = ", ".join(map(_quote, names)) or "1"
+    """Rows of the wanted columns as Python objects, times in UTC, for the definition."""
     with _parquet(path) as con:
-        con.execute(f"SELECT {select} FROM read_parquet(?)", [str(path)])  # noqa: S608 - see read_csv
+        types = _types(con, path)
+        cells = [
+            f"make_timestamp(epoch_us({_quote(n)}))" if types[n].startswith("TIMESTAMP") else _quote(n) for n in names
+        ]
+        con.execute(f"SELECT {', '.join(cells) or '1'} FROM read_parquet(?)", [str(path)])  # noqa: S608 - see read_csv
         while rows := con.fetchmany(65_536):
             yield from rows
+
+
+_NUMERIC = ("TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "HUGEINT", "DECIMAL")
 
 
 def read_parquet(log: Log, columns: Sequence[Column]) -> Columns | None:
@@ -172,12 +188,10 @@ def read_parquet(log: Log, columns: Sequence[Column]) -> Columns | None:
     if any(c.kind == "blocks" for c in columns):
         return None
     with _parquet(log.path) as con:
-        described = con.execute("SELECT * FROM read_parquet(?) LIMIT 0", [str(log.path)]).description
-        types = {str(r[0]): str(r[1]).upper() for r in described}
-        plain = ("TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "HUGEINT", "DECIMAL")
+        types = _types(con, log.path)
         dates = {c.name for c in columns if c.kind == "time" and types[c.name].startswith("TIMESTAMP")}
         for column in columns:
-            kind = types[column.name]
-            if column.kind != "label" and column.name not in dates and not kind.removeprefix("U").startswith(plain):
+            kind = types[column.name].removeprefix("U")
+            if column.kind != "label" and column.name not in dates and not kind.startswith(_NUMERIC):
                 return None
         return _fetch(con, log, columns, "read_parquet(?)", dates)

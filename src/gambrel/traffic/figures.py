@@ -285,8 +285,12 @@ def _rate_series(workload: Workload) -> tuple[Floats, Floats]:
 
 
 def _concurrency(workload: Workload, service: ServiceModel) -> Concurrency:
-    """Exact: the level after every arrival and departure, weighted by how long it lasts."""
+    """Exact: the level after every arrival and departure, weighted by how long it lasts; users, if closed."""
     arrival = workload.arrival_s
+    if workload.closed_loop:
+        users = workload.closed_loop
+        level = float(users)
+        return Concurrency(level, level, level, level, users, np.zeros(0), np.zeros(0), "closed loop: users")
     basis = "logged service times" if workload.service_s is not None else service.basis
     ends = arrival + (service.seconds(workload) if workload.service_s is None else workload.service_s)
     ends.sort()

@@ -30,7 +30,7 @@ def load_workload(spec: str | Path) -> Workload:
         WorkloadError: neither a file nor a profile, with the nearest names; or what the file holds is no log.
     """
     text = str(spec)
-    if text.startswith("profile:"):
+    if text.startswith("profile:") and text.isprintable():
         return profile(text.removeprefix("profile:"))
     try:
         exists = Path(text).exists()
@@ -38,6 +38,8 @@ def load_workload(spec: str | Path) -> Workload:
         exists = False
     if exists:
         return read_workload(text)
+    if not text.isprintable():
+        raise WorkloadError(f"{text!a}: neither a file nor a profile; a log's path or chat:rate=5 works")
     name = text.partition(":")[0].strip()
     if name in profiles():
         return profile(text)

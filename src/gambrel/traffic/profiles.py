@@ -94,6 +94,8 @@ def profile(spec: str) -> Workload:
     Raises:
         WorkloadError: an unknown profile or key (nearest named), or a value out of its range.
     """
+    if not spec.isprintable():
+        raise WorkloadError(f"{spec!a}: not a profile; chat:rate=5 works")
     name, _, rest = spec.partition(":")
     name = name.strip()
     if name not in profiles():

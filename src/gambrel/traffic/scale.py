@@ -33,9 +33,10 @@ def scale_rate(workload: Workload, factor: float, seed: int = 0) -> Workload:
     shape, and the excess of the index of dispersion over 1 shrinks by ``factor``, which is what fewer independent
     users do. Above 1, whole copies and one thinned copy are superposed, each shifted in time by a random amount of
     at most 300 s or a tenth of the span, and wrapped around its end: far enough that bursts of different copies do
-    not coincide, near enough that the rush hour stays the rush hour. The index of dispersion then stays that of one
-    copy and the CV of gaps falls towards 1, as it does for larger pools of clients in production (ServeGen,
-    arXiv:2505.09999). Sessions and prefix blocks of copies are made distinct, so copies share no cache.
+    not coincide, near enough that the rush hour stays the rush hour. What bursts add to the index of dispersion
+    then stays that of one copy, what the curve of the day adds grows with ``factor``, and the CV of gaps falls
+    towards 1, as it does for larger pools of clients in production (ServeGen, arXiv:2505.09999). Sessions and prefix
+    blocks of copies are made distinct, so copies share no cache.
 
     Raises:
         WorkloadError: a factor that is not above 0, or that leaves nothing or too much.
@@ -44,6 +45,8 @@ def scale_rate(workload: Workload, factor: float, seed: int = 0) -> Workload:
         raise WorkloadError(f"{workload.name}: rate factor must be above 0, got {factor!r}")
     if factor * len(workload) > _MAX_REQUESTS:
         raise WorkloadError(f"{workload.name}: rate factor {factor:g} makes more than {_MAX_REQUESTS:,} requests")
+    if workload.closed_loop:
+        raise WorkloadError(f"{workload.name}: a closed loop has users, not a rate; scale_load scales either")
     if factor == 1.0:
         return workload
     rng = np.random.default_rng(seed)

@@ -38,8 +38,8 @@ class Quantiles:
 
     Between the points the logarithm of the length is linear in the normal score of the probability, so that two
     points describe exactly a log-normal and many follow any curve without overshoot. Beyond the outermost points
-    lengths stay at them; probabilities 0 and 1 stand for :data:`EXTREME` and 1 - :data:`EXTREME`. One point means
-    a constant.
+    the nearest line goes on as far as the probabilities :data:`EXTREME` and 1 - :data:`EXTREME`, and lengths stay
+    there; probabilities 0 and 1 stand for those two. One point means a constant.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -69,10 +69,30 @@ class Quantiles:
         """int64[n] lengths at normal scores float64[n]."""
         if len(self.points) == 1:
             return np.full(len(scores), round(self.points[0][1]), np.int64)
+        knots, logs = self._knots()
+        found = np.rint(np.exp(np.minimum(np.interp(scores, knots, logs), math.log(_MAX_TOKENS))))
+        return np.asarray(np.maximum(found, 1.0), np.int64)
+
+    def _knots(self) -> tuple[list[float], list[float]]:
+        """Normal scores and logarithms of tokens, both ends included."""
         inverse = NormalDist().inv_cdf
-        knots = [inverse(min(max(p, EXTREME), 1.0 - EXTREME)) for p, _ in self.points]
-        logs = [math.log(t) for _, t in self.points]
-        return np.maximum(np.rint(np.exp(np.interp(scores, knots, logs))), 1.0).astype(np.int64)
+        knots: list[float] = []
+        logs: list[float] = []
+        for probability, tokens in self.points:
+            score = inverse(min(max(probability, EXTREME), 1.0 - EXTREME))
+            if knots and score <= knots[-1]:  # probabilities beyond the extremes: the outer one counts
+                if probability > 0.5:
+                    logs[-1] = math.log(tokens)
+                continue
+            knots.append(score)
+            logs.append(math.log(tokens))
+        if len(knots) > 1:
+            low, high = inverse(EXTREME), inverse(1.0 - EXTREME)
+            first = (logs[1] - logs[0]) / (knots[1] - knots[0])
+            last = (logs[-1] - logs[-2]) / (knots[-1] - knots[-2])
+            logs = [logs[0] + first * (low - knots[0]), *logs, logs[-1] + last * (high - knots[-1])]
+            knots = [low - 1e-9, *knots, high + 1e-9]
+        return knots, logs
 
     def at(self, probability: float) -> float:
         """The length at a probability."""
@@ -168,13 +188,13 @@ def from_users(
 ) -> Workload:
     """The requests of ``users`` people who each wait for their answer, think, and ask again.
 
-    Real users are a closed loop: whoever waits does not ask. The engine replays open arrivals, so the loop is closed
-    outside: each user asks every ``service_s`` plus a thinking time (exponential, mean ``think_s``), where
-    ``service_s`` is the caller's estimate of a request's whole latency. Then no user has two requests in flight as
-    long as the estimate holds, at most ``users`` requests overlap, and their rate is users / (think_s + service_s),
-    the closed-loop law X = N / (R + Z). Simulate, put the simulated mean latency in place of ``service_s``, and
-    repeat until both agree. First requests are staggered evenly over one cycle, so the worst case of everybody at
-    once is not in here.
+    Real users are a closed loop: whoever waits does not ask. Users who never think can be closed in the engine
+    (:func:`gambrel.traffic.closed_loop`); for those who do, the loop is closed around it with open arrivals: each
+    user asks every ``service_s`` plus a thinking time (exponential, mean ``think_s``), where ``service_s`` is the
+    caller's estimate of a request's whole latency. Then no user has two requests in flight as long as the estimate
+    holds, at most ``users`` requests overlap, and their rate is users / (think_s + service_s), the closed-loop law
+    X = N / (R + Z). Simulate, put the simulated mean latency in place of ``service_s``, and repeat until both agree.
+    First requests are staggered evenly over one cycle, so the worst case of everybody at once is not in here.
 
     Args:
         users: people, at least 1; each is a session of the workload.

@@ -160,14 +160,13 @@ class Log:
         at = [self.names.index(n) for n in names]
         with open_text(self.path, gz=self.gz) as stream:
             reader = csv.reader(stream, delimiter=self.delimiter)
-            next(reader, None)
-            for cells in reader:
-                if not cells:
-                    continue
+            rows = (row for row in reader if row and (len(row) > 1 or row[0].strip()))
+            next(rows, None)
+            for row in rows:
                 try:
-                    yield reader.line_num, tuple([cells[i] for i in at])
+                    yield reader.line_num, tuple([row[i] for i in at])
                 except IndexError:
-                    yield reader.line_num, tuple(cells[i] if i < len(cells) else None for i in at)
+                    yield reader.line_num, tuple(row[i] if i < len(row) else None for i in at)
 
     def _jsonl_rows(self, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
         decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -300,7 +299,7 @@ def open_text(path: Path, *, gz: bool) -> io.TextIOWrapper:
 def show(cell: Any) -> str:
     """A cell as an error message quotes it."""
     if cell is None:
-        return "nothing"
+        return "nothing there"
     if isinstance(cell, str) and not cell.strip():
         return "an empty cell"
     text = repr(cell)
@@ -343,7 +342,8 @@ class _Numbers:
         try:
             return _number(cell)
         except (TypeError, ValueError, OverflowError):
-            raise self.log.refuse(line, self.name, show(cell), f"{self.wanted} works") from None
+            ends = "; if the log was cut here, delete the row" if cell is None else ""
+            raise self.log.refuse(line, self.name, show(cell), f"{self.wanted} works{ends}") from None
 
     def check(self, values: Floats, cells: list[Any], lines: list[int]) -> None:
         """Refuse what the kind forbids beyond being finite."""
