@@ -108,7 +108,7 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
     shown.sort(key=lambda c: (c.usd_per_hour, c is not plan.chosen))
     names = _distinct([c.deployment.label for c in shown])
     standings = [_standing(plan, c) for c in shown]
-    labels = [f"{say.dollars(c.usd_per_hour)}, margin {say.signed_percent(_worst_margin(c))}" for c in shown]
+    labels = [f"{say.dollars(c.usd_per_hour)}, {say.signed_percent(_worst_margin(c))}" for c in shown]
     top = max(c.usd_per_hour for c in shown)
     y = {
         "field": "deployment",
@@ -124,9 +124,7 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
             "usd": [c.usd_per_hour for c in shown],
             "standing": standings,
             "label": labels,
-            "name": [
-                f"{n}{', biggest GPU' if c is plan.biggest_gpu else ''}" for n, c in zip(names, shown, strict=True)
-            ],
+            "name": [f"{n}{' (biggest)' if c is plan.biggest_gpu else ''}" for n, c in zip(names, shown, strict=True)],
             "why": [c.lost_because or "the cheapest that holds" for c in shown],
         }
     )
@@ -137,7 +135,7 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
         "mark": {"type": "bar", "height": 9, "yOffset": 8},
         "encoding": {
             "y": y,
-            "x": linear("usd", "$ per hour", (0, 1.04 * top), prefix="$"),
+            "x": linear("usd", "$ per hour (right: with the margin to the nearest limit)", (0, 1.04 * top), prefix="$"),
             "color": {
                 "field": "standing",
                 "type": "nominal",
@@ -150,7 +148,14 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
     }
     left = {
         "data": data,
-        "mark": {"type": "text", "style": "note", "align": "left", "baseline": "bottom", "dy": 1},
+        "mark": {
+            "type": "text",
+            "style": "note",
+            "align": "left",
+            "baseline": "bottom",
+            "dy": 1,
+            "limit": {"expr": "width - 96"},
+        },
         "encoding": {"y": y, "x": {"value": 0}, "text": {"field": "name"}},
     }
     right = {
@@ -159,13 +164,13 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
         "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "label"}},
     }
     return chart(
-        "candidates", "What holding the limits costs", _cost_sentence(plan), [bars, left, right], height={"step": 36}
+        "candidates", "What holding the limits costs", _cost_sentence(plan), [bars, left, right], height=36 * len(shown)
     )
 
 
-def unused(c: Candidate) -> str:
-    """A clause on the load that a candidate could carry within the limits and the log leaves unused; "" if unknown."""
-    return f" and leave {say.percent(c.idle_share)} of what it can carry unused" if math.isfinite(c.idle_share) else ""
+def unused(c: Candidate, verb: str) -> str:
+    """A clause on the load that a candidate could carry within the limits but the log leaves unused; "" if unknown."""
+    return f" and {verb} {say.percent(c.idle_share)} of what it can carry unused" if math.isfinite(c.idle_share) else ""
 
 
 def _distinct(labels: Sequence[str]) -> list[str]:
@@ -195,7 +200,9 @@ def _cost_sentence(plan: Plan) -> str:
     if big is c:
         text += "; here the biggest GPU of the search is the right one"
     elif big is not None and big.feasible:
-        text += f"; the biggest GPU would cost {say.per_hour(big.usd_per_hour - c.usd_per_hour)} more{unused(big)}"
+        text += (
+            f"; the biggest GPU would cost {say.per_hour(big.usd_per_hour - c.usd_per_hour)} more{unused(big, 'leave')}"
+        )
     elif big is not None:
         text += f"; the biggest GPU, {big.deployment.label}, fails: {big.lost_because}"
     return text + "."
@@ -325,7 +332,7 @@ def cell_latency(cells: Sequence[Cell]) -> Spec | None:
                 "style": "quiet",
                 "dy": 16,
                 "align": align,
-                "dx": {"left": -6, "right": 6}.get(align, 0),
+                "dx": {"left": -2, "right": 2}.get(align, 0),
             },
             "encoding": {"y": y, "x": {"field": "s", "type": "quantitative"}, "text": {"field": "text"}},
         }
@@ -337,7 +344,11 @@ def cell_latency(cells: Sequence[Cell]) -> Spec | None:
         "encoding": {"y": y, "x": {"value": 0}, "text": {"field": "test"}},
     }
     return chart(
-        "cells", "A demo against production", _cell_sentence(cells), [span, dots, *numbers, words], height={"step": 62}
+        "cells",
+        "A demo against production",
+        _cell_sentence(cells),
+        [span, dots, *numbers, words],
+        height=62 * len(cells),
     )
 
 

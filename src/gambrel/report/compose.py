@@ -203,8 +203,8 @@ def _plan_headline(plan: Plan) -> tuple[str, ...]:
         lines.append("The biggest GPU of the search is the right one here.")
     elif big is not None and big.feasible:
         lines.append(
-            f"The biggest GPU, {big.deployment.label}, would hold too, for "
-            f"{say.per_hour(plan.biggest_gpu_extra_usd_per_hour)} more{unused(big)}."
+            f"The biggest GPU, {big.deployment.label}, would hold too: it costs "
+            f"{say.per_hour(plan.biggest_gpu_extra_usd_per_hour)} more{unused(big, 'leaves')}."
         )
     elif big is not None:
         lines.append(f"The biggest GPU, {big.deployment.label}, does not hold: {big.lost_because}.")

@@ -384,11 +384,26 @@ def _crossing(xs: Floats, rising: Floats, flat: Floats) -> float:
 
 
 def _best_batch(curve: Curve) -> int:
-    """The batch with most contexts; among equals the one nearest the knee."""
-    batches, counts = np.unique(curve.batch, return_counts=True)
-    among = batches[counts == counts.max()].astype(np.float64)
+    """The batch with most contexts, half of them fitting where that can be; among equals the one nearest the knee."""
+    batches, inverse = np.unique(curve.batch, return_inverse=True)
+    counts, fitting = np.bincount(inverse), np.bincount(inverse, weights=curve.fits)
+    full = counts == counts.max()
+    roomy = full & (fitting >= counts / 2)
+    among = batches[roomy if roomy.any() else full].astype(np.float64)
     knee = curve.knee[1] if math.isfinite(curve.knee[1]) and curve.knee[1] >= 1 else 32.0
     return int(among[np.argmin(np.abs(np.log(among / knee)))])
+
+
+def _wall_context(curve: Curve, batch: int, at: npt.NDArray[np.intp]) -> float:
+    """The longest context whose memory fits at ``batch``: the tokens at the wall, shared by the batch.
+
+    Held between the rows of the curve on either side, for models whose cache does not grow in proportion.
+    """
+    contexts, fits = curve.context[at].astype(np.float64), curve.fits[at]
+    if fits.all():
+        return math.inf
+    low, high = float(contexts[fits].max(initial=0.0)), float(contexts[~fits].min())
+    return min(max(curve.wall_batch * curve.named_context / batch, low), high)
 
 
 def step_vs_context(curve: Curve, batch: int | None = None) -> Spec:
@@ -418,8 +433,7 @@ def step_vs_context(curve: Curve, batch: int | None = None) -> Spec:
         **{title: [say.seconds(v / 1e3) for v in values] for title, values in parts.items()},
         "memory used": [say.num_bytes(v) for v in curve.memory_bytes[at]],
     }
-    fitting = xs[curve.fits[at]]
-    wall = math.inf if len(fitting) == len(xs) else float(fitting.max(initial=0.0))
+    wall = _wall_context(curve, batch, at)
     knee = _crossing(xs, parts[CAUSE_TITLES["kv"]], parts[CAUSE_TITLES["weights"]])
     marks = sorted(
         (v, f"{name} {say.count(v)}")

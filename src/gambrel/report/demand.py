@@ -429,9 +429,9 @@ def bursts(view: TrafficView) -> Spec | None:
         "encoding": {"y": y, "x": linear("rate", "requests per second", (0, max(rates) * 1.03))},
     }
     mean = {
-        "data": rows({"rate": [view.rate_rps]}),
-        "mark": {"type": "rule", "style": "rule-limit"},
-        "encoding": {"x": {"field": "rate", "type": "quantitative"}},
+        "data": rows({"window": names, "rate": [view.rate_rps] * len(names)}),
+        "mark": {"type": "tick", "style": "ink-line", "orient": "vertical", "size": 17, "thickness": 2, "yOffset": 9},
+        "encoding": {"y": y, "x": {"field": "rate", "type": "quantitative"}},
     }
     words = haloed(
         data,
@@ -446,7 +446,7 @@ def bursts(view: TrafficView) -> Spec | None:
     first, value = next(iter(known.items()))
     sentence = (
         f"The busiest {first.removesuffix('s')} s holds {say.multiple(value)} the mean rate of "
-        f"{say.rate(view.rate_rps)} (dashed): "
+        f"{say.rate(view.rate_rps)} (the tick): "
         "a fleet sized for the mean queues there."
     )
-    return chart("bursts", "How bursty it is", sentence, [bars, mean, *words, *figures], height={"step": 44})
+    return chart("bursts", "How bursty it is", sentence, [bars, mean, *words, *figures], height=44 * len(names))

@@ -7,22 +7,29 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const boxes = [...document.querySelectorAll(".chart")];
   const views = new Map();
-  const narrow = (box) => box.clientWidth < 460;
+
+  // Legends do not wrap by themselves: as many columns as fit, from the length of their words.
+  function legendColumns(spec, width) {
+    const scales = (spec.layer || [spec]).map((layer) => layer.encoding?.color?.scale?.domain).filter(Boolean);
+    const words = (scales[0] || []).map((word) => 7.2 * word.length + 46);
+    if (words.reduce((a, b) => a + b, 0) < width - 60) return 0;
+    return Math.max(1, Math.floor((width - 40) / Math.max(...words)));
+  }
 
   async function draw(box, paper) {
     const spec = { ...specs[box.dataset.chart] };
     delete spec.title;
-    spec.width = "container";
+    spec.width = paper ? 420 : "container"; // on paper the drawing scales with its column
     spec.autosize = { type: "fit-x", contains: "padding", resize: true };
     const config = structuredClone(themes[dark.matches && !paper ? "dark" : "light"]);
-    if (narrow(box)) config.legend.columns = 2;
+    config.legend.columns = legendColumns(spec, paper ? 420 : box.clientWidth);
     const result = await vegaEmbed(box, spec, {
       actions: false, ast: true, config, defaultStyle: false, mode: "vega-lite",
       renderer: paper ? "svg" : "canvas", tooltip: { disableDefaultStyle: true },
     });
     views.get(box)?.finalize();
     views.set(box, result);
-    box.dataset.narrow = narrow(box);
+    box.dataset.columns = config.legend.columns;
     await result.view.resize().runAsync();
   }
 
@@ -34,7 +41,8 @@
   let timer = 0;
   addEventListener("resize", () => {
     clearTimeout(timer);
-    timer = setTimeout(() => boxes.filter((b) => String(narrow(b)) !== b.dataset.narrow).forEach((b) => draw(b)), 150);
+    const outgrown = (b) => String(legendColumns(specs[b.dataset.chart], b.clientWidth)) !== b.dataset.columns;
+    timer = setTimeout(() => boxes.filter(outgrown).forEach((b) => draw(b)), 150);
   });
   dark.addEventListener("change", () => drawAll());
   addEventListener("beforeprint", () => drawAll(true));

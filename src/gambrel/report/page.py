@@ -186,7 +186,8 @@ def _table(table: Table) -> str:
     def cell(tag: str, text: str, column: int) -> str:
         kind = "number" if table.numeric[column] else "verdict" if table.columns[column] == "verdict" else ""
         kind = "words" if not kind and len(text) > 28 else kind
-        return f"<{tag}{f' class={kind}' if kind else ''}{' scope=col' if tag == 'th' else ''}>{_text(text)}</{tag}>"
+        about = ' scope="col"' if tag == "th" else f' data-column="{_text(table.columns[column])}"'
+        return f"<{tag}{f' class={kind}' if kind else ''}{about}>{_text(text)}</{tag}>"
 
     head = "".join(cell("th", text, i) for i, text in enumerate(table.columns))
     status = table.status or ("",) * len(table.rows)

@@ -157,7 +157,7 @@ def chart(
     sentence: str,
     layers: Sequence[Spec],
     *,
-    height: int | Spec | None = None,
+    height: int | None = None,
     **more: Any,
 ) -> Spec:
     """A single-view spec: ``name`` is its slug, ``sentence`` what it shows here (also read by screen readers)."""
