@@ -6,6 +6,7 @@ No step is below its physical floor; cost grows with work; max <= serial <= sum;
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def distinct_bytes(model: Model, d: Deployment, tokens: int) -> float:
     return total
 
 
-def floors(d: Deployment, step: Step, context: int | None = None) -> tuple[float, float]:
+def floors(d: Deployment, step: Step) -> tuple[float, float]:
     """(bytes over peak bandwidth, FLOPs over peak FLOP/s) of one step on perfectly shared work, seconds."""
     model, ranks = d.model, d.tp
     memory = distinct_bytes(model, d, step.tokens)
@@ -327,8 +328,8 @@ def test_pipeline_stages_add_their_latency() -> None:
 
 def test_more_ranks_shorten_the_floor_and_pay_for_it_in_collectives() -> None:
     costs = [Roofline(llama_on_h100(tp=tp), efficiency(H100)).step_cost(Step.decode(1, 1)) for tp in (1, 2, 4, 8)]
-    assert all(b.weights_s < a.weights_s for a, b in zip(costs, costs[1:], strict=False))
-    assert all(b.collective_s > a.collective_s for a, b in zip(costs[:2], costs[1:3], strict=True))
+    assert all(b.weights_s < a.weights_s for a, b in pairwise(costs))
+    assert all(b.collective_s > a.collective_s for a, b in pairwise(costs[:3]))
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,8 @@ def test_every_accelerator_of_the_catalog_is_priced() -> None:
     """Or refused in one clear line where no 16-bit peak is known."""
     for a in accelerators().values():
         eff = efficiency(a)
-        assert eff.basis and 0.0 < eff.spread < 1.0
+        assert eff.basis
+        assert 0.0 < eff.spread < 1.0
         if a.math_format("bf16") is None:
             with pytest.raises(DeploymentError, match="no dense 16-bit"):
                 Roofline(Deployment(llama_8b(), a), eff).step_cost(Step.decode(1, 1))

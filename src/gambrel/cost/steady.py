@@ -86,17 +86,17 @@ def _decode_seconds(table: StepTable, batch: Floats, context: float) -> Floats:
     return np.asarray(parts[5])
 
 
-def _mixed_seconds(table: StepTable, batch: Floats, demand: Demand, chunks: int) -> Floats:
-    """Seconds of steps that carry one of the ``chunks`` equal parts of a prompt beside each batch."""
+def _mixed_seconds(table: StepTable, batch: Floats, demand: Demand, chunks: Floats, together: Floats) -> Floats:
+    """Seconds of steps that carry ``together`` chunks of prompts cut into ``chunks`` equal parts, beside each batch."""
     rows = np.rint(batch).astype(np.int64)
-    part = demand.prompt_tokens / chunks
-    tokens = np.minimum(rows + round(part), table.max_tokens)
-    sampled = np.minimum(rows + 1, table.max_seqs)
+    part = demand.prompt_tokens / chunks * together
+    tokens = np.minimum(rows + np.rint(part).astype(np.int64), table.max_tokens)
+    sampled = np.minimum(rows + np.rint(together).astype(np.int64), table.max_seqs)
     windowed = min(demand.context, table.window) if table.window else 0.0
-    pairs = demand.pairs / chunks
+    pairs = demand.pairs / chunks * together
     inside = _windowed_share(table, demand) * pairs
     parts = step_parts(
-        *table.arrays(), tokens, sampled, batch, batch * demand.context, batch * windowed, part, 1, pairs, inside
+        *table.arrays(), tokens, sampled, batch, batch * demand.context, batch * windowed, part, together, pairs, inside
     )
     return np.asarray(parts[5])
 
@@ -148,23 +148,29 @@ def _fluid_seconds(table: StepTable, batch: Floats, demand: Demand) -> Floats:
 def busy_seconds(cost_model: CostModel, batch: Floats, demand: Demand, *, optimistic: bool = False) -> Floats:
     """Seconds of the replica that one request takes at each mean decoding batch (float64, at least 1).
 
-    ``(G / B) t_decode(B) + chunks (t_mixed(B) - t_decode(B))``: prompts come whole, a step carries one of their
-    chunks. ``optimistic`` spreads prompts evenly over all steps instead, a lower bound for any schedule.
+    ``(G / B) (t_decode(B) + n (t_mixed(B) - t_decode(B)))``: prompts come whole and a share ``n`` of the steps carries
+    one of their chunks. ``optimistic`` spreads prompts evenly over all steps instead, a lower bound for any schedule.
     """
     d = cost_model.deployment
     table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs)
     if optimistic:
         return demand.output_tokens / batch * _fluid_seconds(table, batch, demand)
+    return _burst_seconds(table, batch, demand)[0]
+
+
+def _burst_seconds(table: StepTable, batch: Floats, demand: Demand) -> tuple[Floats, Floats]:
+    """(seconds of the replica per request, seconds of the steps that carry one prompt) at each mean batch.
+
+    A prompt is cut where the token budget ends; where more than one chunk per step arrives, every step carries them.
+    """
     alone = _decode_seconds(table, batch, demand.context)
-    return demand.output_tokens / batch * alone + _prompt_extra(table, batch, demand, alone)[0]
-
-
-def _prompt_extra(table: StepTable, batch: Floats, demand: Demand, alone: Floats) -> tuple[Floats, Floats]:
-    """(what a prompt's chunks add to the steps that carry them, what those steps take), seconds."""
-    room = np.maximum(table.max_tokens - float(batch[-1]), 1.0)
-    chunks = max(1, math.ceil(demand.prompt_tokens / room))
-    mixed = _mixed_seconds(table, batch, demand, chunks)
-    return chunks * np.maximum(mixed - alone, 0.0), chunks * mixed
+    room = np.maximum(table.max_tokens - batch, 1.0)
+    chunks = np.maximum(np.ceil(demand.prompt_tokens / room), 1.0)
+    per_step = chunks * batch / demand.output_tokens
+    together = np.maximum(per_step, 1.0)
+    mixed = _mixed_seconds(table, batch, demand, chunks, together)
+    extra = per_step / together * np.maximum(mixed - alone, 0.0)
+    return demand.output_tokens / batch * (alone + extra), chunks * mixed
 
 
 def steady_state(cost_model: CostModel, rate: float, demand: Demand, *, optimistic: bool = False) -> SteadyState:
@@ -179,21 +185,28 @@ def steady_state(cost_model: CostModel, rate: float, demand: Demand, *, optimist
         return SteadyState(False, math.inf, 0.0, 0, math.inf, math.inf, 0.0)
     held = float(held_bytes(d, demand.context if not optimistic else max(1.0, demand.context / 2)))
     limit = _batch_limit(cost_model, held)
-    grid = np.arange(1.0, limit + 1.0)
+    # a step holds at most max_num_batched_tokens, decoded and prompt tokens together
+    most = min(float(limit), d.max_num_batched_tokens / (1.0 + demand.prompt_tokens / demand.output_tokens))
+    grid = np.arange(1.0, math.floor(most) + 1.0) if most >= 1.0 else np.array([most])
     seconds = np.minimum.accumulate(busy_seconds(cost_model, grid, demand, optimistic=optimistic))
     table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs)
     max_rate = 1.0 / float(seconds[-1])
     wanted = 1.0 / rate if rate > 0 else math.inf
-    batch = float(seconds[0]) * rate if wanted >= seconds[0] else float(np.interp(-wanted, -seconds, grid))
+    batch = float(seconds[0]) * rate if wanted >= seconds[0] else _between(wanted, seconds, grid)
     served = min(rate, max_rate) if rate > 0 else 0.0
-    at = np.array([max(1.0, min(batch, float(limit)))])
+    at = np.array([max(1.0, batch)])
     alone = _decode_seconds(table, at, demand.context)
     tpot = float(alone[0]) if batch <= 1.0 else batch / (served * demand.output_tokens)
-    ttft = float(_prompt_extra(table, at, demand, alone)[1][0])
+    ttft = float(_burst_seconds(table, at, demand)[1][0])
     if optimistic:
         tpot = min(tpot, float(alone[0]))
         ttft = _prompt_alone(cost_model, demand)
     return SteadyState(rate < max_rate, rate / max_rate, batch, limit, tpot, ttft, max_rate)
+
+
+def _between(wanted: float, seconds: Floats, grid: Floats) -> float:
+    """The batch at which falling ``seconds`` meet ``wanted``; on logarithms, as amortisation is a power law."""
+    return math.exp(float(np.interp(-math.log(wanted), -np.log(seconds), np.log(grid))))
 
 
 def closed_loop(cost_model: CostModel, users: int, demand: Demand) -> SteadyState:
@@ -210,9 +223,8 @@ def closed_loop(cost_model: CostModel, users: int, demand: Demand) -> SteadyStat
     batch = min(users, limit)
     table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs)
     at = np.array([float(batch)])
-    alone = _decode_seconds(table, at, demand.context)
-    rate = 1.0 / float(busy_seconds(cost_model, at, demand)[0])
-    ttft = float(_prompt_extra(table, at, demand, alone)[1][0])
+    busy, prompt = _burst_seconds(table, at, demand)
+    rate, ttft = 1.0 / float(busy[0]), float(prompt[0])
     return SteadyState(users <= limit, 1.0, float(batch), limit, batch / (rate * demand.output_tokens), ttft, rate)
 
 
