@@ -199,7 +199,9 @@ class ConfigFields:
         return f" (model_type {self.model_type!r})" if self.model_type else " (and has no model_type)"
 
     def whole(self, field: str, value: Any, *, minimum: int = 1) -> int:
-        """``value`` as a whole number of at least ``minimum``, or one clear error."""
+        """``value`` as a whole number of at least ``minimum``, or one clear error; a list of equal ones is one."""
+        if isinstance(value, list) and value and all(x == value[0] for x in value):
+            value = value[0]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(f"{field} must be a whole number, got {_short(value)}")
         if value != value or value in {float("inf"), float("-inf")} or value != int(value):  # noqa: PLR0124 - NaN

@@ -45,6 +45,8 @@ class WeightFormat:
         scale_bytes: bytes per scale (scale and zero point together).
         flat_bits: if set, the published average bits over *all* parameters (GGUF mixes types by tensor).
         source: where the storage rule was read.
+        column_bytes: bytes stored per input channel beside the scales (the permutation of act-order GPTQ).
+        expert_format: the format of routed experts where it is another one (mixed checkpoints).
     """
 
     name: str
@@ -55,6 +57,20 @@ class WeightFormat:
     scale_bytes: float = 0.0
     flat_bits: float | None = None
     source: str = ""
+    column_bytes: float = 0.0
+    expert_format: WeightFormat | None = None
+
+    def of_role(self, role: Role) -> WeightFormat:
+        """The format that tensors of this role are stored in: another one for experts of a mixed checkpoint."""
+        return self.expert_format if role is Role.EXPERT and self.expert_format is not None else self
+
+    def stored_bytes(self, rows: int, cols: int) -> float:
+        """Bytes of one quantised ``rows x cols`` tensor, scales included."""
+        return (
+            rows * cols * self.element_bits / 8
+            + self.scale_count(rows, cols) * self.scale_bytes
+            + (cols * self.column_bytes)
+        )
 
     def quantises(self, role: Role) -> bool:
         """Whether tensors of this role are stored in the format rather than at 16 bits."""
@@ -79,6 +95,7 @@ class KVFormat:
 
 _MATMULS: Final = frozenset({Role.LINEAR, Role.EXPERT})
 _EXPERTS: Final = frozenset({Role.EXPERT})
+_MXFP4_EXPERTS: Final = WeightFormat("mxfp4", 4, "fp4", _EXPERTS, (1, 32), 1, source="OCP MX v1.0")
 _GGUF: Final = "ggml-org/llama.cpp tools/quantize/README.md, Llama-3.1-8B averages"
 
 WEIGHT_FORMATS: Final[Mapping[str, WeightFormat]] = MappingProxyType(
@@ -112,6 +129,33 @@ WEIGHT_FORMATS: Final[Mapping[str, WeightFormat]] = MappingProxyType(
                 1,
                 source="OCP MX v1.0; openai/gpt-oss quantises experts only",
             ),
+            # OCP MXFP8: one 8-bit exponent per 32 elements: 8.25 bits.
+            WeightFormat("mxfp8", 8, "fp8", _MATMULS, (1, 32), 1, source="OCP MX v1.0: 8-bit scale per 32 elements"),
+            # One fp32 scale per tensor, as modelopt's FP8 checkpoints store it.
+            WeightFormat("fp8-tensor", 8, "fp8", _MATMULS, (0, 0), 4, source="modelopt FP8: one fp32 scale per tensor"),
+            # DeepSeek V4: fp8 blocks, routed experts in fp4 with a scale per 32.
+            WeightFormat(
+                "fp8-mxfp4",
+                8,
+                "fp8",
+                _MATMULS,
+                (128, 128),
+                4,
+                source="DeepSeek-V4 checkpoint: fp8 128x128 blocks, routed experts fp4 with 8-bit scales per 32",
+                expert_format=_MXFP4_EXPERTS,
+            ),
+            # Kimi K2 Thinking and K2.5: routed experts int4 with a bf16 scale per 32, all else bf16.
+            WeightFormat(
+                "int4-experts",
+                4,
+                "bf16",
+                _EXPERTS,
+                (1, 32),
+                2,
+                source="moonshotai/Kimi-K2-Thinking model card: int4 experts, group 32, symmetric",
+            ),
+            # bitsandbytes NF4: fp32 absmax per 64 elements.
+            WeightFormat("nf4", 4, "bf16", _MATMULS, (1, 64), 4, source="bitsandbytes 4-bit: absmax per 64 elements"),
             # NVFP4: one fp8 scale per 16 elements: 4.5 bits.
             WeightFormat("nvfp4", 4, "fp4", _MATMULS, (1, 16), 1, source="NVIDIA NVFP4: fp8 scale per 16 elements"),
             WeightFormat("q8_0", 8, "int8", _MATMULS, flat_bits=8.5008, source=_GGUF),
@@ -124,7 +168,18 @@ WEIGHT_FORMATS: Final[Mapping[str, WeightFormat]] = MappingProxyType(
 )
 
 KV_FORMATS: Final[Mapping[str, KVFormat]] = MappingProxyType(
-    {f.name: f for f in (KVFormat("bf16", 2), KVFormat("fp16", 2), KVFormat("fp8", 1), KVFormat("int8", 1))}
+    {
+        f.name: f
+        for f in (
+            KVFormat("bf16", 2),
+            KVFormat("fp16", 2),
+            KVFormat("fp8", 1),
+            KVFormat("int8", 1),
+            # one fp32 scale per token and head, for the key and for the value
+            KVFormat("fp8-token-head", 1, 8),
+            KVFormat("int8-token-head", 1, 8),
+        )
+    }
 )
 
 

@@ -70,9 +70,9 @@ class Tensor:
 
     def stored_bytes(self, fmt: WeightFormat, base_bits: int = 16) -> float:
         """Bytes in ``fmt`` with its scales; a whole number for every format that is not sub-byte."""
-        if self.keep_bits is None and fmt.quantises(self.role):
-            scales = fmt.scale_count(self.rows, self.cols) * self.copies
-            return self.count * fmt.element_bits / 8 + scales * fmt.scale_bytes
+        own = fmt.of_role(self.role)
+        if self.keep_bits is None and own.quantises(self.role):
+            return self.copies * own.stored_bytes(self.rows, self.cols)
         return self.count * (self.keep_bits or base_bits) / 8
 
     def on_rank(self, tp: int, kv_heads: int = 1) -> Tensor:
@@ -106,6 +106,7 @@ class Mixer:
         window: the most tokens held, None for all.
         top_k: the most tokens read of those held, None for all.
         shared_kv_elements: numbers per token read from the cache of an earlier layer.
+        own_bytes: bytes per token where the cache has a storage of its own, whatever the KV format (selector keys).
         prefill_flops_per_pair: FLOPs per (query, key) pair when the prompt is processed.
         decode_flops_per_pair: the same in a decode step (absorbed form for MLA).
         decode_flops_per_token: elementwise FLOPs per decoded token beside matmuls and pairs (state update).
@@ -129,6 +130,19 @@ class Mixer:
     state_bits: int = 16
     top_k: int | None = None
     shared_kv_elements: int = 0
+    own_bytes: int | None = None
+
+    def bytes_per_token(self, fmt: KVFormat) -> int:
+        """Bytes cached per token, all ranks together, scales included."""
+        if self.own_bytes is not None or not self.kv_elements:
+            return self.own_bytes or 0
+        return self.kv_elements * fmt.element_bytes + fmt.scale_bytes * self.kv_heads
+
+    def bytes_per_token_on_rank(self, fmt: KVFormat, tp: int) -> int:
+        """The same on one of ``tp`` ranks: KV heads are replicated when ``tp`` exceeds them."""
+        if self.own_bytes is not None or not self.kv_elements:
+            return self.own_bytes or 0
+        return self.kv_elements_on_rank(tp) * fmt.element_bytes + fmt.scale_bytes * -(-self.kv_heads // tp)
 
     @property
     def span(self) -> int | None:
@@ -225,7 +239,10 @@ class Model:
     ``layers`` groups equal layers as (count, layer), in order of first appearance. ``tensors`` holds what is
     outside the layers: input embedding, position table, final norm, head (absent when tied: ``tied`` says so and
     the embedding then counts once as parameters, once as a matmul). ``extras`` counts parts that are in the
-    checkpoint but not in a text forward pass (``mtp``, ``vision``), in parameters.
+    checkpoint but not in a text forward pass (``mtp``, ``vision``), in parameters. ``checkpoint`` is how the
+    published weights are stored where the config says so, ``checkpoint_format`` its name, ``checkpoint_bytes`` the
+    exact payload where the files themselves were read (MTP and vision included); ``assumptions`` is
+    whatever had to be assumed to compute the model, one sentence each.
     """
 
     name: str
@@ -243,6 +260,8 @@ class Model:
     assumptions: tuple[str, ...] = ()
     source: str = ""
     mtp_layers: tuple[tuple[int, Layer], ...] = field(default=())
+    checkpoint: WeightFormat | None = None
+    checkpoint_bytes: int | None = None
 
     # -- parameters ------------------------------------------------------------------------------
 
@@ -380,30 +399,24 @@ class Model:
         """Numbers one decode step reads for a sequence of ``context`` tokens, shared caches at every reader."""
         return sum(n * m.read_elements * m.read(context) for n, m in self.all_mixers())
 
-    def kv_scales_per_token(self, context: int = 0) -> int:
-        """KV head pairs that one more token adds at ``context``: each carries the scales of a scaled format."""
-        return sum(
-            n * m.kv_heads for n, m in self.all_mixers() if m.kv_elements and (m.window is None or context < m.window)
-        )
-
     def kv_bytes_per_token(self, fmt: KVFormat, context: int = 0) -> int:
-        """Bytes one more token adds at ``context``, all ranks together."""
-        scales = fmt.scale_bytes and fmt.scale_bytes * self.kv_scales_per_token(context)
-        return self.kv_elements_per_token(context) * fmt.element_bytes + scales
+        """Bytes one more token adds at ``context``, all ranks together, selector keys and scales included."""
+        return sum(n * m.bytes_per_token(fmt) for n, m in self.all_mixers() if m.window is None or context < m.window)
+
+    def index_bytes_per_token(self, fmt: KVFormat) -> int:
+        """How many of those bytes are keys of sparse attention's selectors."""
+        return sum(n * m.bytes_per_token(fmt) for n, m in self.all_mixers() if m.kind == "index")
 
     def kv_bytes_held(self, context: int, fmt: KVFormat) -> int:
         """Bytes cached for one sequence of ``context`` tokens, all ranks together, before block rounding."""
-        scales = fmt.scale_bytes and fmt.scale_bytes * sum(
-            n * m.kv_heads * m.held(context) for n, m in self.all_mixers() if m.kv_elements
-        )
-        return self.kv_elements_held(context) * fmt.element_bytes + scales
+        return sum(n * m.bytes_per_token(fmt) * m.held(context) for n, m in self.all_mixers())
 
     def kv_bytes_per_token_on_rank(self, fmt: KVFormat, tp: int = 1, context: int = 0) -> int:
         """Bytes one more token adds on one of ``tp`` ranks: KV heads are replicated beyond their number."""
         return sum(
-            n * (m.kv_elements_on_rank(tp) * fmt.element_bytes + fmt.scale_bytes * -(-m.kv_heads // tp))
+            n * m.bytes_per_token_on_rank(fmt, tp)
             for n, m in self.all_mixers()
-            if m.kv_elements and (m.window is None or context < m.window)
+            if m.window is None or context < m.window
         )
 
     @cached_property
@@ -423,6 +436,13 @@ class Model:
         if fmt.flat_bits is not None:
             return round(self.total_params * fmt.flat_bits / 8)
         return round(math.fsum(n * t.stored_bytes(fmt, self.base_bits) for n, t in self.all_tensors()))
+
+    def mtp_weight_bytes(self, fmt: WeightFormat) -> int:
+        """Bytes of the multi-token-prediction modules: their layers in ``fmt``, projections and copies at 16 bits."""
+        layers = [(n, t) for n, layer in self.mtp_layers for t in layer.tensors]
+        rest = dict(self.extras).get("mtp", 0) - sum(n * t.count for n, t in layers)
+        stored = math.fsum(n * t.stored_bytes(fmt, self.base_bits) for n, t in layers)
+        return round(stored + rest * self.base_bits / 8)
 
     # -- one rank of tensor parallelism -----------------------------------------------------------
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gambrel.catalog.architectures.blocks import Experts, linear, norm, vector
-from gambrel.catalog.quantization import checkpoint_format
+from gambrel.catalog.quantization import checkpoint
+from gambrel.catalog.vision import vision_params
 from gambrel.core.formats import Role
 from gambrel.core.model import Layer, Mixer, Model, Shard, Tensor
 
@@ -231,6 +232,10 @@ def assemble(
         tensors.append(vector("lm_head.bias", vocab, Shard.COLUMN))
     own = 2 * hidden * hidden + 3 * hidden + (2 * vocab * hidden if mtp_copies else 0)
     extras = [("mtp", sum(x.params for x in mtp) + own * (len(mtp) if mtp_count is None else mtp_count))] if mtp else []
+    tower = vision_params(c)
+    if tower:
+        extras.append(("vision", tower))
+    stored = checkpoint(c)
     return Model(
         name=c.name,
         hidden_size=hidden,
@@ -241,11 +246,12 @@ def assemble(
         tied=tied,
         max_context=c.optional("max_position_embeddings") or None,
         model_type=c.model_type,
-        checkpoint_format=checkpoint_format(c),
+        checkpoint_format=stored.name if stored is not None else "bf16",
         base_bits=_base_bits(c),
         extras=tuple(extras),
         assumptions=tuple(c.assumptions),
         mtp_layers=group(mtp),
+        checkpoint=stored,
     )
 
 

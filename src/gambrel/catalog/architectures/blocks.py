@@ -236,9 +236,7 @@ def experts(hidden: int, spec: Experts) -> tuple[tuple[Tensor, ...], MoE]:
         ]
         if spec.latent_norm:
             tensors.append(vector("experts.latent_norm", inner))
-    tensors += [
-        Tensor(f"experts.{n}", spec.width, inner, Role.EXPERT, Shard.COLUMN, spec.num) for n in names
-    ]
+    tensors += [Tensor(f"experts.{n}", spec.width, inner, Role.EXPERT, Shard.COLUMN, spec.num) for n in names]
     tensors.append(Tensor("experts.down_proj", inner, spec.width, Role.EXPERT, Shard.ROW, spec.num))
     if spec.bias:
         tensors += [

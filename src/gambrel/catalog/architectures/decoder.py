@@ -156,7 +156,9 @@ def attention_block(
     heads, kv_heads, head_dim = shape
     value_dim = None
     if t.own_value_dim:
-        value_dim = (c.optional("swa_v_head_dim", minimum=1) if sliding else None) or c.optional("v_head_dim", minimum=1)
+        value_dim = (c.optional("swa_v_head_dim", minimum=1) if sliding else None) or c.optional(
+            "v_head_dim", minimum=1
+        )
     return attention(
         hidden, heads, kv_heads, head_dim, value_dim=value_dim,
         qkv_bias=flag(c, t.qkv_bias), out_bias=flag(c, t.out_bias),

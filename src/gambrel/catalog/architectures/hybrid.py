@@ -265,7 +265,9 @@ def nemotron_h(c: ConfigFields) -> Model:
     mtp: list[Layer] = []
     modules = len(mtp_modules(c, built[names[0]]))
     if modules:
-        blocks = _block_names(c, c.find("mtp_layers_block_type") or c.find("mtp_hybrid_override_pattern") or "*E", "mtp")
+        blocks = _block_names(
+            c, c.find("mtp_layers_block_type") or c.find("mtp_hybrid_override_pattern") or "*E", "mtp"
+        )
         mtp = [built.get(b) or makers[b]() for b in blocks] * modules
     model_layers = [built[n] for n in names]
     return assemble(
@@ -341,9 +343,7 @@ def falcon_h1(c: ConfigFields) -> Model:
     layer = Layer(
         (*_norms(hidden), *tensors, *ssm, *feed), mixer, None, 2, "full attention beside Mamba-2 + MLP", (state,)
     )
-    return assemble(
-        c, [layer] * layers, hidden=hidden, vocab=vocab, heads=heads, tied=c.flag("tie_word_embeddings")
-    )
+    return assemble(c, [layer] * layers, hidden=hidden, vocab=vocab, heads=heads, tied=c.flag("tie_word_embeddings"))
 
 
 def mamba_only(c: ConfigFields) -> Model:
@@ -367,7 +367,9 @@ def mamba_only(c: ConfigFields) -> Model:
             hidden, inner=inner, state=state, rank=rank, conv=conv, bias=bias, conv_bias=conv_bias,
             state_bits=_state_bits(c),
         )  # fmt: skip
-    layer = Layer((*_norms(hidden, 1), *block[0]), block[1], None, 1, "Mamba-2" if c.model_type == "mamba2" else "Mamba")
+    layer = Layer(
+        (*_norms(hidden, 1), *block[0]), block[1], None, 1, "Mamba-2" if c.model_type == "mamba2" else "Mamba"
+    )
     return assemble(
         c, [layer] * layers, hidden=hidden, vocab=vocab, heads=1,
         tied=c.flag("tie_word_embeddings", default=c.model_type != "mamba2"),
@@ -454,4 +456,3 @@ def recurrent_gemma(c: ConfigFields) -> Model:
     return assemble(
         c, all_layers, hidden=hidden, vocab=vocab, heads=heads, tied=c.flag("tie_word_embeddings", default=True)
     )
-

@@ -35,8 +35,11 @@ def latent_block(c: ConfigFields, hidden: int, heads: int, *, gate: bool = False
     )
 
 
-def index_keys(heads: int, dim: int, *, per_entry: int = 1) -> Mixer:
-    """The selector's cache: one key of ``dim`` numbers per entry of ``per_entry`` tokens, all of it read every step."""
+def index_keys(heads: int, dim: int, *, per_entry: int = 1, fp8: bool = True) -> Mixer:
+    """The selector's cache: one key of ``dim`` numbers per entry of ``per_entry`` tokens, all of it read every step.
+
+    DeepSeek's is stored in fp8 with an fp32 scale per 128 numbers, whatever the KV format: 132 bytes for 128.
+    """
     pair = 2 * heads * dim
     return Mixer(
         kind="index",
@@ -44,6 +47,7 @@ def index_keys(heads: int, dim: int, *, per_entry: int = 1) -> Mixer:
         kv_heads=1,
         head_dim=dim,
         kv_elements=-(-dim // per_entry),
+        own_bytes=-(-(dim + 4 * -(-dim // 128)) // per_entry) if fp8 else None,
         prefill_flops_per_pair=-(-pair // per_entry),
         decode_flops_per_pair=-(-pair // per_entry),
     )
@@ -124,7 +128,9 @@ def longcat(c: ConfigFields) -> Model:
             vector("router.zero_bias", zero, keep_bits=32),
         )
     norms = tuple(norm(f"norm {i}", hidden) for i in range(4))
-    layer = Layer((*norms, *tensors, *tensors, *dense, *dense, *feed), mixer, moe, 4, "2 MLA + 2 MLP + experts", (mixer,))
+    layer = Layer(
+        (*norms, *tensors, *tensors, *dense, *dense, *feed), mixer, moe, 4, "2 MLA + 2 MLP + experts", (mixer,)
+    )
     return assemble(
         c, [layer] * layers, hidden=hidden, vocab=vocab, heads=heads, tied=c.flag("tie_word_embeddings"),
     )  # fmt: skip

@@ -69,7 +69,9 @@ def opt(c: ConfigFields) -> Model:
     tensors, mixer = attention(hidden, heads, kv_heads, head_dim, qkv_bias=bias, out_bias=bias)
     norms = (norm("norm 0", hidden, bias=True), norm("norm 1", hidden, bias=True)) if affine else ()
     width = c.optional("intermediate_size", minimum=1) or 4 * hidden
-    layer = Layer((*norms, *tensors, *mlp(hidden, width, gated=False, bias=bias)), mixer, None, 2, "full attention + MLP")
+    layer = Layer(
+        (*norms, *tensors, *mlp(hidden, width, gated=False, bias=bias)), mixer, None, 2, "full attention + MLP"
+    )
     embed = c.optional("word_embed_proj_dim", minimum=1) or hidden
     outside = [Tensor("position table", c.integer("max_position_embeddings", 2048) + 2, hidden, Role.EMBEDDING)]
     if embed != hidden:
@@ -84,6 +86,11 @@ def opt(c: ConfigFields) -> Model:
 def _per_layer_inputs(c: ConfigFields, hidden: int, layers: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Gemma 3n and 4: (tensors outside the layers, tensors in each) of the per-layer embeddings."""
     width = c.optional("hidden_size_per_layer_input") or 0
+    if not c.stated("hidden_size_per_layer_input") and c.model_type == "gemma4_text":
+        c.assume(
+            "no per-layer embeddings: hidden_size_per_layer_input is absent (0 in the published 26B and 31B files)"
+        )
+        width = 0
     if not width:
         return (), ()
     vocab = c.optional("vocab_size_per_layer_input", minimum=1) or c.integer("vocab_size")
@@ -285,7 +292,7 @@ def minimax_m3(c: ConfigFields) -> Model:
                 prefill_flops_per_pair=mixer.prefill_flops_per_pair,
                 decode_flops_per_pair=mixer.decode_flops_per_pair, top_k=block * blocks,
             )  # fmt: skip
-            side = (index_keys(index_heads, dim),)
+            side = (index_keys(index_heads, dim, fp8=False),)
         moe: MoE | None = None
         if is_sparse:
             spec = expert_spec(c, width=c.integer("intermediate_size"), correction_bias=True)

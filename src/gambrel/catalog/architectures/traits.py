@@ -131,10 +131,12 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "afmoe": replace(_DEEP, norms=4, gate="element", window="4"),
         "step3p5": replace(
             _DEEP, gate="head", window="4", sliding_heads=Fraction(3, 2), shared_width="share_expert_dim",
-            shared_default=1, correction_bias="use_moe_router_bias",
+            shared_default=1,
         ),
         "hunyuan_v1_dense": Traits(mlp_bias=False, qk_norm="head", tied=True, window="none"),
-        "hunyuan_v1_moe": Traits(mlp_bias=False, qk_norm="head", moe=True, window="none"),
+        "hunyuan_v1_moe": Traits(
+            mlp_bias=False, qk_norm="head", moe=True, window="none", expert_width="intermediate_size", shared_default=1
+        ),
         "exaone4": Traits(qkv_bias=False, out_bias=False, mlp_bias=False, qk_norm="head", window="4"),
         # the classics
         "gpt_bigcode": _GPT,
