@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from gambrel.core.accelerator import Accelerator
 from gambrel.core.deployment import Deployment
-from gambrel.core.errors import CatalogError
 from gambrel.core.model import Model
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from gambrel.core.slo import SLO
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
+    from gambrel.report import Report, TrafficView
 
 __all__ = [
     "accelerator",
@@ -37,12 +37,14 @@ __all__ = [
     "plan",
     "pricer",
     "read_workload",
+    "report",
     "simulate",
     "slo",
 ]
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CONTEXTS = (512, 2048, 8192, 32768)
+CURVE_BATCHES = tuple(sorted({round(2 ** (i / 4)) for i in range(41)}))  # to 1,024, four a doubling
 
 
 def model(name: str | Path | Model) -> Model:
@@ -148,16 +150,17 @@ def curve(
     form: str = "serial",
     textbook: bool = False,
 ) -> Curve:
-    """Latency, memory and cost per token against batch and context of one replica in steady decode."""
+    """Latency, memory and cost per token against batch and context of one replica in steady decode.
+
+    The named points (ridge, balance, wall) are those of the first context.
+    """
     import numpy as np
 
     from gambrel.cost import curve as draw
 
     priced = cost_model(deployment.with_(replicas=1), form=form, textbook=textbook)
     price = deployment.with_(replicas=1).usd_per_hour
-    b, c = np.array(sorted(set(batches)), np.int64), np.array(sorted(set(contexts)), np.int64)
-    if len(b) == 0 or len(c) == 0 or b[0] < 1 or c[0] < 0:
-        raise CatalogError("a curve needs batches of at least 1 and contexts of at least 0")
+    b, c = np.array(sorted(set(batches)), np.int64), np.array(list(dict.fromkeys(contexts)), np.int64)
     return draw(priced, b, c, price)
 
 
@@ -184,6 +187,47 @@ def simulate(deployment: Deployment, workload: str | Path | Workload, priced: Co
     from gambrel.engine import simulate as replay
 
     return replay(deployment, priced or cost_model(deployment), load_workload(workload))
+
+
+def report(plan: Plan, workload: Workload) -> Report:
+    """The page of a plan: the decision, the log behind it and the curve of the chosen deployment."""
+    import numpy as np
+
+    from gambrel.report import plan_report
+
+    chosen = plan.chosen.deployment
+    held = int(np.ceil(float((workload.prompt_tokens + workload.output_tokens / 2).mean())))
+    contexts = (held, max(64, held // 4), held * 4, held * 16)
+    return plan_report(plan, curve(chosen, CURVE_BATCHES, contexts), traffic_view(workload))
+
+
+def traffic_view(workload: Workload) -> TrafficView | None:
+    """A log as the charts need it; None for a closed loop, which has no arrivals of its own."""
+    if workload.closed_loop:
+        return None
+    from gambrel.report import TrafficView
+    from gambrel.traffic import describe
+
+    f = describe(workload)
+    return TrafficView(
+        name=f.name,
+        source=f.source,
+        prompt_tokens=workload.prompt_tokens,
+        output_tokens=workload.output_tokens,
+        rate_rps=f.rate_rps,
+        span_s=f.span_s,
+        cv=f.cv,
+        correlation=f.correlation,
+        peak_to_mean=f.peak_to_mean,
+        arrivals_time_s=f.rate_time_s,
+        arrivals_rps=f.rate_series_rps,
+        in_flight_time_s=f.concurrency.time_s,
+        in_flight=f.concurrency.in_flight,
+        in_flight_stats={k: getattr(f.concurrency, k) for k in ("mean", "p50", "p99", "max")},
+        in_flight_basis=f.concurrency.basis,
+        held_tokens=f.kv_tokens_held,
+        warnings=f.warnings,
+    )
 
 
 def slo(*objectives: str) -> SLO:

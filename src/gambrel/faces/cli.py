@@ -147,11 +147,12 @@ def model_command(
     as_json: Json = False,
 ) -> None:
     """What a model weighs: parameters, bytes by format, KV cache and FLOPs per token."""
-    from gambrel.catalog.models import bill, model_figures
     from gambrel.faces import api
 
     models = [api.model(n) for n in names]
     if as_json:
+        from gambrel.core.bill import bill, model_figures
+
         documents = [model_figures(m) | ({"bill": bill(m)} if explain else {}) for m in models]
         emit(documents[0] if len(documents) == 1 else {"models": documents})
         return

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from gambrel.core.bill import bill
+from gambrel.core.formats import kv_format, weight_format
 from gambrel.report import humanise as human
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gambrel.core.curve import Curve
+    from gambrel.core.model import Model
     from gambrel.core.plan import Candidate, Plan
     from gambrel.core.run import Distribution, Run
     from gambrel.core.slo import Verdict
@@ -50,6 +54,56 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
+def model_column(m: Model) -> list[str]:
+    """The figures of one model, in the order of ``MODEL_ROWS``."""
+    bf16 = kv_format("bf16")
+    own = m.checkpoint_format
+    pair = m.attention_flops_per_pair(decode=True)
+    near, far = m.kv_bytes_per_token(bf16), m.kv_bytes_per_token(bf16, context=FAR)
+    active = f"{m.active_params:,}"
+    if m.active_params_without_embedding != m.active_params:
+        active += f" ({m.active_params_without_embedding:,} without the input embedding)"
+    sizes = [f"{name} {human.num_bytes(m.weight_bytes(weight_format(name)))}" for name in ("bf16", "fp8", "int4")]
+    if own not in {"bf16", "fp8", "int4"}:
+        sizes.insert(0, f"checkpoint ({own}) {human.num_bytes(m.weight_bytes(m.checkpoint or weight_format(own)))}")
+    extras = [f"{name} {count:,}" for name, count in m.extras if count]
+    return [
+        f"{m.total_params:,}" + (f" (+ {', '.join(extras)})" if extras else ""),
+        active if m.active_params != m.total_params else "all" + active.removeprefix(f"{m.active_params:,}"),
+        ", ".join(sizes),
+        f"{near:,} B a token" + (f", {far:,} B beyond every window" if far != near else ""),
+        human.num_bytes(m.kv_bytes_held(8192, bf16)) + " for 8,192 tokens, bf16",
+        human.num_bytes(m.state_bytes_per_sequence) + " a sequence" if m.state_bytes_per_sequence else "none",
+        f"{m.decode_flops_per_token / 1e9:,.2f} GFLOP a token, + {pair / 1e6:,.3g} MFLOP per token of context",
+        f"{m.num_layers} layers, hidden {m.hidden_size:,}, {m.num_heads} heads, vocabulary {m.vocab_size:,}",
+        "; ".join(m.assumptions) or "none",
+    ]
+
+
+MODEL_ROWS = ("parameters", "active", "weights", "KV cache", "", "state", "decode", "shape", "assumed")
+FAR = 1 << 40
+
+
+def model_tables(models: Sequence[Model], *, explain: bool) -> list[RenderableType]:
+    """What each model weighs, and the bill behind it."""
+    blocks: list[RenderableType] = []
+    for m in models:
+        if blocks:
+            blocks.append(Text())
+        blocks.append(facts(m.name, list(zip(MODEL_ROWS, model_column(m), strict=True))))
+        if explain:
+            rows = [
+                [r.kind, f"{r.count}", f"{r.params:,}", human.num_bytes(r.bytes_bf16), f"{r.kv_bytes_per_token:,}",
+                 f"{r.flops_per_token / 1e6:,.1f}", r.formula]
+                for r in bill(m)
+            ]  # fmt: skip
+            columns = ["part", "x", "parameters", "bf16", "KV B/token", "MFLOP/token", "formula"]
+            table = grid("", columns, rows)
+            table.columns[-1].justify = "left"
+            blocks += [Text(), table]
+    return blocks
+
+
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     """Objectives against what was reached."""
     rows = [
@@ -80,7 +134,7 @@ def workload_tables(figures: WorkloadFigures) -> list[RenderableType]:
     ]
     if f.prefix_reuse is not None:
         r = f.prefix_reuse
-        text = f"{human.percent(r.hit_ratio)} of prompt blocks ({r.block_tokens} tokens) seen before: an infinite cache's hits"
+        text = f"an infinite cache hits {human.percent(r.hit_ratio)} of prompt blocks ({r.block_tokens} tokens each)"
         rows.append(("prefix reuse", text))
     if f.cached_share is not None:
         rows.append(("cached", f"{human.percent(f.cached_share)} of prompt tokens, as the log says"))
@@ -107,22 +161,26 @@ def curve_tables(curve: Curve) -> list[RenderableType]:
     d = curve.deployment
     price = d.with_(replicas=1).usd_per_hour
     knee, knee_batch = curve.knee
+    at = f", context {curve.named_context:,}"
+    known = d.accelerator.price
+    priced = "none known" if price is None or known is None else f"{human.per_hour(price)}, {known.basis}"
     head = facts(
         f"{d.model.name} on {d.gpus_per_replica} x {d.accelerator.title}, weights {d.weights}, KV {d.kv}",
         [
             ("floor", f"{human.seconds(curve.floor_s)} a step: reading every weight once, at peak bandwidth"),
-            (f"at context {curve.named_context:,}", f"ridge (compute = memory) at batch {batch_text(curve.ridge_batch)}"),
-            ("", f"balance (KV read = weight read) at batch {batch_text(curve.balance_batch)}"),
-            ("", f"wall (memory full) at batch {curve.wall_batch:,}"),
+            ("ridge", f"compute = memory at batch {batch_text(curve.ridge_batch)}{at}"),
+            ("balance", f"KV read = weight read at batch {batch_text(curve.balance_batch)}{at}"),
+            ("wall", f"memory full at batch {curve.wall_batch:,}{at}"),
             ("knee", f"{knee} at batch {batch_text(knee_batch)}"),
             ("crossover", f"above {curve.crossover_context:,.0f} tokens of context no batch is compute-bound"),
             ("amortisation", f"{human.multiple(curve.amortisation)} cheaper per token at the wall than at batch 1"),
-            ("price", f"{human.per_hour(price)}, {d.accelerator.price.basis}" if price and d.accelerator.price else "none known"),
+            ("price", priced),
             ("basis", f"{curve.basis}; form {curve.form}"),
         ],
     )  # fmt: skip
     rows = []
-    for i in range(len(curve)):
+    causes = curve.causes()
+    for i in np.lexsort((curve.batch, curve.context)):
         usd = "" if curve.usd_per_mtok is None else human.dollars(float(curve.usd_per_mtok[i]))
         rows.append(
             [
@@ -132,7 +190,7 @@ def curve_tables(curve: Curve) -> list[RenderableType]:
                 human.seconds(float(curve.compute_s[i])),
                 human.seconds(float(curve.weights_s[i])),
                 human.seconds(float(curve.kv_s[i])),
-                MARKS[curve.causes()[i]] if curve.fits[i] else "does not fit",
+                MARKS[causes[i]] if curve.fits[i] else "does not fit",
                 f"{float(curve.memory_bytes[i]) / 1e9:.1f}",
                 f"{float(curve.tokens_per_s[i]):,.0f}",
                 usd if curve.fits[i] else "",
@@ -171,7 +229,7 @@ def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> li
                     (f"mean {human.percent(run.kv_usage_mean)}, max {human.percent(run.kv_usage_max)} of "
                     f"{memory.kv_tokens:,} tokens; {run.num_preemptions:,} preemptions"),
                 ),
-                ("cost", "no price known" if usd_per_mtok is None else f"{human.per_mtok(usd_per_mtok)} output at this load"),
+                ("cost", "no price known" if usd_per_mtok is None else f"{human.per_mtok(usd_per_mtok)} at this load"),
                 ("basis", run.basis),
             ],
         ),
@@ -229,10 +287,8 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
             ("cost", f"{human.per_hour(pricing.usd_per_hour)} ({d.accelerator.price.basis})"),
             (
                 "",
-                (
-                    f"{human.per_mtok(pricing.usd_per_mtok_input)} input + {human.per_mtok(pricing.usd_per_mtok_output)} output "
-                    f"by time share, at the {human.percent(pricing.utilisation)} the log keeps it busy"
-                ),
+                (f"{human.per_mtok(pricing.usd_per_mtok_input)} input and {human.per_mtok(pricing.usd_per_mtok_output)} "
+                "output, by share of busy time at the log's load"),
             ),
         ]
     answer += [("launch", plan.launch), ("basis", plan.basis)]

@@ -183,7 +183,11 @@ def load_sweep(
             return met_objectives(bench.run(deployment, loads.at(x)), slo)[objective]
 
         breaks[name] = bisect(low, high, holds_at)
-    return tuple(points), breaks
+    drawn = {p.load for p in points}
+    for load in sorted(set(breaks.values())):
+        if 0 < load < np.inf and load not in drawn:
+            points.append(point(bench.run(deployment, loads.at(load)), load, slo))
+    return tuple(sorted(points, key=lambda p: p.load)), breaks
 
 
 def point(run: Run, load: float, slo: SLO) -> LoadPoint:
