@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gambrel import __version__
 from gambrel.core.errors import GambrelError, InfeasiblePlan
+from gambrel.core.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from gambrel import __version__
+from gambrel.core.version import __version__
 from gambrel.core.errors import GambrelError
 from gambrel.measure.http1 import listen
 
