@@ -183,10 +183,8 @@ def load_sweep(
             return met_objectives(bench.run(deployment, loads.at(x)), slo)[objective]
 
         breaks[name] = bisect(low, high, holds_at)
-    drawn = {p.load for p in points}
-    for load in sorted(set(breaks.values())):
-        if 0 < load < np.inf and load not in drawn:
-            points.append(point(bench.run(deployment, loads.at(load)), load, slo))
+    between = {load for load in breaks.values() if 0 < load < np.inf} - {p.load for p in points}
+    points += [point(bench.run(deployment, loads.at(load)), load, slo) for load in sorted(between)]
     return tuple(sorted(points, key=lambda p: p.load)), breaks
 
 
@@ -247,12 +245,12 @@ def changes(d: Deployment) -> list[tuple[str, Deployment]]:
         if d.weight_format.element_bits >= 16:
             found.append(("weights in fp8", d.with_(weights="fp8")))
     seqs, tokens = d.max_num_seqs, d.max_num_batched_tokens
-    for more_seqs in (2 * seqs, seqs // 2):
-        if 1 <= more_seqs <= tokens:
-            found.append((f"max_num_seqs {more_seqs}", d.with_(max_num_seqs=more_seqs)))
-    for more_tokens in (2 * tokens, tokens // 2):
-        if more_tokens >= seqs:
-            found.append((f"max_num_batched_tokens {more_tokens}", d.with_(max_num_batched_tokens=more_tokens)))
+    found += [(f"max_num_seqs {n}", d.with_(max_num_seqs=n)) for n in (2 * seqs, seqs // 2) if 1 <= n <= tokens]
+    found += [
+        (f"max_num_batched_tokens {n}", d.with_(max_num_batched_tokens=n))
+        for n in (2 * tokens, tokens // 2)
+        if n >= seqs
+    ]
     if d.replicas > 1 and d.routing != "least_outstanding":
         found.append(("route to the least busy replica", d.with_(routing="least_outstanding")))
     found.append(("one replica more", d.with_(replicas=d.replicas + 1)))
