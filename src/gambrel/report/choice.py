@@ -92,9 +92,8 @@ def plan_table(plan: Plan) -> Table:
         )
         status.append("chosen" if c is plan.chosen else "biggest" if big else "met" if c.feasible else "missed")
     text = (
-        f"{say.count(plan.num_considered)} deployments were considered and {say.count(plan.num_simulated)} "
-        "simulated on the log; "
-        f"shown are the chosen one, the best of each accelerator and the cheapest that hold."
+        f"Of {say.count(plan.num_considered)} deployments considered, after {say.count(plan.num_simulated)} "
+        "simulations of the log: the chosen one, the best of each accelerator and the cheapest that hold."
     )
     numeric = (False, False, True, True, True, True, *(True for _ in plan.slo.objectives), False)
     return Table("Candidates", text, columns, tuple(lines), numeric, tuple(status))
@@ -124,7 +123,7 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
             "usd": [c.usd_per_hour for c in shown],
             "standing": standings,
             "label": labels,
-            "name": [f"{n}{' (biggest)' if c is plan.biggest_gpu else ''}" for n, c in zip(names, shown, strict=True)],
+            "name": [f"{'biggest: ' if c is plan.biggest_gpu else ''}{n}" for n, c in zip(names, shown, strict=True)],
             "why": [c.lost_because or "the cheapest that holds" for c in shown],
         }
     )
@@ -135,7 +134,7 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
         "mark": {"type": "bar", "height": 9, "yOffset": 8},
         "encoding": {
             "y": y,
-            "x": linear("usd", "$ per hour (right: with the margin to the nearest limit)", (0, 1.04 * top), prefix="$"),
+            "x": linear("usd", "$ per hour, and the nearest margin", (0, 1.04 * top), prefix="$"),
             "color": {
                 "field": "standing",
                 "type": "nominal",
@@ -154,7 +153,7 @@ def cost_of_candidates(plan: Plan) -> Spec | None:
             "align": "left",
             "baseline": "bottom",
             "dy": 1,
-            "limit": {"expr": "width - 96"},
+            "limit": {"expr": "width - 88"},
         },
         "encoding": {"y": y, "x": {"value": 0}, "text": {"field": "name"}},
     }
@@ -332,7 +331,7 @@ def cell_latency(cells: Sequence[Cell]) -> Spec | None:
                 "style": "quiet",
                 "dy": 16,
                 "align": align,
-                "dx": {"left": -2, "right": 2}.get(align, 0),
+                "dx": {"left": 3, "right": -3}.get(align, 0),
             },
             "encoding": {"y": y, "x": {"field": "s", "type": "quantitative"}, "text": {"field": "text"}},
         }

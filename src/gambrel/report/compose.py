@@ -65,8 +65,8 @@ def curve_report(curve: Curve) -> Report:
     d = curve.deployment
     latency, cost = latency_vs_batch(curve), cost_vs_batch(curve)
     return Report(
-        title=f"{d.model.name} on {d.accelerator.title}",
-        subtitle=f"{d.weights} weights, {d.kv} KV cache, TP {d.tp}; steady decode of one replica",
+        title=f"{d.model.name.rpartition('/')[2]} on {d.accelerator.title}",
+        subtitle=f"{d.model.name}: {d.weights} weights, {d.kv} KV cache, TP {d.tp}; steady decode of one replica",
         headline=(caption(latency), caption(cost)),
         facts=_curve_facts(curve),
         sections=(Section("Where the slope breaks", _slope_sentence(curve), _curve_charts(curve)),),
@@ -170,9 +170,10 @@ def plan_report(plan: Plan, curve: Curve | None = None, traffic: TrafficView | N
         )
     )
     return Report(
-        title=f"{d.model.name}: {gpus}",
+        title=f"{d.model.name.rpartition('/')[2]}: {gpus}",
         subtitle=(
-            f"A plan for {plan.workload}: {say.count(plan.num_requests)} requests at {say.rate(plan.rate_rps)}; "
+            f"{d.model.name}, planned for {plan.workload}: {say.count(plan.num_requests)} requests at "
+            f"{say.rate(plan.rate_rps)}; "
             f"{many}TP {d.tp}, {d.weights} weights, {d.kv} KV cache"
         ),
         headline=_plan_headline(plan),
@@ -260,9 +261,8 @@ def _plan_facts(plan: Plan) -> tuple[Fact, ...]:
 
 def _decision_sentence(plan: Plan) -> str:
     return (
-        f"{say.count(plan.num_considered)} deployments were considered and {say.count(plan.num_simulated)} "
-        f"simulated in {say.seconds(plan.wall_s)}; "
-        "what is chosen held every limit in its own simulation of the log."
+        f"{say.count(plan.num_considered)} deployments were considered and the log simulated "
+        f"{say.count(plan.num_simulated)} times in {say.seconds(plan.wall_s)}; what is chosen held every limit there."
     )
 
 

@@ -205,7 +205,7 @@ def _rows(curve: Curve, context: int) -> npt.NDArray[np.intp]:
 def _where(curve: Curve) -> str:
     d = curve.deployment
     parallel = f" (TP {d.tp})" if d.tp > 1 else ""
-    return f"{d.model.name} in {d.weights} on {d.accelerator.title}{parallel}"
+    return f"{d.model.name.rpartition('/')[2]} in {d.weights} on {d.accelerator.title}{parallel}"
 
 
 _VERB: Final = {

@@ -68,7 +68,7 @@ def memory_vs_concurrency(budget: MemoryBudget, held: HeldTokens, max_num_seqs: 
         ("activations", budget.activation_bytes, PINK),
         ("reserve", budget.reserve_bytes, GREY),
     )
-    kv_title = f"KV at the {typical}, {say.count(dict(known)[typical])} tokens each"
+    kv_title = f"KV at the {typical}"
     titles = [*(p[0] for p in parts), kv_title]
     domain = (0.0, end)
     marks = [(float(w), f"{say.count(w)} {'at the mean' if k == 'mean' else f'if all {k}'}") for k, w in walls.items()]

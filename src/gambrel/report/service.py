@@ -34,10 +34,11 @@ LONG: Final = {
 _SHOWN: Final = ("p50", "p95", "p99")
 
 
-def _unit(values: Sequence[float] | Floats) -> tuple[float, str]:
-    """Milliseconds while most figures are below a second, else seconds."""
+def _unit(values: Sequence[float]) -> tuple[float, str]:
+    """Milliseconds for short figures; seconds where most are long, or any is so long that ms would need a million."""
     finite = np.array([v for v in values if math.isfinite(v) and v > 0])
-    return (1e-3, "ms") if len(finite) and float(np.median(finite)) < 0.4 else (1.0, "s")
+    short = len(finite) and float(np.median(finite)) < 0.4 and float(finite.max()) < 10.0
+    return (1e-3, "ms") if short else (1.0, "s")
 
 
 def _log_domain(values: Sequence[float] | Floats, *, room: float = 0.0) -> tuple[float, float]:
@@ -65,7 +66,7 @@ def latency_vs_load(
         key=list(PERCENTILE_COLOURS).index,
     )
     values = [p.latency[metric].percentile(s) for p in points for s in shown]
-    scale, unit = _unit([p.latency[metric].p50 for p in points])
+    scale, unit = _unit(values)
     low, high = _log_domain([*values, *(o.limit_s for o in limits)], room=0.16)
     domain = (0.0, 1.04 * max((p.load for p in points), default=1.0))
     x = linear("load", "load (multiples of the log's rate)", domain, axis={"labelExpr": f"{PLAIN_LABEL} + 'x'"})
