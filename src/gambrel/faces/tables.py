@@ -287,10 +287,8 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
             ("cost", f"{human.per_hour(pricing.usd_per_hour)} ({d.accelerator.price.basis})"),
             (
                 "",
-                (
-                    f"{human.per_mtok(pricing.usd_per_mtok_input)} input and {human.per_mtok(pricing.usd_per_mtok_output)} "
-                    "output, by share of busy time at the log's load"
-                ),
+                f"{human.per_mtok(pricing.usd_per_mtok_input)} input, {human.per_mtok(pricing.usd_per_mtok_output)} "
+                "output, by share of busy time at the log's load",
             ),
         ]
     answer += [("launch", plan.launch), ("basis", plan.basis)]
