@@ -14,7 +14,7 @@ import numpy as np
 from gambrel.core.curve import Curve
 from gambrel.core.efficiency import ideal
 from gambrel.core.errors import DeploymentError
-from gambrel.core.step import Step, StepTable, step_parts
+from gambrel.core.step import CAUSES, Step, StepTable, step_parts
 from gambrel.cost.blackboard import usd_per_mtok
 from gambrel.cost.memory import held_bytes
 from gambrel.cost.roofline import Roofline
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["crossover_of", "curve", "floor_seconds", "wall_batch"]
 
-_CHUNK = 1 << 14
+_CHUNK = 1 << 15
 _WIDE = 1 << 13  # tokens by which every expert is touched, so that compute per token is a constant
 _FAR = 1 << 20  # a batch beyond which nothing bends: weights are amortised to nothing
 
@@ -156,14 +156,16 @@ def _fill(
     bound: npt.NDArray[np.int8],
 ) -> None:
     """Price one chunk of rows into ``out`` (five causes and the total) and ``bound``."""
-    capped = np.minimum(context, table.window) if table.window else 0
-    parts = step_parts(*table.arrays(), batch, batch, batch, batch * context, batch * capped, 0, 0, 0, 0)
-    highest = np.full(len(batch), -1.0)
-    for i, part in enumerate(parts):
+    sequences = batch.astype(np.float64)
+    capped = sequences * np.minimum(context, table.window) if table.window else 0.0
+    parts = step_parts(*table.arrays(), batch, batch, sequences, sequences * context, capped, 0, 0, 0, 0)
+    out[0] = parts[0]
+    bound[:] = 0
+    highest = out[0].copy()
+    for i, part in enumerate(parts[1:], start=1):
         out[i] = part
-        if i < 5:
-            more = out[i] > highest
-            bound[more] = i
+        if i < len(CAUSES):
+            np.copyto(bound, i, where=out[i] > highest)
             np.maximum(highest, out[i], out=highest)
 
 
