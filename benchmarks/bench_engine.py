@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,6 +90,20 @@ def routed(table: StepTable, limits: Limits) -> None:
         print(f"8 replicas, {routing:18s} {REQUESTS / seconds / 1e6:6.2f} M requests/s (round robin on two threads)")
 
 
+def closed(table: StepTable, limits: Limits) -> None:
+    """Users who ask again at once, and users who pause as long as an answer takes."""
+    prompt, output = LOADS["short chat"]
+    for users, think in ((64, 0.0), (64, 0.5)):
+        drawn = poisson(REQUESTS, 1.0, prompt, output)
+        pause = np.random.default_rng(2).exponential(think, REQUESTS) if think else None
+        workload = replace(drawn, arrival_s=np.zeros(REQUESTS), closed_loop=users, think_s=pause)
+        seconds, _ = best(table, limits, workload)
+        print(
+            f"closed loop, {users} users, {think} s pause {REQUESTS / seconds / 1e6:6.2f} M requests/s  "
+            f"target 3: ratio {REQUESTS / seconds / 3e6:5.2f}"
+        )
+
+
 def memory(table: StepTable, limits: Limits) -> None:
     """Bytes a request while replaying, the workload's own three columns included."""
     prompt, output = LOADS["short chat"]
@@ -135,6 +150,7 @@ def main() -> None:
     for name in LOADS:
         load(table, limits, name)
     routed(table, limits)
+    closed(table, limits)
     memory(table, limits)
     cold()
 

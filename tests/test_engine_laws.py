@@ -124,7 +124,7 @@ def test_a_clock_can_be_stopped_and_resumed(case: Case) -> None:
     clock = -1.0
     for until in (*np.linspace(0.0, float(whole.floats[at.CLOCK]), 7), float("inf")):
         shared = (*case.table.arrays(), case.table.window, *case.limits.arguments(), *requests.arguments())
-        advance(0, until, *shared, *replica.arguments())
+        advance(0, until, False, *shared, *replica.arguments())
         assert replica.floats[0, at.CLOCK] >= clock  # never backwards
         clock = float(replica.floats[0, at.CLOCK])
     for a, b in zip(requests.arguments(), whole.requests.arguments(), strict=True):

@@ -113,7 +113,8 @@ class Series:
 class Run:
     """Per-request times and what the replicas did meanwhile.
 
-    Attributes (arrays have one row a request, in arrival order; seconds on the workload's clock):
+    Attributes (arrays have one row a request, in the workload's order, which is that of arrival unless a closed loop
+    made the arrivals; seconds on the workload's clock):
         arrival_s, scheduled_s, first_token_s, last_token_s: NaN where a request failed or never got there.
         prompt_tokens, output_tokens: int64.
         preemptions: int64 times a request was evicted and recomputed.
@@ -196,7 +197,7 @@ class Run:
     @property
     def makespan_s(self) -> float:
         """First arrival to last token."""
-        return float(np.nanmax(self.last_token_s) - self.arrival_s[0])
+        return float(np.nanmax(self.last_token_s) - np.nanmin(self.arrival_s))
 
     @property
     def output_tokens_per_s(self) -> float:

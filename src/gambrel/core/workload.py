@@ -37,8 +37,11 @@ class Workload:
         name: what it is called.
         source: file or profile it came from, with format.
         warnings: what a reader should know before believing it.
-        closed_loop: when above 0, this many users each send their next request the moment the last one ends;
-            arrival times are then the engine's to make and ``arrival_s`` is all zero.
+        closed_loop: when above 0, this many users each send their next request when the last one has ended; arrival
+            times are then the engine's to make. ``arrival_s`` holds the users' starts in the first ``closed_loop``
+            rows (all zero: together) and is not read beyond them.
+        think_s: float64[n] seconds a user of a closed loop pauses between the end of this request and the next one
+            sent, or None for no pause.
         has_arrivals: False when the source had lengths only and the times were made up.
     """
 
@@ -56,15 +59,18 @@ class Workload:
     warnings: tuple[str, ...] = field(default=())
     has_arrivals: bool = True
     closed_loop: int = 0
+    think_s: Floats | None = None
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
         if n == 0:
             raise WorkloadError(f"{self.source or self.name}: no requests")
-        for column in ("prompt_tokens", "output_tokens", "session", "cached_tokens", "service_s"):
+        for column in ("prompt_tokens", "output_tokens", "session", "cached_tokens", "service_s", "think_s"):
             values = getattr(self, column)
             if values is not None and len(values) != n:
                 raise WorkloadError(f"{self.source or self.name}: {column} has {len(values)} rows, arrival_s {n}")
+        if self.think_s is not None and not bool(np.all(np.isfinite(self.think_s) & (self.think_s >= 0))):
+            raise WorkloadError(f"{self.source or self.name}: think_s must be finite and at least 0")
         if not np.all(np.isfinite(self.arrival_s)):
             raise WorkloadError(f"{self.source or self.name}: arrival times must be finite")
         if n > 1 and bool(np.any(np.diff(self.arrival_s) < 0)):
@@ -105,6 +111,7 @@ class Workload:
             session=None if self.session is None else self.session[rows],
             cached_tokens=None if self.cached_tokens is None else self.cached_tokens[rows],
             service_s=None if self.service_s is None else self.service_s[rows],
+            think_s=None if self.think_s is None else self.think_s[rows],
             prefix_blocks=blocks,
             prefix_offsets=offsets,
         )

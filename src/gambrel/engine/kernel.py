@@ -120,7 +120,7 @@ def sample(
 
 @compiled(step_parts, pairs_within, sample)
 def advance(
-    replica: int, until: float,
+    replica: int, until: float, pause: bool,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
@@ -129,7 +129,10 @@ def advance(
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
     histogram: Any, bits: Any, bits_int: Any, samples: Any,
 ) -> None:  # fmt: skip
-    """Run every step that starts before ``until``, with the requests now in the replica's waiting line."""
+    """Run every step that starts before ``until``, with the requests now in the replica's waiting line.
+
+    ``pause`` stops after a step in which a request ended: whoever waited for its answer may act on it.
+    """
     mask = ring.shape[1] - 1
     windowed = window > 0
 
@@ -454,6 +457,8 @@ def advance(
                 else:
                     context_windowed += window
         last_finished = finished - last_finished
+        if pause and last_finished > 0:
+            break
 
     ints[replica, STEPS], ints[replica, DECODES], ints[replica, CONTEXT] = step, decodes, context
     ints[replica, CONTEXT_WINDOWED], ints[replica, BELOW_WINDOW] = context_windowed, below

@@ -43,7 +43,7 @@ def serve_least_outstanding(
             r = k if k < replicas else k - replicas
             if counts[r] > ints[r, FINISHED] and floats[r, CLOCK] < now:
                 advance(
-                    r, now,
+                    r, now, False,
                     linear, linear_compute, linear_weights, collective, overhead,
                     head, head_compute, head_weights, lines, window,
                     max_num_seqs, max_num_batched_tokens, num_kv_blocks, block_size,

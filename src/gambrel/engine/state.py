@@ -116,6 +116,8 @@ class Requests:
 
     ``follow`` int32: the request after this one in its replica's waiting line, -1 at the end.
     ``scheduled``, ``first``, ``last`` float64 seconds, NaN until they happen; ``preemptions`` int64.
+    ``users`` above 0 make the arrivals of a closed loop, with pauses of ``think`` float64 seconds after each row, or
+    none where it is empty.
     """
 
     arrival: Floats
@@ -126,13 +128,19 @@ class Requests:
     first: Floats
     last: Floats
     preemptions: Ints
+    users: int
+    think: Floats
 
     @classmethod
     def of(cls, workload: Workload) -> Requests:
-        """Fresh columns for a workload, every line empty."""
+        """Fresh columns for a workload, every line empty; arrivals that are to be made are infinite until then."""
         n = len(workload)
+        arrival = np.ascontiguousarray(workload.arrival_s, dtype=np.float64)
+        if workload.closed_loop:
+            arrival = arrival.copy()
+            arrival[workload.closed_loop :] = NEVER
         return cls(
-            np.ascontiguousarray(workload.arrival_s, dtype=np.float64),
+            arrival,
             np.ascontiguousarray(workload.prompt_tokens, dtype=np.int64),
             np.ascontiguousarray(workload.output_tokens, dtype=np.int64),
             np.full(n, -1, np.int32),
@@ -140,6 +148,8 @@ class Requests:
             np.full(n, np.nan),
             np.full(n, np.nan),
             np.zeros(n, np.int64),
+            min(workload.closed_loop, n),
+            np.empty(0) if workload.think_s is None else np.ascontiguousarray(workload.think_s, dtype=np.float64),
         )
 
     def line_up(self, line: npt.NDArray[np.intp]) -> int:

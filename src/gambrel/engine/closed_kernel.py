@@ -1,0 +1,159 @@
+"""Users who wait for their answers: the loop in which a completion makes the next arrival.
+
+With open arrivals a replica can run ahead to the next arrival. Here the next arrival may be made by any step of any
+replica, so the replica whose next step begins first always goes first, as far as the next to begin or the next known
+arrival, and stops where a request ends. An arrival made by that end lies after every step already begun, so nothing
+is ever served out of order.
+
+Users are alike: those who think are a heap of times at which one of them asks, and whoever asks next sends the next row
+of the line. This module imports numba; import it only where a simulation starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.compiled import compiled
+from gambrel.engine.kernel import advance, sample
+from gambrel.engine.state import (
+    CLOCK,
+    DECODES,
+    FINISHED,
+    FREE_SLOTS,
+    LAST_FINISHED,
+    NEVER,
+    NEXT,
+    PARTIAL,
+    PREEMPTED,
+    REQUEST,
+    SEEN,
+    SPARE,
+)
+
+__all__ = ["serve_closed"]
+
+
+@compiled()
+def push(heap: Any, size: int, value: float) -> int:
+    """Add ``value`` to the binary heap ``heap[:size]``, least first; the new size."""
+    i = size
+    while i > 0:
+        up = (i - 1) >> 1
+        if heap[up] <= value:
+            break
+        heap[i] = heap[up]
+        i = up
+    heap[i] = value
+    return size + 1
+
+
+@compiled()
+def pop(heap: Any, size: int) -> int:
+    """Take the least value, ``heap[0]``, off the heap; the new size."""
+    size -= 1
+    value = heap[size]
+    i = 0
+    while True:
+        j = 2 * i + 1
+        if j >= size:
+            break
+        if j + 1 < size and heap[j + 1] < heap[j]:
+            j += 1
+        if heap[j] >= value:
+            break
+        heap[i] = heap[j]
+        i = j
+    heap[i] = value
+    return size
+
+
+@compiled(step_parts, pairs_within, sample, advance, push, pop)
+def serve_closed(
+    users: int, line: Any, think: Any, wakes: Any, assigned: Any, counts: Any, ends: Any,
+    linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
+    head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
+    max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int,
+    arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
+    ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
+    histogram: Any, bits: Any, bits_int: Any, samples: Any,
+) -> None:  # fmt: skip
+    """Serve the rows of ``line`` in order, ``users`` of them at most in the system; makes their ``arrival``.
+
+    ``arrival`` holds the users' starts in the first ``users`` rows of the line. ``think`` float64[n]: seconds between
+    the end of a row and its user's next, or float64[0] for none. ``wakes`` float64[users]: room for the heap.
+    ``assigned`` int64[n] is filled with the replica of each row: the one with the fewest unfinished, equals in turn.
+    ``counts`` int64[replicas] requests given to each so far, ``ends`` int64[replicas] the last of them, -1 for none.
+    """
+    n = len(line)
+    replicas = len(counts)
+    num_wakes = 0
+    for k in range(min(users, n)):
+        num_wakes = push(wakes, num_wakes, arrival[line[k]])
+    released = 0
+    choice = -1
+    while True:
+        # Whose step begins first, and when the next of the others does.
+        earliest = -1
+        begins = NEVER
+        second = NEVER
+        for r in range(replicas):
+            if counts[r] == ints[r, FINISHED]:
+                continue
+            start = floats[r, CLOCK]
+            if ints[r, DECODES] == 0 and ints[r, PARTIAL] < 0 and ints[r, PREEMPTED] == 0:
+                start = max(start, arrival[ints[r, NEXT]])
+            if start < begins:
+                second = begins
+                begins = start
+                earliest = r
+            elif start < second:
+                second = start
+        asks = wakes[0] if num_wakes > 0 and released < n else NEVER
+        if earliest < 0 and asks == NEVER:
+            break
+        if begins < asks:
+            r = earliest
+            before = ints[r, FINISHED]
+            advance(
+                r, min(asks, max(second, np.nextafter(begins, NEVER))), True,
+                linear, linear_compute, linear_weights, collective, overhead,
+                head, head_compute, head_weights, lines, window,
+                max_num_seqs, max_num_batched_tokens, num_kv_blocks, block_size,
+                chunked_prefill, reserve_full_prompt, watermark_blocks,
+                arrival, prompt, output, follow, scheduled, first, last, preemptions,
+                ints, floats, slots, token_s, ring, crossings, offsets, histogram, bits, bits_int, samples,
+            )  # fmt: skip
+            for k in range(ints[r, FINISHED] - before):
+                asks = floats[r, CLOCK]
+                if len(think) > 0:  # the slots freed last are those of the requests that ended last
+                    asks += think[slots[r, REQUEST, slots[r, SPARE, ints[r, FREE_SLOTS] - 1 - k]]]
+                num_wakes = push(wakes, num_wakes, asks)
+            continue
+        num_wakes = pop(wakes, num_wakes)
+        i = line[released]
+        released += 1
+        arrival[i] = asks
+        turn = choice + 1
+        fewest = n + 1
+        for k in range(turn, turn + replicas):
+            r = k if k < replicas else k - replicas
+            outstanding = counts[r] - ints[r, FINISHED]
+            if floats[r, CLOCK] > asks:
+                outstanding += ints[r, LAST_FINISHED]
+            if outstanding < fewest:
+                fewest = outstanding
+                choice = r
+        assigned[i] = choice
+        counts[choice] += 1
+        if ends[choice] >= 0:
+            follow[ends[choice]] = i
+        follow[i] = -1
+        ends[choice] = i
+        if ints[choice, NEXT] < 0:
+            ints[choice, NEXT] = i
+        if ints[choice, SEEN] < 0:
+            ints[choice, SEEN] = i
