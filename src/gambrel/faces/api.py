@@ -44,7 +44,7 @@ __all__ = [
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CONTEXTS = (512, 2048, 8192, 32768)
-CURVE_BATCHES = tuple(sorted({round(2 ** (i / 4)) for i in range(41)}))  # to 1,024, four a doubling
+CURVE_BATCHES = tuple(sorted({round(2 ** (i / 8)) for i in range(81)}))  # to 1,024, eight a doubling
 
 
 def model(name: str | Path | Model) -> Model:
@@ -198,7 +198,7 @@ def report(plan: Plan, workload: Workload) -> Report:
     chosen = plan.chosen.deployment
     held = int(np.ceil(float((workload.prompt_tokens + workload.output_tokens / 2).mean())))
     contexts = (held, max(64, held // 4), held * 4, held * 16)
-    return plan_report(plan, curve(chosen, CURVE_BATCHES, contexts), traffic_view(workload))
+    return plan_report(plan, curve(chosen, CURVE_BATCHES, contexts, form="max"), traffic_view(workload))
 
 
 def traffic_view(workload: Workload) -> TrafficView | None:
@@ -208,26 +208,7 @@ def traffic_view(workload: Workload) -> TrafficView | None:
     from gambrel.report import TrafficView
     from gambrel.traffic import describe
 
-    f = describe(workload)
-    return TrafficView(
-        name=f.name,
-        source=f.source,
-        prompt_tokens=workload.prompt_tokens,
-        output_tokens=workload.output_tokens,
-        rate_rps=f.rate_rps,
-        span_s=f.span_s,
-        cv=f.cv,
-        correlation=f.correlation,
-        peak_to_mean=f.peak_to_mean,
-        arrivals_time_s=f.rate_time_s,
-        arrivals_rps=f.rate_series_rps,
-        in_flight_time_s=f.concurrency.time_s,
-        in_flight=f.concurrency.in_flight,
-        in_flight_stats={k: getattr(f.concurrency, k) for k in ("mean", "p50", "p99", "max")},
-        in_flight_basis=f.concurrency.basis,
-        held_tokens=f.kv_tokens_held,
-        warnings=f.warnings,
-    )
+    return TrafficView.of(workload, describe(workload))
 
 
 def slo(*objectives: str) -> SLO:

@@ -283,12 +283,12 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
         ("limits", f"max_num_seqs {d.max_num_seqs}, max_num_batched_tokens {d.max_num_batched_tokens}"),
     ]
     if pricing is not None and d.accelerator.price is not None:
+        prompt, output = human.per_mtok(pricing.usd_per_mtok_input), human.per_mtok(pricing.usd_per_mtok_output)
         answer += [
             ("cost", f"{human.per_hour(pricing.usd_per_hour)} ({d.accelerator.price.basis})"),
             (
                 "",
-                f"{human.per_mtok(pricing.usd_per_mtok_input)} input, {human.per_mtok(pricing.usd_per_mtok_output)} "
-                "output, by share of busy time at the log's load",
+                f"{prompt} input, {output} output, by share of busy time at the log's load",
             ),
         ]
     answer += [("launch", plan.launch), ("basis", plan.basis)]
@@ -320,10 +320,8 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
         if b is plan.chosen:
             text = "the biggest GPU of the search is the right one here"
         elif b.feasible:
-            text = (
-                f"{b.deployment.label} holds too, idle {human.percent(b.idle_share)} of the time, for "
-                f"{human.per_hour(plan.biggest_gpu_extra_usd_per_hour)} more"
-            )
+            extra, idle = human.per_hour(plan.biggest_gpu_extra_usd_per_hour), human.percent(b.idle_share)
+            text = f"{b.deployment.label} holds too, for {extra} more; {idle} of what it can carry stays unused"
         else:
             text = f"{b.deployment.label}: {b.lost_because}"
         blocks += [facts("", [("biggest GPU", text)])]
