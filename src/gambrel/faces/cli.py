@@ -451,15 +451,13 @@ def write_report(report: Any, html: Path | None, images: Path | None) -> None:
 def main() -> None:
     """Run the command line; every expected failure is one line on stderr and an exit status."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except InfeasiblePlan as error:
         talk(f"gambrel: {error}")
         sys.exit(EXIT_INFEASIBLE)
     except GambrelError as error:
         talk(f"gambrel: {error}")
         sys.exit(EXIT_BAD_INPUT)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         talk("gambrel: interrupted")
         sys.exit(130)
@@ -472,3 +470,5 @@ def main() -> None:
             raise
         talk(f"gambrel: {usage()}")
         sys.exit(EXIT_BAD_INPUT)
+    # Without its standalone mode the parser returns the status of an Exit instead of raising it.
+    sys.exit(status if isinstance(status, int) else 0)
