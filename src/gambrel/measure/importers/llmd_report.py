@@ -221,7 +221,7 @@ def _component(deployment: Deployment) -> dict[str, Any]:
             "kind": "inference_engine",
             "tool": deployment.engine,
             "tool_version": deployment.engine_version,
-            "role": "aggregate",
+            "role": "replica",  # the schema's word for prefill and decode together
             "replicas": deployment.replicas,
             "model": {"name": deployment.model.name},
             "accelerator": {
