@@ -19,6 +19,7 @@ from gambrel.plan.explain import SHORT_PROMPT, Loads, alone_workload, met_object
 from gambrel.plan.launch import vllm_command
 from gambrel.plan.screen import Demand, least_busy_s, screen_latency
 from gambrel.plan.search import Bench, judge, price_run, search, sustained
+from gambrel.traffic import closed_loop
 
 if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
@@ -149,7 +150,7 @@ def test_an_objective_holds_below_its_breaking_load_and_not_above(answer: object
     bench = Bench.of(api.cost_model(deployment))
     for name, load in answer.breaks_at.items():
         if np.isfinite(load) and load > 0:
-            assert met_objectives(bench.run(deployment, loads.at(load)), answer.slo)[name]
+            assert met_objectives(deployment, bench, loads.at(load), answer.slo)[name]
     assert min(answer.breaks_at.values()) >= 1.0  # it holds today
 
 
@@ -192,6 +193,14 @@ def test_an_overloaded_fleet_is_a_backlog_even_without_a_ttft_objective() -> Non
     assert not trial.candidate.keeps_up
     assert not trial.candidate.feasible
     assert "falls behind" in trial.candidate.lost_because
+
+
+def test_users_of_a_closed_loop_are_all_served_at_once() -> None:
+    five = closed_loop(5, 100_000, 200)
+    found = plan(MODEL, five, SLO.parse(["tpot.p95<=100ms"]), Space(devices("l40s", "h100-sxm")), api.pricer())
+    d = found.chosen.deployment
+    assert found.chosen.memory.kv_tokens // 100_200 * d.replicas >= 5
+    assert found.run.distribution("ttft").p95 < 120
 
 
 def test_a_refusal_names_the_objective_the_best_reached_and_by_whom() -> None:

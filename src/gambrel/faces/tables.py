@@ -311,7 +311,11 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
             ]
         )
     blocks += [grid("objectives", ["", "limit", "reached", "80 % interval", "margin", "breaks at"], rows), Text()]
-    columns = ["deployment", "$/h", "$/Mtok", "idle", "margin", "why not"]
+    unlimited = [m for m in ("ttft", "tpot") if not any(v.objective.metric in {m, "e2e"} for v in c.verdicts)]
+    if unlimited:
+        reached = ", ".join(f"{m}.p95 reaches {human.seconds(c.latency[m].p95)}" for m in unlimited)
+        blocks += [Text(f"without an objective: {reached}; add one to bound it"), Text()]
+    columns = ["deployment", "$/h", "$/Mtok", "unused", "margin", "why not"]
     table = grid("candidates: the best of each accelerator", columns, [candidate_row(x) for x in best_of_each(plan)])
     table.columns[-1].justify = "left"
     blocks += [table, Text()]

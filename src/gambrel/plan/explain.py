@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Cell, Fix, LoadPoint
-from gambrel.plan.search import METRICS, Bench, fewest_replicas, judge, sustained
+from gambrel.plan.search import METRICS, Bench, fewest_replicas, judge
 from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def load_sweep(
     for load in LOADS:
         run = bench.run(deployment, loads.at(load))
         points.append(point(run, load, slo))
-        for name, met in met_objectives(run, slo).items():
+        for name, met in held(deployment, bench, loads.at(load), run, slo).items():
             holds[name].append((load, met))
         if load >= 1.0 and all(not history[-1][1] for history in holds.values()):
             break
@@ -180,7 +180,7 @@ def load_sweep(
         low, high = (history[broken - 1][0] if broken else 0.0), history[broken][0]
 
         def holds_at(x: float, objective: str = name) -> bool:
-            return met_objectives(bench.run(deployment, loads.at(x)), slo)[objective]
+            return met_objectives(deployment, bench, loads.at(x), slo)[objective]
 
         breaks[name] = bisect(low, high, holds_at)
     between = {load for load in breaks.values() if 0 < load < np.inf} - {p.load for p in points}
@@ -206,9 +206,16 @@ def offered_rps(run: Run) -> float:
     return (len(run) - 1) / span if span > 0 else len(run) / run.makespan_s
 
 
-def met_objectives(run: Run, slo: SLO) -> dict[str, bool]:
+def met_objectives(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> dict[str, bool]:
     """By objective name, and ``backlog`` for keeping up."""
-    return {v.objective.name: v.met for v in slo.check(run)} | {"backlog": sustained(run)}
+    return held(deployment, bench, workload, bench.run(deployment, workload), slo)
+
+
+def held(deployment: Deployment, bench: Bench, workload: Workload, run: Run, slo: SLO) -> dict[str, bool]:
+    """The same of a run that is there already."""
+    return {v.objective.name: v.met for v in slo.check(run)} | {
+        "backlog": not bench.keeps_up(deployment, workload, run)
+    }
 
 
 def bisect(low: float, high: float, holds_at: Callable[[float], bool]) -> float:
@@ -226,7 +233,7 @@ def carries(deployment: Deployment, bench: Bench, loads: Loads, slo: SLO, most: 
     """The load multiple at which the first objective breaks, to ``TOLERANCE``; ``most`` when none breaks by then."""
 
     def holds_at(load: float) -> bool:
-        return all(met_objectives(bench.run(deployment, loads.at(load)), slo).values())
+        return all(met_objectives(deployment, bench, loads.at(load), slo).values())
 
     low, high = 0.0, 1.0
     while holds_at(high):

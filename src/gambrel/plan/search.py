@@ -104,7 +104,7 @@ def rank(trial: Trial) -> tuple[float, int, float, float, str]:
 
 
 def sustained(run: Run) -> bool:
-    """Whether the fleet keeps up: the queue of the last tenth of requests is not a backlog.
+    """Whether the fleet keeps up with a log: the queue of the last tenth of requests is not a backlog.
 
     A backlog grows with the log's length; the test allows a twentieth of the span (and one second for short logs).
     """
@@ -147,6 +147,22 @@ class Bench:
         table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs)
         return cls(cost_model, memory, table, limits_of(d, memory.num_kv_blocks))
 
+    def seats(self, longest: int) -> int:
+        """Requests of ``longest`` tokens that one replica serves at once."""
+        return min(self.limits.max_num_seqs, self.memory.kv_tokens // longest)
+
+    def keeps_up(self, deployment: Deployment, workload: Workload, run: Run) -> str:
+        """Why the fleet does not keep up, or an empty string.
+
+        A log must not leave a growing queue; the users of a closed loop must all be served at once, none waiting
+        for the memory of another.
+        """
+        if not workload.closed_loop:
+            return "" if sustained(run) else "falls behind: the queue grows to the end of the log"
+        longest = int((workload.prompt_tokens + workload.output_tokens).max())
+        seats = self.seats(longest) * deployment.replicas
+        return "" if seats >= workload.closed_loop else f"serves {seats} of {workload.closed_loop} users at once"
+
     def run(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Run:
         """Replay a workload whose requests are known to fit."""
         played = replay(
@@ -165,14 +181,15 @@ def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) ->
     run = bench.run(deployment, workload)
     price = deployment.usd_per_hour
     verdicts = slo.check(run)
+    behind = bench.keeps_up(deployment, workload, run)
     candidate = Candidate(
         deployment=deployment,
         stage="simulated",
         memory=bench.memory,
         verdicts=verdicts,
         pricing=None if price is None else price_run(run, price),
-        keeps_up=sustained(run),
-        lost_because=miss(verdicts, run),
+        keeps_up=not behind,
+        lost_because=miss(verdicts) or behind,
     )
     return Trial(candidate, run)
 
@@ -183,13 +200,13 @@ def in_full(trial: Trial, slo: SLO) -> Trial:
     return replace(trial, candidate=replace(trial.candidate, latency=latency, goodput=slo.goodput(trial.run)))
 
 
-def miss(verdicts: tuple[Verdict, ...], run: Run) -> str:
-    """The objective missed by most, in words; an empty string when all hold and the fleet keeps up."""
+def miss(verdicts: tuple[Verdict, ...]) -> str:
+    """The objective missed by most, in words; an empty string when all hold."""
     worst = min((v for v in verdicts if not v.met), key=lambda v: v.margin, default=None)
-    if worst is not None:
-        o = worst.objective
-        return f"{o.name} reaches {seconds(worst.reached_s)}, limit {seconds(o.limit_s)}"
-    return "" if sustained(run) else "falls behind: the queue grows to the end of the log"
+    if worst is None:
+        return ""
+    o = worst.objective
+    return f"{o.name} reaches {seconds(worst.reached_s)}, limit {seconds(o.limit_s)}"
 
 
 def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployment, least: int, most: int) -> Trial:
@@ -257,7 +274,7 @@ class Hunter:
             self.rule_out(deployment, memory, "screen", reason, bounds)
             return None
         if self.workload.closed_loop:
-            return bench, 1  # users wait for answers, so any fleet keeps up; only latency tells
+            return bench, -(-self.workload.closed_loop // bench.seats(self.demand.longest))
         ttft, tpot = alone(table, int(self.demand.grid[-1]))
         slack = 0.2 * self.demand.span_s + 1.0 + ttft + tpot * float(self.demand.outputs.max())
         return bench, least_replicas(least_busy_s(table, self.demand, deployment, memory), self.demand, slack)
@@ -333,7 +350,7 @@ class Hunter:
             self.found.num_simulated += 1
             run = bench.run(trial.candidate.deployment, workload)
             margin = min(v.margin for v in self.slo.check(run))
-            if margin < 0 or not sustained(run):
+            if margin < 0 or bench.keeps_up(trial.candidate.deployment, workload, run):
                 return replace(trial, stressed=climbed + 1.0 / (1.0 + abs(margin)))
             climbed += 1.0
         return replace(trial, stressed=climbed + margin)
