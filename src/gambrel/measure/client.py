@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import ssl
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads the fields' types at run time
 from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -17,12 +18,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gambrel import __version__
 from gambrel.core.errors import EndpointError
+from gambrel.core.version import __version__
 from gambrel.measure.protocol import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gambrel.measure.protocol_events import Exchange
 
@@ -201,6 +202,7 @@ class Client:
         """Send one request and wait for its end, good or bad; never raises for what the endpoint does."""
         x.dequeued = monotonic_ns()
         self.in_flight += 1
+        connection: Connection | None = None
         try:
             connection = self._idle.pop() if self._idle else await self._connect(x)
             if connection is None:
@@ -209,6 +211,10 @@ class Client:
             self._busy.add(connection)
             connection.start(x)
             await x.waiter
+        except asyncio.CancelledError:
+            if connection is not None and connection.exchange is x:
+                connection.give_up("cancelled", "the client stopped")
+            raise
         finally:
             if x.end is None:
                 x.fail("cancelled", "the client stopped")
