@@ -25,6 +25,10 @@ _BITS: Final[dict[str, float]] = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
+_SCALES: Final = {
+    "weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale", "scales", "qzeros", "g_idx",
+    "weight_zero_point", "absmax", "scale", "k_scale", "v_scale",
+}  # fmt: skip
 _HEADER_LIMIT: Final = 100 << 20  # the safetensors format caps headers at 100 MB
 _MAX_STRING: Final = 64 << 20
 _MAX_ITEMS: Final = 1 << 24
@@ -85,8 +89,7 @@ def _fail(path: Path, sentence: str) -> CatalogError:
 
 def _is_scale(name: str) -> bool:
     tail = name.rsplit(".", 1)[-1]
-    return tail in {"weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale", "scales", "qzeros", "g_idx",
-                    "weight_zero_point", "absmax", "scale", "k_scale", "v_scale"} or tail.endswith("_scales")  # fmt: skip
+    return tail in _SCALES or tail.endswith("_scales")
 
 
 def _is_buffer(name: str) -> bool:
@@ -302,10 +305,10 @@ def read_gguf_config(found: Checkpoint) -> dict[str, Any]:
             config[own] = value
         elif isinstance(value, list) and value and len(set(value)) == 1:
             config[own] = value[0]
-    key, value = meta.get(f"{arch}.attention.key_length_mla"), meta.get(f"{arch}.attention.value_length_mla")
-    if isinstance(key, int) and isinstance(value, int):  # llama.cpp's MLA files give the latent as the head width
-        config["v_head_dim"] = value
-        config["qk_nope_head_dim"] = key - int(config.get("qk_rope_head_dim", 0))
+    whole, values = meta.get(f"{arch}.attention.key_length_mla"), meta.get(f"{arch}.attention.value_length_mla")
+    if isinstance(whole, int) and isinstance(values, int):  # llama.cpp's MLA files give the latent as the head width
+        config["v_head_dim"] = values
+        config["qk_nope_head_dim"] = whole - int(config.get("qk_rope_head_dim", 0))
     config["tie_word_embeddings"] = "output.weight" not in found.names
     tokens = meta.get("tokenizer.ggml.tokens")
     if "vocab_size" not in config and isinstance(tokens, int):

@@ -177,7 +177,8 @@ class ConfigFields:
 
     def refuse(self, sentence: str) -> CatalogError:
         """The error to raise: names the model and what is wrong."""
-        return CatalogError(f"{self.name}: {sentence}")
+        line = f"{self.name}: {sentence}".replace("\n", " ")
+        return CatalogError(line if len(line) <= 2 * _SHOWN else line[: 2 * _SHOWN - 3] + "...")
 
     # -- typed access ---------------------------------------------------------------------------------
 
@@ -220,7 +221,7 @@ class ConfigFields:
         value = self.find(field)
         if value is None:
             return default
-        if isinstance(value, bool) or value in {0, 1}:
+        if isinstance(value, bool) or (isinstance(value, int | float) and value in {0, 1}):
             return bool(value)
         raise self.refuse(f"{field} must be true or false, got {_short(value)}")
 
@@ -232,6 +233,16 @@ class ConfigFields:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float(_LARGEST):
             raise self.refuse(f"{field} must be a positive number, got {_short(value)}")
         return float(value)
+
+    def text_value(self, field: str) -> str:
+        """A string, or an empty one when the field is absent or holds something else."""
+        value = self.find(field)
+        return value if isinstance(value, str) else ""
+
+    def words(self, field: str, layers: int) -> list[str] | None:
+        """A list of one word a layer, or None; entries that are not words are empty."""
+        values = self.per_layer(field, layers)
+        return None if values is None else [v if isinstance(v, str) else "" for v in values]
 
     def section(self, field: str) -> Mapping[str, Any]:
         """A nested mapping, empty when absent."""

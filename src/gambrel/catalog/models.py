@@ -7,6 +7,7 @@ milliseconds. Paths may be a ``config.json``, a directory that holds one, a GGUF
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from functools import cache
@@ -160,11 +161,11 @@ def _from_directory(path: Path) -> Model:
 def _from_hub(name: str) -> Model:
     """A model of the Hugging Face Hub, by its config alone."""
     try:
-        from huggingface_hub import hf_hub_download
+        hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise CatalogError(f"hf:{name}: reading from the Hub needs the package huggingface_hub; install it") from None
     try:
-        path = hf_hub_download(name, "config.json")
+        path = hub.hf_hub_download(name, "config.json")
     except Exception as error:  # noqa: BLE001 - whatever the client raises, the answer is the same one line
         first = str(error).strip().splitlines()
         reason = first[0] if first else type(error).__name__

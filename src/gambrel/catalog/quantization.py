@@ -7,14 +7,13 @@ said in the model's assumptions and counted as unquantised, never guessed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gambrel.core.formats import WEIGHT_FORMATS, Role, WeightFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from gambrel.catalog.config_fields import ConfigFields
 
 __all__ = ["checkpoint"]
@@ -33,11 +32,11 @@ def checkpoint(c: ConfigFields) -> WeightFormat | None:
     found = reader(c, section) if reader is not None else None
     if found is None:
         c.assume(
-            f"quantization_config ({method or 'no quant_method'}) does not say how weights are stored: counted as 16-bit"
+            f"quantization_config ({method or 'no quant_method'}) does not say how weights are stored: taken as 16-bit"
         )
         return None
     expert = c.find("expert_dtype") or section.get("expert_dtype")
-    if expert in {"fp4", "mxfp4"} and found.name == "fp8":
+    if expert in ("fp4", "mxfp4") and found.name == "fp8":
         return WEIGHT_FORMATS["fp8-mxfp4"]
     return found
 
@@ -101,39 +100,43 @@ def _bitsandbytes(c: ConfigFields, q: Mapping[str, Any]) -> WeightFormat | None:
 
 def _compressed_tensors(c: ConfigFields, q: Mapping[str, Any]) -> WeightFormat | None:
     groups = q.get("config_groups")
-    if not hasattr(groups, "values"):
-        return None
-    weights = next(
-        (g["weights"] for g in groups.values() if hasattr(g, "get") and hasattr(g.get("weights"), "get")), None
-    )
+    found = [g for g in groups.values() if isinstance(g, Mapping)] if isinstance(groups, Mapping) else []
+    weights = next((g["weights"] for g in found if isinstance(g.get("weights"), Mapping)), None)
     if weights is None:
         return None
-    activations = any(hasattr(g, "get") and g.get("input_activations") for g in groups.values())
     bits = _whole(c, weights, "num_bits", 8)
-    kind, strategy = str(weights.get("type", "int")), str(weights.get("strategy", "channel"))
     group = _whole(c, weights, "group_size", -1)
     roles = _EXPERTS if _only_experts(q) else _MATMULS
-    style = str(q.get("format", ""))
-    if kind == "float" and bits == 4:
-        name = "mxfp4" if "mxfp4" in style or group == 32 else "nvfp4"
-        return replace(WEIGHT_FORMATS[name], roles=roles)
-    if kind == "float" and bits == 8:
-        if strategy == "block":
-            return _fp8(c, {"weight_block_size": weights.get("block_structure") or [128, 128]})
-        if strategy == "group" and group == 32:
-            return WEIGHT_FORMATS["mxfp8"]
-        return WEIGHT_FORMATS["fp8-tensor" if strategy == "tensor" else "fp8-channel"]
-    if kind == "int" and bits == 8 and activations:
+    if str(weights.get("type", "int")) == "float":
+        return _compressed_floats(c, weights, bits, group, roles, str(q.get("format", "")))
+    if bits == 8 and any(g.get("input_activations") for g in found):
         return WEIGHT_FORMATS["int8"]
-    if kind == "int" and 1 <= bits <= 8:
+    if 1 <= bits <= 8:
         return _grouped(bits, group, zero=weights.get("symmetric") is False, roles=roles)
     return None
 
 
+def _compressed_floats(
+    c: ConfigFields, weights: Mapping[str, Any], bits: int, group: int, roles: frozenset[Role], style: str
+) -> WeightFormat | None:
+    """The floating-point schemes of compressed-tensors."""
+    if bits == 4:
+        name = "mxfp4" if "mxfp4" in style or group == 32 else "nvfp4"
+        return replace(WEIGHT_FORMATS[name], roles=roles)
+    if bits != 8:
+        return None
+    strategy = str(weights.get("strategy", "channel"))
+    if strategy == "block":
+        return _fp8(c, {"weight_block_size": weights.get("block_structure") or [128, 128]})
+    if strategy == "group" and group == 32:
+        return WEIGHT_FORMATS["mxfp8"]
+    return WEIGHT_FORMATS["fp8-tensor" if strategy == "tensor" else "fp8-channel"]
+
+
 def _modelopt(c: ConfigFields, q: Mapping[str, Any]) -> WeightFormat | None:
     inner = q.get("quantization")
-    section: Mapping[str, Any] = inner if hasattr(inner, "get") else q
-    algorithm = str(section.get("quant_algo", q.get("quant_algo", ""))).upper()
+    section: Mapping[str, Any] = inner if isinstance(inner, Mapping) else q
+    algorithm = str(section.get("quant_algo", "")).upper()
     names = {"FP8": "fp8-tensor", "FP8_PB_WO": "fp8", "NVFP4": "nvfp4", "MXFP8": "mxfp8", "MXFP4": "mxfp4"}
     if algorithm in names:
         found = WEIGHT_FORMATS[names[algorithm]]

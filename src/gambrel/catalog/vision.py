@@ -6,11 +6,10 @@ alike. The count here is of the blocks and the patch embedding, so it is a lower
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gambrel.catalog.config_fields import ConfigFields
 
 __all__ = ["vision_params"]
@@ -32,7 +31,7 @@ def vision_params(c: ConfigFields) -> int:
     a gated MLP (where ``hidden_act`` is silu) has a third matrix.
     """
     section = c.raw.get("vision_config")
-    if not hasattr(section, "get"):
+    if not isinstance(section, Mapping):
         return 0
     width = _number(section, "hidden_size", "embed_dim", "width")
     layers = _number(section, "num_hidden_layers", "depth", "layers")

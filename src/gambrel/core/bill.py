@@ -143,14 +143,14 @@ def bill(model: Model) -> list[BillRow]:
     The last row is the head; when it is the embedding itself it has FLOPs and no parameters of its own.
     """
     rows = [row for n, layer in model.layers for row in _layer_rows(n, layer, model.base_bits)]
-    for tensor in model.tensors:
-        rows.append(
-            BillRow(
-                kind=tensor.name, count=1, params=tensor.count, active_params=tensor.count,
-                bytes_bf16=_bytes([tensor], model.base_bits), kv_bytes_per_token=0, state_bytes=0,
-                flops_per_token=tensor.flops_per_token, flops_per_pair=0, formula=_shape(tensor),
-            )
-        )  # fmt: skip
+    rows += [
+        BillRow(
+            kind=tensor.name, count=1, params=tensor.count, active_params=tensor.count,
+            bytes_bf16=_bytes([tensor], model.base_bits), kv_bytes_per_token=0, state_bytes=0,
+            flops_per_token=tensor.flops_per_token, flops_per_pair=0, formula=_shape(tensor),
+        )
+        for tensor in model.tensors
+    ]  # fmt: skip
     if model.tied:
         rows.append(
             BillRow(

@@ -78,7 +78,7 @@ class WeightFormat:
 
     def scale_count(self, rows: int, cols: int) -> int:
         """Scales stored beside one ``rows x cols`` tensor (rows are outputs)."""
-        if not self.scale_bytes:
+        if not self.scale_bytes or not rows * cols:
             return 0
         block_rows, block_cols = self.block[0] or rows, self.block[1] or cols
         return -(-rows // block_rows) * -(-cols // block_cols)

@@ -16,8 +16,6 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gambrel.core.formats import KVFormat, Role, WeightFormat
 
 if TYPE_CHECKING:
@@ -185,6 +183,8 @@ class MoE:
 
         ``E (1 - (1 - k/E)^T)``, for a number or a numpy array; correlated routing touches fewer.
         """
+        import numpy as np  # here, because a model is read in milliseconds and numpy is not
+
         if self.top_k >= self.num_experts:
             return self.num_experts * np.minimum(np.asarray(tokens) > 0, 1.0)
         return -self.num_experts * np.expm1(tokens * math.log1p(-self.top_k / self.num_experts))

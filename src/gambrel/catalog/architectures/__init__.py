@@ -103,7 +103,7 @@ def _from_fields(c: ConfigFields) -> Model:
         window="qwen" if c.find("max_window_layers") is not None else "all",
     )
     for field in ("use_qk_norm", "qk_norm", "qk_layernorm"):
-        if c.find(field) in {True, 1}:
+        if c.flag(field):
             traits = replace(traits, qk_norm="head")
     return decoder(c, traits)
 

@@ -15,7 +15,7 @@ from gambrel.core.formats import Role
 from gambrel.core.model import Layer, Mixer, Model, Shard, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gambrel.catalog.config_fields import ConfigFields
 
@@ -63,33 +63,34 @@ class LayerKind(NamedTuple):
     name: str
 
 
+_PATTERNS: Final[dict[str, Callable[[int], bool]]] = {
+    "all": lambda _: True,
+    "none": lambda _: False,
+    "alternate": lambda i: i % 2 == 0,  # local first: Gemma 2, gpt-oss
+    "alternate_global": lambda i: i % 2 == 1,  # global first: GPT-Neo
+    "mimo": lambda i: i != 0 and (i + 1) % 6 != 0,  # the first and every sixth layer are global
+}
+
+
 def _local_layers(c: ConfigFields, layers: int, pattern: str) -> Sequence[bool]:
-    """Which layers are local under a family's built-in rule."""
-    if pattern in {"all", "none"}:
-        return [pattern == "all"] * layers
-    if pattern == "alternate":  # local first: Gemma 2, gpt-oss
-        return [i % 2 == 0 for i in range(layers)]
-    if pattern == "alternate_global":  # global first: GPT-Neo
-        return [i % 2 == 1 for i in range(layers)]
+    """Which layers are local: listed layer by layer, or by a family's built-in rule."""
+    listed = {"mimo": "hybrid_layer_pattern", "chunk": "no_rope_layers"}.get(pattern)
+    entries = c.per_layer(listed, layers) if listed else None
+    if entries:
+        return [bool(x) for x in entries]
+    if pattern in _PATTERNS:
+        return [_PATTERNS[pattern](i) for i in range(layers)]
     if pattern == "qwen":  # layers from max_window_layers on
         start = c.optional("max_window_layers") or 0
         return [i >= start for i in range(layers)]
-    if pattern == "mimo":  # the first and every sixth layer are global
-        listed = c.per_layer("hybrid_layer_pattern", layers)
-        return [bool(x) for x in listed] if listed else [i != 0 and (i + 1) % 6 != 0 for i in range(layers)]
     if pattern == "chunk":  # Llama 4: layers without rotary embedding attend to all
-        rotary = c.per_layer("no_rope_layers", layers)
-        step = c.optional("no_rope_layer_interval", minimum=1) or 4
-        return [bool(x) for x in rotary] if rotary else [(i + 1) % step != 0 for i in range(layers)]
-    period = int(pattern)
-    stated = c.find("sliding_window_pattern")
-    if stated is None:
-        stated = c.find("global_attn_every_n_layers")
-    if isinstance(stated, int) and not isinstance(stated, bool) and stated >= 1:
-        period = stated
-    elif isinstance(stated, str) and stated and set(stated.upper()) <= {"L", "G"}:  # EXAONE 4 spells LLLG
-        return [stated.upper()[i % len(stated)] == "L" for i in range(layers)]
-    return [(i + 1) % period != 0 for i in range(layers)]
+        period: Any = c.optional("no_rope_layer_interval", minimum=1) or 4
+    else:
+        period = c.find("sliding_window_pattern") or c.find("global_attn_every_n_layers") or int(pattern)
+    if isinstance(period, str) and period and set(period.upper()) <= {"L", "G"}:  # EXAONE 4 spells LLLG
+        return [period.upper()[i % len(period)] == "L" for i in range(layers)]
+    every = c.whole("sliding_window_pattern", period)
+    return [(i + 1) % every != 0 for i in range(layers)]
 
 
 def layer_kinds(c: ConfigFields, layers: int, pattern: str = "all") -> list[LayerKind]:
@@ -108,17 +109,14 @@ def layer_kinds(c: ConfigFields, layers: int, pattern: str = "all") -> list[Laye
             return LayerKind(sliding=True, window=None, name="full")
         return LayerKind(sliding=True, window=value, name=name)
 
-    kinds = c.per_layer("layer_types", layers)
+    kinds = c.words("layer_types", layers)
     if c.find("use_sliding_window") is not None and not c.flag("use_sliding_window"):
         size = None
         if kinds is None:
             return [full] * layers
     if kinds is not None:
         sliding, chunked = local(size, "windowed"), local(chunk, "chunked")
-        return [
-            full if not isinstance(k, str) else sliding if k in _SLIDING else chunked if k in _CHUNKED else full
-            for k in kinds
-        ]
+        return [sliding if k in _SLIDING else chunked if k in _CHUNKED else full for k in kinds]
     if pattern == "chunk":
         kind = local(chunk, "chunked")
     else:
@@ -130,7 +128,7 @@ def layer_kinds(c: ConfigFields, layers: int, pattern: str = "all") -> list[Laye
 
 def dense_or_experts(c: ConfigFields, layers: int) -> list[bool]:
     """Whether each layer has experts, by whichever of the seven spellings the config uses."""
-    kinds = c.per_layer("mlp_layer_types", layers)
+    kinds = c.words("mlp_layer_types", layers)
     if kinds is not None:
         return [k in {"sparse", "moe"} for k in kinds]
     freq = c.per_layer("moe_layer_freq", layers)
@@ -221,7 +219,8 @@ def assemble(
 
     ``outside`` holds further tensors (position tables, embedding norms); ``final_norm`` how many vectors of the
     hidden size the final norm has (0, 1, or 2 for a biased LayerNorm). An MTP module is a layer, a projection of
-    2d to d and three norms; with ``mtp_copies`` also its own embedding and head. ``mtp_count`` is the number of modules where one has several layers.
+    2d to d and three norms; with ``mtp_copies`` also its own embedding and head. ``mtp_count`` is the number of modules
+    where one has several layers.
     """
     tensors: list[Tensor] = [embedding(embedding_dim or hidden, vocab), *outside]
     if final_norm:
@@ -257,7 +256,7 @@ def assemble(
 
 def _base_bits(c: ConfigFields) -> int:
     """Bits of unquantised weights: 32 only where the file says float32."""
-    dtype = c.find("dtype") or c.find("torch_dtype")
+    dtype = c.text_value("dtype") or c.text_value("torch_dtype")
     return 32 if dtype in {"float32", "torch.float32"} else 16
 
 

@@ -86,35 +86,26 @@ def attention(
         reads_earlier: reads the cache of an earlier layer: no key and value projections, nothing cached.
     """
     v_dim = head_dim if value_dim is None else value_dim
-    tensors = [linear("q_proj", heads * head_dim, hidden)]
-    if not reads_earlier:
-        tensors.append(linear("k_proj", kv_heads * head_dim, hidden, Shard.KV_HEADS))
-        if not key_is_value:
-            tensors.append(linear("v_proj", kv_heads * v_dim, hidden, Shard.KV_HEADS))
-    if gate == "element":
-        tensors.append(linear("q_proj output gate", heads * v_dim, hidden))
-    elif gate == "head":
-        tensors.append(linear("output gate", heads, hidden))
-    if qkv_bias:
-        tensors.append(vector("q_proj.bias", heads * head_dim, Shard.COLUMN))
-        if not reads_earlier:
-            tensors.append(vector("k_proj.bias", kv_heads * head_dim, Shard.KV_HEADS))
-            if not key_is_value:
-                tensors.append(vector("v_proj.bias", kv_heads * v_dim, Shard.KV_HEADS))
-    tensors.append(linear("o_proj", hidden, heads * v_dim, Shard.ROW))
-    if out_bias:
-        tensors.append(vector("o_proj.bias", hidden))
-    if qk_norm == "head":
-        tensors.append(norm("q_norm", head_dim, bias=qk_norm_bias))
-        if not reads_earlier:
-            tensors.append(norm("k_norm", head_dim, bias=qk_norm_bias))
-    elif qk_norm in {"full", "heads"}:
-        tensors += [
-            norm("q_norm", heads * head_dim, bias=qk_norm_bias),
-            norm("k_norm", kv_heads * head_dim, bias=qk_norm_bias),
-        ]
-    if sinks:
-        tensors.append(vector("sinks", heads, Shard.COLUMN))
+    keys = not reads_earlier
+    values = keys and not key_is_value
+    optional = (
+        (True, linear("q_proj", heads * head_dim, hidden)),
+        (keys, linear("k_proj", kv_heads * head_dim, hidden, Shard.KV_HEADS)),
+        (values, linear("v_proj", kv_heads * v_dim, hidden, Shard.KV_HEADS)),
+        (gate == "element", linear("q_proj output gate", heads * v_dim, hidden)),
+        (gate == "head", linear("output gate", heads, hidden)),
+        (qkv_bias, vector("q_proj.bias", heads * head_dim, Shard.COLUMN)),
+        (qkv_bias and keys, vector("k_proj.bias", kv_heads * head_dim, Shard.KV_HEADS)),
+        (qkv_bias and values, vector("v_proj.bias", kv_heads * v_dim, Shard.KV_HEADS)),
+        (True, linear("o_proj", hidden, heads * v_dim, Shard.ROW)),
+        (out_bias, vector("o_proj.bias", hidden)),
+        (qk_norm == "head", norm("q_norm", head_dim, bias=qk_norm_bias)),
+        (qk_norm == "head" and keys, norm("k_norm", head_dim, bias=qk_norm_bias)),
+        (qk_norm in {"full", "heads"}, norm("q_norm", heads * head_dim, bias=qk_norm_bias)),
+        (qk_norm in {"full", "heads"}, norm("k_norm", kv_heads * head_dim, bias=qk_norm_bias)),
+        (sinks, vector("sinks", heads, Shard.COLUMN)),
+    )
+    tensors = [tensor for present, tensor in optional if present]
     cached = kv_heads * (head_dim + v_dim)
     pair = 2 * heads * (head_dim + v_dim)
     mixer = Mixer(

@@ -66,7 +66,7 @@ _BLOCK_WORDS: Final = {
 
 def _state_bits(c: ConfigFields) -> int:
     """Storage of recurrent states: what the config names, else that of the weights."""
-    dtype = c.find("mamba_ssm_dtype") or c.find("mamba_ssm_cache_dtype")
+    dtype = c.text_value("mamba_ssm_dtype") or c.text_value("mamba_ssm_cache_dtype")
     return 32 if dtype in {"float32", "torch.float32"} else 16
 
 
@@ -76,7 +76,7 @@ def _norms(hidden: int, count: int = 2) -> tuple[Tensor, ...]:
 
 def _mixer_types(c: ConfigFields, layers: int) -> list[bool]:
     """Which layers attend, from ``layer_types``, a period, or a list of indices."""
-    kinds = c.per_layer("layer_types", layers) or c.per_layer("layers_block_type", layers)
+    kinds = c.words("layer_types", layers) or c.words("layers_block_type", layers)
     if kinds is not None:
         return [k not in _MAMBA_WORDS for k in kinds]
     listed = c.find("attn_layer_indices")
@@ -156,10 +156,8 @@ def kimi_linear(c: ConfigFields) -> Model:
         return c.whole(f"linear_attn_config.{field}", value)
 
     listed = section.get("full_attn_layers")
-    if isinstance(listed, list):  # one-based
-        attends = [i + 1 in listed for i in range(layers)]
-    else:
-        attends = _mixer_types(c, layers)
+    one_based = set(listed) if isinstance(listed, list) and all(isinstance(x, int) for x in listed) else None
+    attends = _mixer_types(c, layers) if one_based is None else [i + 1 in one_based for i in range(layers)]
     latent = c.optional("routed_expert_hidden_size", minimum=1)
     k3 = latent is not None
     mixers = {
@@ -240,6 +238,8 @@ def nemotron_h(c: ConfigFields) -> Model:
     if not pattern:
         raise c.refuse("config lacks hybrid_override_pattern (or layers_block_type)")
     names = _block_names(c, pattern, "hybrid_override_pattern")
+    if not names:
+        raise c.refuse("hybrid_override_pattern names no blocks")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     one = _norms(hidden, 1)
 
@@ -307,13 +307,18 @@ def _attention_layers(c: ConfigFields, layers: int) -> list[bool]:
         return [False] * layers
 
 
+def _step_rank(c: ConfigFields, field: str, hidden: int) -> int:
+    """The rank of Mamba-1's step size: d / 16, rounded up, where the config says nothing or ``auto``."""
+    value = c.find(field)
+    return -(-hidden // 16) if value is None or value == "auto" else c.whole(field, value)
+
+
 def jamba(c: ConfigFields) -> Model:
     """Jamba: Mamba-1 with one attention layer a period, experts every other layer."""
     hidden, vocab, layers = c.integer("hidden_size"), c.integer("vocab_size"), num_layers(c)
     heads, kv_heads, head_dim = gqa_shape(c, hidden)
     inner = (c.optional("mamba_expand", minimum=1) or 2) * hidden
-    rank = c.find("mamba_dt_rank")
-    rank = -(-hidden // 16) if rank in {None, "auto"} else c.whole("mamba_dt_rank", rank)
+    rank = _step_rank(c, "mamba_dt_rank", hidden)
     mixers = {
         "full attention": attention(hidden, heads, kv_heads, head_dim),
         "Mamba": mamba1(
@@ -360,8 +365,7 @@ def mamba_only(c: ConfigFields) -> Model:
             conv_bias=conv_bias, state_bits=_state_bits(c),
         )  # fmt: skip
     else:
-        rank = c.find("time_step_rank")
-        rank = -(-hidden // 16) if rank in {None, "auto"} else c.whole("time_step_rank", rank)
+        rank = _step_rank(c, "time_step_rank", hidden)
         inner = c.optional("intermediate_size", minimum=1) or expand * hidden
         block = mamba1(
             hidden, inner=inner, state=state, rank=rank, conv=conv, bias=bias, conv_bias=conv_bias,

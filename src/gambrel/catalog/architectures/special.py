@@ -1,8 +1,11 @@
-"""Decoders that fit no table row: Falcon's three generations, OPT, Gemma 3n and 4, Nemotron NAS, sparse attention
-of MiniMax M3 and DeepSeek V4."""
+"""Decoders that fit no table row.
+
+Falcon's three generations, OPT, Gemma 3n and 4, Nemotron NAS, and the sparse attention of MiniMax M3 and DeepSeek V4.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gambrel.catalog.architectures.assemble import (
@@ -14,7 +17,7 @@ from gambrel.catalog.architectures.assemble import (
     mtp_modules,
     num_layers,
 )
-from gambrel.catalog.architectures.blocks import Experts, attention, experts, linear, mlp, norm, vector
+from gambrel.catalog.architectures.blocks import attention, experts, linear, mlp, norm, vector
 from gambrel.catalog.architectures.decoder import gqa_shape
 from gambrel.catalog.architectures.latent import index_keys
 from gambrel.core.formats import Role
@@ -23,6 +26,7 @@ from gambrel.core.model import Layer, Mixer, Shard, Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gambrel.catalog.architectures.blocks import Block
     from gambrel.catalog.config_fields import ConfigFields
     from gambrel.core.model import Model, MoE
 
@@ -244,72 +248,68 @@ def nemotron_nas(c: ConfigFields) -> Model:
     )  # fmt: skip
 
 
+def _block_sparse(c: ConfigFields, hidden: int, dense: Block) -> tuple[tuple[Tensor, ...], Mixer, tuple[Mixer, ...]]:
+    """``dense`` attention with MiniMax M3's selector: whole blocks of keys are read, one index key kept per token."""
+    section = c.section("sparse_attention_config")
+
+    def setting(own: str, field: str) -> int:
+        value = section.get(field, c.find(own))
+        if value is None:
+            raise c.refuse(f"config lacks sparse_attention_config.{field} (or {own})")
+        return c.whole(field, value)
+
+    heads, dim = setting("index_n_heads", "sparse_num_index_heads"), setting("index_head_dim", "sparse_index_dim")
+    block, blocks = setting("index_block_size", "sparse_block_size"), setting("index_topk_blocks", "sparse_topk_blocks")
+    tensors, mixer = dense
+    tensors = (
+        *tensors,
+        linear("index_q_proj", heads * dim, hidden, Shard.KV_HEADS),
+        linear("index_k_proj", dim, hidden, Shard.REPLICATED),
+        vector("index norms", 2 * dim),
+    )
+    return tensors, replace(mixer, top_k=block * blocks), (index_keys(heads, dim, fp8=False),)
+
+
+def _indexed_layers(c: ConfigFields, layers: int) -> list[bool]:
+    """Which layers of MiniMax M3 select."""
+    section = c.section("sparse_attention_config")
+    if section.get("use_sparse_attention") is False:
+        return [False] * layers
+    kinds = c.per_layer("layer_types", layers)
+    if kinds is not None:
+        return [k == "minimax_m3_sparse" for k in kinds]
+    freq = section.get("sparse_attention_freq")
+    if isinstance(freq, list) and len(freq) >= layers:
+        return [bool(f) for f in freq[:layers]]
+    return [False] * layers
+
+
 def minimax_m3(c: ConfigFields) -> Model:
     """MiniMax M3: leading dense layers, then block-sparse attention whose selector keeps one key per token."""
     hidden, vocab, layers = c.integer("hidden_size"), c.integer("vocab_size"), num_layers(c)
     heads, kv_heads, head_dim = gqa_shape(c, hidden)
-    section = c.section("sparse_attention_config")
-
-    def setting(own: str, field: str, default: int | None = None) -> int:
-        value = section.get(field, c.find(own))
-        if value is None:
-            value = default
-        if value is None:
-            raise c.refuse(f"config lacks sparse_attention_config.{field}")
-        return c.whole(field, value)
-
-    kinds = c.per_layer("layer_types", layers)
-    freq = section.get("sparse_attention_freq")
-    if kinds is not None:
-        indexed = [k == "minimax_m3_sparse" for k in kinds]
-    elif isinstance(freq, list) and len(freq) >= layers:
-        indexed = [bool(f) for f in freq[:layers]]
-    else:
-        indexed = [False] * layers
-    if section.get("use_sparse_attention") is False:
-        indexed = [False] * layers
-    sparse = dense_or_experts(c, layers)
+    dense = attention(hidden, heads, kv_heads, head_dim, qk_norm="head")
     norms = (norm("norm 0", hidden), norm("norm 1", hidden))
-    shared = c.optional("shared_intermediate_size")
-    keys = list(zip(sparse, indexed, strict=True))
+    keys = list(zip(dense_or_experts(c, layers), _indexed_layers(c, layers), strict=True))
     built: dict[tuple[bool, bool], Layer] = {}
     for is_sparse, is_indexed in dict.fromkeys(keys):
-        tensors, mixer = attention(hidden, heads, kv_heads, head_dim, qk_norm="head")
-        side: tuple[Mixer, ...] = ()
-        if is_indexed:
-            index_heads = setting("index_n_heads", "sparse_num_index_heads")
-            dim = setting("index_head_dim", "sparse_index_dim")
-            block = setting("index_block_size", "sparse_block_size")
-            blocks = setting("index_topk_blocks", "sparse_topk_blocks")
-            tensors = (
-                *tensors,
-                linear("index_q_proj", index_heads * dim, hidden, Shard.KV_HEADS),
-                linear("index_k_proj", dim, hidden, Shard.REPLICATED),
-                vector("index norms", 2 * dim),
-            )
-            mixer = Mixer(
-                kind="gqa", num_heads=heads, kv_heads=kv_heads, head_dim=head_dim, kv_elements=mixer.kv_elements,
-                prefill_flops_per_pair=mixer.prefill_flops_per_pair,
-                decode_flops_per_pair=mixer.decode_flops_per_pair, top_k=block * blocks,
-            )  # fmt: skip
-            side = (index_keys(index_heads, dim, fp8=False),)
+        tensors, mixer, side = _block_sparse(c, hidden, dense) if is_indexed else (*dense, ())
         moe: MoE | None = None
         if is_sparse:
             spec = expert_spec(c, width=c.integer("intermediate_size"), correction_bias=True)
+            shared = c.optional("shared_intermediate_size")
             if shared is not None:
-                count = c.optional("num_shared_experts", minimum=0)
-                spec = Experts(spec.num, spec.top_k, spec.width, shared=shared * (1 if count is None else count),
-                               correction_bias=True)  # fmt: skip
+                count = c.optional("num_shared_experts")
+                spec = replace(spec, shared=shared * (1 if count is None else count))
             feed, moe = experts(hidden, spec)
         else:
             feed = mlp(hidden, c.optional("dense_intermediate_size", minimum=1) or c.integer("intermediate_size"))
         label = f"{'block-sparse' if is_indexed else 'full'} attention + {'experts' if is_sparse else 'MLP'}"
         built[is_sparse, is_indexed] = Layer((*norms, *tensors, *feed), mixer, moe, 2, label, side)
     all_layers = [built[key] for key in keys]
-    modules = c.optional("num_nextn_predict_layers")
     return assemble(
         c, all_layers, hidden=hidden, vocab=vocab, heads=heads, tied=c.flag("tie_word_embeddings"),
-        mtp=[all_layers[-1]] * modules if modules is not None and modules < 64 else mtp_modules(c, all_layers[-1]),
+        mtp=mtp_modules(c, all_layers[-1]),
     )  # fmt: skip
 
 
@@ -374,7 +374,7 @@ def deepseek_v4(c: ConfigFields) -> Model:
     coarse = c.whole("compress rate", rates.get("heavily_compressed_attention", 128))
     if ratios is None:
         words = {"compressed_sparse_attention": fine, "heavily_compressed_attention": coarse}
-        kinds = c.per_layer("layer_types", layers)
+        kinds = c.words("layer_types", layers)
         if kinds is not None:
             ratios = [words.get(k, 0) for k in kinds]
         else:
