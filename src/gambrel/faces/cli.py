@@ -308,7 +308,7 @@ def simulate_command(
         talk_warnings(requests)
         show(run_tables(run, priced.memory(), document["usd_per_mtok"]))
         if verdicts:
-            show([verdict_table(verdicts)])
+            show(["", verdict_table(verdicts)])
     if any(not v.met for v in verdicts):
         raise typer.Exit(EXIT_INFEASIBLE)
 
