@@ -6,14 +6,31 @@
 
     plan = gb.plan("meta-llama/Llama-3.1-8B-Instruct", "requests.csv", ["ttft.p95<=1s", "tpot.p95<=50ms"])
 
-The functions live in :mod:`gambrel.faces.api`; importing gambrel loads none of them until one is used.
+The functions live in :mod:`gambrel.faces.api`; importing gambrel loads none of them until one is used. One function,
+``plan``, has the name of a room: ``gb.plan`` is always the function, and the room is reached by
+``from gambrel.plan import Space``.
 """
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 from gambrel.core.version import __version__ as __version__
+
+ROOMS_HIDDEN_BY_FUNCTIONS = ("plan",)
+
+
+class _Package(ModuleType):
+    """Importing a room binds its name here; a function of that name must not vanish behind it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in ROOMS_HIDDEN_BY_FUNCTIONS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,7 @@ __all__ = [
     "plan",
     "pricer",
     "read_workload",
-    "report",
+    "report_of",
     "simulate",
     "slo",
 ]
@@ -189,7 +189,7 @@ def simulate(deployment: Deployment, workload: str | Path | Workload, priced: Co
     return replay(deployment, priced or cost_model(deployment), load_workload(workload))
 
 
-def report(plan: Plan, workload: Workload) -> Report:
+def report_of(plan: Plan, workload: Workload) -> Report:
     """The page of a plan: the decision, the log behind it and the curve of the chosen deployment."""
     import numpy as np
 

@@ -358,7 +358,7 @@ def plan_command(
     with progress_on_stderr() as progress:
         plan = api.plan(model, requests, objectives, gpus=chosen_devices, progress=progress, **axes)
     if html is not None or images is not None:
-        write_report(api.report(plan, requests), html, images)
+        write_report(api.report_of(plan, requests), html, images)
     if as_json:
         from gambrel.faces.documents import plan_document
 
@@ -384,7 +384,7 @@ def demo_command(
         plan = api.plan(
             "meta-llama/Llama-3.1-8B-Instruct", requests, api.slo("ttft.p95<=1s", "tpot.p95<=50ms"), progress=progress
         )
-    write_report(api.report(plan, requests), out / "report.html", out / "plots")
+    write_report(api.report_of(plan, requests), out / "report.html", out / "plots")
     if as_json:
         emit(plan_document(plan))
         return
