@@ -8,6 +8,7 @@ in for the real thing. Names and edges: vLLM ``v1/metrics/loggers.py``, as a 0.3
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import isnan
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Exposition:
         first_s: float,
         last_s: float,
     ) -> None:
-        """Count a request that ended in order; times on one clock, in seconds."""
+        """Count a request that ended in order; times on one clock, in seconds, NaN where the engine does not say."""
         self.finished[reason] = self.finished.get(reason, 0) + 1
         for name, value in (
             ("request_prompt_tokens", float(prompt_tokens)),
@@ -126,7 +127,8 @@ class Exposition:
             ("request_decode_time_seconds", last_s - first_s),
             ("request_inference_time_seconds", last_s - scheduled_s),
         ):
-            self.histograms[name].add(max(value, 0.0))
+            if not isnan(value):
+                self.histograms[name].add(max(value, 0.0))
         if output_tokens > 1:
             per_token = (last_s - first_s) / (output_tokens - 1)
             self.histograms["request_time_per_output_token_seconds"].add(per_token)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from gambrel.core.version import __version__
 from gambrel.core.errors import GambrelError
+from gambrel.core.version import __version__
 from gambrel.measure.http1 import listen
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Ask:
     """A request that the engine is to serve.
 
     ``prompt_tokens`` is the engine's own count; ``max_tokens`` None means as many as the engine will;
-    ``received_s`` is when its last byte came (``time.monotonic``); ``client_id`` is the client's ``X-Request-Id``.
+    ``temperature`` None means unsaid; ``received_s`` is when its last byte came (``time.monotonic``); ``client_id`` is
+    the client's ``X-Request-Id``.
     """
 
     id: str
@@ -61,7 +62,7 @@ class Ask:
     prompt_tokens: int
     max_tokens: int | None
     ignore_eos: bool
-    temperature: float
+    temperature: float | None
     seed: int | None
     stop: tuple[str, ...]
     received_s: float
@@ -313,7 +314,7 @@ class _Door:
             prompt_tokens=tokens,
             max_tokens=limit,
             ignore_eos=body.ignore_eos,
-            temperature=1.0 if body.temperature is None else body.temperature,
+            temperature=body.temperature,
             seed=body.seed,
             stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             received_s=request.received_s,
