@@ -72,7 +72,7 @@ def test_every_chart_has_a_place_and_a_spec(html: str, whole: report.Report) -> 
 
 def test_text_is_escaped() -> None:
     plan = replace(make.plan(), workload="<script>alert(1)</script>", measure_next="</script><b>&")
-    text = report.page(report.plan_report(plan))
+    text = report.page_html(report.plan_report(plan))
     assert "<script>alert" not in text
     assert "</script><b>" not in text
 
@@ -81,7 +81,7 @@ def test_report_works_without_curve_and_traffic() -> None:
     plan = replace(make.plan(), loads=(), cells=(), cheaper_fixes=(), biggest_gpu=None, demo_plan=None, intervals={})
     plan = replace(plan, run=replace(plan.run, series=None), breaks_at={})
     whole = report.plan_report(plan)
-    assert report.page(whole)
+    assert report.page_html(whole)
     for spec in whole.specs():
         json.dumps(spec, allow_nan=False)
 

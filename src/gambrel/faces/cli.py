@@ -156,9 +156,9 @@ def model_command(
         documents = [model_figures(m) | ({"bill": bill(m)} if explain else {}) for m in models]
         emit(documents[0] if len(documents) == 1 else {"models": documents})
         return
-    from gambrel.faces.tables import model_tables
+    from gambrel.faces.model_text import model_text
 
-    show(model_tables(models, explain=explain))
+    typer.echo(model_text(models, explain=explain))
 
 
 @app.command("curve")

@@ -9,8 +9,6 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from gambrel.core.bill import bill
-from gambrel.core.formats import kv_format, weight_format
 from gambrel.report import humanise as human
 
 if TYPE_CHECKING:
@@ -19,14 +17,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gambrel.core.curve import Curve
-    from gambrel.core.model import Model
     from gambrel.core.plan import Candidate, Plan
     from gambrel.core.run import Distribution, Run
     from gambrel.core.slo import Verdict
     from gambrel.core.step import MemoryBudget
     from gambrel.traffic import WorkloadFigures
 
-__all__ = ["curve_tables", "grid", "model_tables", "plan_tables", "run_tables", "verdict_table", "workload_tables"]
+__all__ = ["curve_tables", "grid", "plan_tables", "run_tables", "verdict_table", "workload_tables"]
 
 MARKS = {"compute": "compute", "weights": "weights", "kv": "KV", "collective": "collective", "overhead": "overhead"}
 ALTERNATIVES_SHOWN = 12
@@ -52,56 +49,6 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
-
-
-def model_column(m: Model) -> list[str]:
-    """The figures of one model, in the order of ``MODEL_ROWS``."""
-    bf16 = kv_format("bf16")
-    own = m.checkpoint_format
-    pair = m.attention_flops_per_pair(decode=True)
-    near, far = m.kv_bytes_per_token(bf16), m.kv_bytes_per_token(bf16, context=FAR)
-    active = f"{m.active_params:,}"
-    if m.active_params_without_embedding != m.active_params:
-        active += f" ({m.active_params_without_embedding:,} without the input embedding)"
-    sizes = [f"{name} {human.num_bytes(m.weight_bytes(weight_format(name)))}" for name in ("bf16", "fp8", "int4")]
-    if own not in {"bf16", "fp8", "int4"}:
-        sizes.insert(0, f"checkpoint ({own}) {human.num_bytes(m.weight_bytes(m.checkpoint or weight_format(own)))}")
-    extras = [f"{name} {count:,}" for name, count in m.extras if count]
-    return [
-        f"{m.total_params:,}" + (f" (+ {', '.join(extras)})" if extras else ""),
-        active if m.active_params != m.total_params else "all" + active.removeprefix(f"{m.active_params:,}"),
-        ", ".join(sizes),
-        f"{near:,} B a token" + (f", {far:,} B beyond every window" if far != near else ""),
-        human.num_bytes(m.kv_bytes_held(8192, bf16)) + " for 8,192 tokens, bf16",
-        human.num_bytes(m.state_bytes_per_sequence) + " a sequence" if m.state_bytes_per_sequence else "none",
-        f"{m.decode_flops_per_token / 1e9:,.2f} GFLOP a token, + {pair / 1e6:,.3g} MFLOP per token of context",
-        f"{m.num_layers} layers, hidden {m.hidden_size:,}, {m.num_heads} heads, vocabulary {m.vocab_size:,}",
-        "; ".join(m.assumptions) or "none",
-    ]
-
-
-MODEL_ROWS = ("parameters", "active", "weights", "KV cache", "", "state", "decode", "shape", "assumed")
-FAR = 1 << 40
-
-
-def model_tables(models: Sequence[Model], *, explain: bool) -> list[RenderableType]:
-    """What each model weighs, and the bill behind it."""
-    blocks: list[RenderableType] = []
-    for m in models:
-        if blocks:
-            blocks.append(Text())
-        blocks.append(facts(m.name, list(zip(MODEL_ROWS, model_column(m), strict=True))))
-        if explain:
-            rows = [
-                [r.kind, f"{r.count}", f"{r.params:,}", human.num_bytes(r.bytes_bf16), f"{r.kv_bytes_per_token:,}",
-                 f"{r.flops_per_token / 1e6:,.1f}", r.formula]
-                for r in bill(m)
-            ]  # fmt: skip
-            columns = ["part", "x", "parameters", "bf16", "KV B/token", "MFLOP/token", "formula"]
-            table = grid("", columns, rows)
-            table.columns[-1].justify = "left"
-            blocks += [Text(), table]
-    return blocks
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:

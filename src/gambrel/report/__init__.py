@@ -1,42 +1,43 @@
 """Core objects to charts, tables and one self-contained page.
 
-Every chart is one function ``Curve | Run | Plan | TrafficView -> Vega-Lite spec``; :data:`CHARTS` names them all.
+Every chart is one function ``Curve | Run | Plan | TrafficView -> Vega-Lite spec``; ``CHARTS`` names them all. Names are
+imported when they are used, so that whoever only formats a number does not load the charts.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
-from gambrel.report.choice import (
-    cell_latency,
-    cell_table,
-    cost_of_candidates,
-    fix_table,
-    objective_table,
-    plan_table,
-    shown_candidates,
-)
-from gambrel.report.compose import curve_report, plan_report
-from gambrel.report.curves import cost_vs_batch, latency_vs_batch, step_vs_context
-from gambrel.report.demand import (
-    TrafficView,
-    arrivals_over_time,
-    bursts,
-    in_flight,
-    in_flight_over_time,
-    joint_lengths,
-    output_lengths,
-    prompt_lengths,
-)
-from gambrel.report.document import Fact, Report, Section, Table
-from gambrel.report.image import render, write_images
-from gambrel.report.memory import HeldTokens, memory_vs_concurrency
-from gambrel.report.page import page, write_page
-from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
-from gambrel.report.style import caption, theme
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from gambrel.report.charts import CHARTS
+    from gambrel.report.choice import (
+        cell_latency,
+        cell_table,
+        cost_of_candidates,
+        fix_table,
+        objective_table,
+        plan_table,
+        shown_candidates,
+    )
+    from gambrel.report.compose import curve_report, plan_report
+    from gambrel.report.curves import cost_vs_batch, latency_vs_batch, step_vs_context
+    from gambrel.report.demand import (
+        TrafficView,
+        arrivals_over_time,
+        bursts,
+        in_flight,
+        in_flight_over_time,
+        joint_lengths,
+        output_lengths,
+        prompt_lengths,
+    )
+    from gambrel.report.document import Fact, Report, Section, Table
+    from gambrel.report.image import render, write_images
+    from gambrel.report.memory import HeldTokens, memory_vs_concurrency
+    from gambrel.report.page import page_html, write_page
+    from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
+    from gambrel.report.style import caption, theme
 
 __all__ = [
     "CHARTS",
@@ -66,7 +67,7 @@ __all__ = [
     "memory_vs_concurrency",
     "objective_table",
     "output_lengths",
-    "page",
+    "page_html",
     "plan_report",
     "plan_table",
     "prompt_lengths",
@@ -79,24 +80,46 @@ __all__ = [
     "write_page",
 ]
 
-CHARTS: Final[Mapping[str, Callable[..., dict[str, Any] | None]]] = {
-    "latency-vs-batch": latency_vs_batch,
-    "cost-vs-batch": cost_vs_batch,
-    "step-vs-context": step_vs_context,
-    "memory-vs-concurrency": memory_vs_concurrency,
-    "prompt-lengths": prompt_lengths,
-    "output-lengths": output_lengths,
-    "joint-lengths": joint_lengths,
-    "in-flight-over-time": in_flight_over_time,
-    "in-flight": in_flight,
-    "arrivals-over-time": arrivals_over_time,
-    "bursts": bursts,
-    "candidates": cost_of_candidates,
-    "cells": cell_latency,
-    "latency-vs-load": latency_vs_load,
-    "latency-cdf": latency_cdf,
-    "batch-over-time": batch_over_time,
-    "kv-over-time": kv_over_time,
-    "time-bound-by": time_bound_by,
+_MODULES = {
+    "charts": ("CHARTS",),
+    "choice": (
+        "cell_latency",
+        "cell_table",
+        "cost_of_candidates",
+        "fix_table",
+        "objective_table",
+        "plan_table",
+        "shown_candidates",
+    ),
+    "compose": ("curve_report", "plan_report"),
+    "curves": ("cost_vs_batch", "latency_vs_batch", "step_vs_context"),
+    "demand": (
+        "TrafficView",
+        "arrivals_over_time",
+        "bursts",
+        "in_flight",
+        "in_flight_over_time",
+        "joint_lengths",
+        "output_lengths",
+        "prompt_lengths",
+    ),
+    "document": ("Fact", "Report", "Section", "Table"),
+    "image": ("render", "write_images"),
+    "memory": ("HeldTokens", "memory_vs_concurrency"),
+    "page": ("page_html", "write_page"),
+    "service": (
+        "batch_over_time",
+        "kv_over_time",
+        "latency_cdf",
+        "latency_vs_load",
+        "time_bound_by",
+    ),
+    "style": ("caption", "theme"),
 }
-"""Every chart by name; ``latency-vs-load`` draws one metric a call and is named after it (``ttft-vs-load``)."""
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gambrel.report' has no attribute {name!r}")
+    return getattr(import_module(f"gambrel.report.{_HOMES[name]}"), name)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from gambrel.report.document import Fact, Report, Section
     from gambrel.report.style import Spec
 
-__all__ = ["page", "write_page"]
+__all__ = ["page_html", "write_page"]
 
 
-def page(report: Report) -> str:
+def page_html(report: Report) -> str:
     """The whole HTML document.
 
     Raises:
@@ -79,7 +79,7 @@ def write_page(path: str | Path, report: Report) -> Path:
         ReportError: the file cannot be written, or as :func:`page`.
     """
     path = Path(path)
-    text = page(report)
+    text = page_html(report)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
