@@ -117,6 +117,8 @@ WEIGHT_FORMATS: Final[Mapping[str, WeightFormat]] = MappingProxyType(
             # compressed-tensors style: one fp32 scale per output channel.
             WeightFormat("fp8-channel", 8, "fp8", _MATMULS, (1, 0), 4, source="compressed-tensors per-channel fp8"),
             WeightFormat("int8", 8, "int8", _MATMULS, (1, 0), 4, source="per-channel W8A8, one fp32 scale per output"),
+            # Weight-only int8: one 16-bit scale per output channel, math stays 16-bit.
+            WeightFormat("w8a16", 8, "bf16", _MATMULS, (1, 0), 2, source="compressed-tensors W8A16 per channel"),
             # AWQ and GPTQ: fp16 scale and 4-bit zero point per group of 128 inputs; math stays 16-bit.
             WeightFormat("int4", 4, "bf16", _MATMULS, (1, 128), 2.5, source="AWQ/GPTQ group 128: 0.51953 B per weight"),
             # OCP MX: one 8-bit exponent per 32 elements: 4.25 bits. As published for gpt-oss, experts only.

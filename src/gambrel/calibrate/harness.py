@@ -1,0 +1,108 @@
+"""A published row as requests: how the harness behind it drew lengths, and how long it ran.
+
+The same nominal lengths mean different traffic: InferenceX draws every length between 0.8 and 1 times the nominal one
+and sends ten requests per user; static benches send one batch; trace replays draw from conversations. Equal lengths
+synchronise into waves that random ones do not, so this decides TTFT.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gambrel.core.workload import Workload
+
+if TYPE_CHECKING:
+    from gambrel.calibrate.table import Row
+    from gambrel.core.workload import Ints
+
+__all__ = ["DATASET_LENGTHS", "row_lengths", "workload_of"]
+
+_ROUNDS: Final = 10  # requests per user of a closed loop, as InferenceX sends
+_MOST: Final = 20_000  # requests of one replay: enough for any figure compared here
+_INFERENCEX_RANGE: Final = 0.8  # its RANDOM_RANGE_RATIO
+_ANSWER_CAP: Final = 512  # of AccelMark's suites
+
+DATASET_LENGTHS: Final = {
+    # mean (prompt, output) tokens of the data set behind MLPerf tasks whose rows leave lengths blank.
+    "gpt-j-6b": (778.0, 69.0),  # CNN-DailyMail 3.4.0, MLCommons inference reference
+    "deepseek-r1": (800.0, 3880.0),  # mixed reasoning set, MLCommons v5.1 task description
+}
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float, n: int) -> Ints:
+    return np.maximum(1, np.rint(rng.uniform(low, high, n))).astype(np.int64)
+
+
+def _lognormal(rng: np.random.Generator, mean: float, cv: float, n: int) -> Ints:
+    """Lengths of conversations: lognormal with the given mean, which the draw keeps exactly up to rounding."""
+    sigma = math.sqrt(math.log1p(cv * cv))
+    drawn = rng.lognormal(0.0, sigma, n)
+    found: Ints = np.maximum(1, np.rint(drawn * (mean / drawn.mean()))).astype(np.int64)
+    return found
+
+
+def _lengths(row: Row, prompt: float, output: float, n: int) -> tuple[Ints, Ints]:
+    """Prompt and output tokens of ``n`` requests as the harness draws them; fixed where nothing else is known."""
+    rng = np.random.default_rng(zlib.crc32(row.id.encode()))
+    if "InferenceX-db" in row.notes:
+        return (
+            _uniform(rng, prompt * _INFERENCEX_RANGE, prompt, n),
+            _uniform(rng, output * _INFERENCEX_RANGE, output, n),
+        )
+    if row.source.startswith("AccelMark") and "suite D" not in row.notes:
+        spread = _ANSWER_CAP - output
+        return _uniform(rng, prompt * 0.35, prompt * 1.65, n), _uniform(rng, output - spread, output + spread, n)
+    if "ShareGPT" in row.notes and not row.source.startswith("AccelMark"):
+        return _lognormal(rng, prompt, 1.0, n), _lognormal(rng, output, 0.8, n)
+    if row.source.startswith("MLPerf"):
+        return _lognormal(rng, prompt, 0.6, n), _lognormal(rng, output, 0.6, n)
+    return (
+        np.full(n, max(1, round(prompt)), np.int64),
+        np.full(n, max(1, round(output)), np.int64),
+    )
+
+
+def row_lengths(row: Row) -> tuple[float, float]:
+    """Mean (prompt, output) tokens of a row, from its data set where the row leaves them blank; NaN if neither says."""
+    prompt, output = row.prompt_tokens, row.output_tokens
+    known = DATASET_LENGTHS.get(row.model.rsplit("/", 1)[-1].lower())
+    if known is not None and row.source.startswith("MLPerf"):
+        prompt = known[0] if math.isnan(prompt) else prompt
+        output = known[1] if math.isnan(output) else output
+    if math.isnan(prompt) and math.isfinite(output) and row.source.startswith("AccelMark"):
+        prompt = 281.5 if "suite C" in row.notes else 28640.8 if "suite D" in row.notes else 256.2
+    return prompt, output
+
+
+def workload_of(row: Row, *, saturating: int = 256) -> Workload | None:
+    """The requests of a row, or None where it does not say how long they were.
+
+    Args:
+        row: of a table.
+        saturating: sequences a replica can hold; an unbounded queue sends enough to keep that many busy.
+    """
+    prompt, output = row_lengths(row)
+    if not (prompt >= 1.0 and output >= 1.0):
+        return None
+    if row.mode == "concurrency" and row.load >= 0.5:
+        users = max(1, round(row.load))
+        n = min(_MOST, max(users * _ROUNDS, 4))
+        p, g = _lengths(row, prompt, output, n)
+        return Workload(np.zeros(n), p, g, name=row.id, has_arrivals=False, closed_loop=users)
+    if row.mode == "rate" and row.load > 0.0 and math.isfinite(row.load):
+        said = re.search(r"(\d+)(?: prompts|-request| requests)", row.notes)
+        n = min(_MOST, int(said.group(1)) if said else 500)
+        rng = np.random.default_rng(zlib.crc32(row.id.encode()) ^ 1)
+        p, g = _lengths(row, prompt, output, n)
+        gaps = rng.exponential(1.0 / row.load, n)
+        gaps[0] = 0.0
+        return Workload(np.cumsum(gaps), p, g, name=row.id)
+    bounded = math.isfinite(row.load) and row.load >= 1.0
+    n = min(_MOST, round(row.load) if bounded else max(64, 4 * saturating))
+    p, g = _lengths(row, prompt, output, n)
+    return Workload(np.zeros(n), p, g, name=row.id)

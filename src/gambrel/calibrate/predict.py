@@ -1,0 +1,151 @@
+"""What gambrel would have said about a published row, before it was measured.
+
+Every mode goes through the simulator: closed loops and Poisson arrivals as they were driven, batches submitted at
+once as such. Compiled step tables are kept per deployment, so a table of thousands of rows takes seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gambrel.calibrate.harness import row_lengths, workload_of
+from gambrel.calibrate.setting import deployments
+from gambrel.core.errors import CatalogError, DeploymentError
+from gambrel.cost.memory import held_bytes
+from gambrel.engine import limits_of, max_request_tokens, replay, run_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gambrel.calibrate.names import Models
+    from gambrel.calibrate.table import Figure, Row
+    from gambrel.core.accelerator import Accelerator
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Run
+    from gambrel.core.step import CostModel, StepTable
+    from gambrel.core.workload import Workload
+
+__all__ = ["Prediction", "Predictor", "Skip", "read_figure"]
+
+
+class Skip(Exception):  # noqa: N818 - the answer "not compared", with its reason
+    """A row that cannot be compared; the message is the reason, alike for alike rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A row's predicted figures by metric (SI), the deployment they stand for and the cost model's own spread."""
+
+    row: Row
+    deployment: Deployment
+    figures: Mapping[str, float]
+    spread: float
+    assumed: str = ""
+
+
+def read_figure(run: Run, metric: str, statistic: str) -> float:
+    """One statistic of one metric of a run: seconds, or tokens per second over the makespan."""
+    if metric == "output_tok_s":
+        return run.output_tokens_per_s
+    return float(run.distribution(metric).percentile(statistic))
+
+
+class Predictor:
+    """Rows to predictions.
+
+    Args:
+        pricer: deployments to cost models (``gambrel.faces.api.pricer``, or of a fitted profile).
+        models: names to models.
+        find: names to accelerators.
+    """
+
+    def __init__(
+        self, pricer: Callable[[Deployment], CostModel], models: Models, find: Callable[[str], Accelerator]
+    ) -> None:
+        self._price = pricer
+        self._models = models
+        self._find = find
+        self._tables: dict[tuple[Any, ...], tuple[StepTable, int, CostModel]] = {}
+
+    def __call__(self, row: Row) -> Prediction:
+        """What the row should have measured.
+
+        Raises:
+            Skip: the row cannot be compared; says why.
+        """
+        if row.quality == "D":
+            raise Skip("quality D: implausible by its own table")
+        if not row.measured:
+            raise Skip("nothing measured that is compared here")
+        prompt, output = row_lengths(row)
+        if not (prompt >= 1.0 and output >= 1.0):
+            raise Skip("lengths of prompts and answers not published")
+        try:
+            options = deployments(row, self._models, self._find)
+            made = [self._figures(row, d) for d in options]
+        except CatalogError as error:
+            raise Skip(str(error).split(";", maxsplit=1)[0]) from None
+        except DeploymentError as error:
+            raise Skip(str(error)) from None
+        best = max(range(len(made)), key=lambda i: (not made[i][2], made[i][0].get("output_tok_s", 0.0)))
+        figures, spread, assumed = made[best]
+        return Prediction(row, options[best], figures, spread, assumed)
+
+    def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], float, str]:
+        """(figures by metric, spread, what had to be assumed to run at all) of one arrangement."""
+        table, blocks, priced = self._compiled(deployment)
+        prompt, output = row_lengths(row)
+        held = held_bytes(deployment, prompt + output / 2) or 1.0
+        room = max(1.0, blocks * priced.memory().kv_bytes_per_block / held)
+        saturating = min(deployment.max_num_seqs, math.ceil(room)) * deployment.replicas
+        workload = workload_of(row, saturating=saturating)
+        if workload is None:
+            raise Skip("lengths of prompts and answers not published")
+        run, assumed = self.run(deployment, table, blocks, workload)
+        static = "static batch" in row.notes or "single stream" in row.notes
+        figures = {metric: self._read(run, row, metric, figure, static=static)
+                   for metric, figure in row.measured.items()}  # fmt: skip
+        figures.setdefault("output_tok_s", run.output_tokens_per_s)
+        return figures, priced.spread, assumed
+
+    @staticmethod
+    def run(deployment: Deployment, table: StepTable, blocks: int, workload: Workload) -> tuple[Run, str]:
+        """(the simulated run, what was assumed): a row that ran did fit, whatever the memory budget says."""
+        needed = -(-max_request_tokens(workload) // deployment.block_size)
+        assumed = "" if blocks >= needed else "memory: taken to hold one request, as it ran"
+        limits = limits_of(deployment, max(blocks, needed))
+        played = replay(table, limits, workload, replicas=deployment.replicas, routing="round_robin")
+        return run_of(played, limits, deployment.replicas), assumed
+
+    @staticmethod
+    def _read(run: Run, row: Row, metric: str, figure: Figure, *, static: bool) -> float:
+        if static and metric == "e2e":
+            return run.makespan_s
+        if static and metric == "ttft":
+            return float(np.nanmax(run.ttft_s))
+        if static and metric == "tpot":
+            return float((run.makespan_s - np.nanmax(run.ttft_s)) / max(1, int(run.output_tokens[0]) - 1))
+        if metric == "tpot" and "may include TTFT" in row.notes:
+            return float(np.median(run.e2e_s / run.output_tokens))
+        return read_figure(run, metric, figure.statistic)
+
+    def _compiled(self, deployment: Deployment) -> tuple[StepTable, int, CostModel]:
+        """(step table, KV blocks, cost model) of a deployment, kept for the next row of the same settings."""
+        d = deployment
+        key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.weights, d.kv, d.engine, d.engine_version,
+               d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization)  # fmt: skip
+        if key not in self._tables:
+            priced = self._price(d.with_(replicas=1))
+            blocks = priced.memory().num_kv_blocks
+            if blocks < 1:  # it ran: engines are then given more of the memory and smaller steps
+                tighter = d.with_(
+                    replicas=1, gpu_memory_utilization=0.97, max_num_seqs=min(d.max_num_seqs, 64),
+                    max_num_batched_tokens=2048,
+                )  # fmt: skip
+                blocks = self._price(tighter).memory().num_kv_blocks
+            self._tables[key] = (priced.compile(d.max_num_batched_tokens, d.max_num_seqs), blocks, priced)
+        return self._tables[key]

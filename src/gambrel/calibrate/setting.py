@@ -1,0 +1,116 @@
+"""A published row as a deployment: what its source left open is settled by the engine's own defaults, by name.
+
+Defaults are those of the engine and version in the row: they differ by a factor of eight in the prompt tokens a step
+may carry, which is most of a TTFT under load. Sources: vLLM ``EngineArgs`` (V1 defaults by device memory and entry
+point), SGLang ``server_args`` (chunk by device memory), TensorRT-LLM ``LlmArgs``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from gambrel.calibrate.names import Models, engine_key, engine_version, kv_name, weights_name
+from gambrel.core.deployment import Deployment
+from gambrel.core.units import GIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gambrel.calibrate.table import Row
+    from gambrel.core.accelerator import Accelerator
+
+__all__ = ["Layout", "deployments", "engine_limits", "layout"]
+
+_LARGE: Final = 70 * GIB  # where vLLM's defaults change
+_WIDEST: Final = 8  # accelerators of one machine, the most a tensor-parallel group is searched over
+SUBMITTER: Final = {"NVIDIA": ("tensorrt-llm", "1.0"), "AMD": ("vllm", "0.9")}
+"""The engine behind rows that name none (MLPerf submissions), by vendor of the accelerator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a row's accelerators are arranged: ``tp`` of None where the source does not say."""
+
+    gpus: int
+    tp: int | None
+    pp: int
+    ep: int
+    attention_dp: int
+
+
+def layout(row: Row, accelerator: Accelerator) -> Layout:
+    """The arrangement that a row's parallel degrees mean.
+
+    Two habits of the public tables are undone: accelerators counted as ``tp x ep`` although the experts are divided
+    over the very ranks of the tensor-parallel group (``n_gpus = ep^2``), and attention data parallelism written as
+    ``tp = 1``, where the experts still span all ranks.
+    """
+    said = re.search(r"attention_dp=(\d+)", row.notes)
+    attention_dp = int(said.group(1)) if said else 1
+    gpus, tp, pp, ep = row.num_gpus, row.tp, row.pp or 1, row.ep or 1
+    if ep > 1 and gpus == ep * ep and tp in {1, gpus} and gpus > ep:
+        gpus, tp = ep, ep
+        attention_dp = ep if attention_dp > 1 else 1
+    if tp is not None and ep > tp:
+        attention_dp, tp = max(attention_dp, ep // tp), ep
+    if tp is not None and tp > accelerator.max_tp and pp == 1:
+        tp = accelerator.max_tp
+    if tp is not None and tp % ep:
+        ep = 1
+    return Layout(gpus, tp, pp, ep, attention_dp)
+
+
+def engine_limits(engine: str, version: str, accelerator: Accelerator, *, offline: bool) -> tuple[int, int, float]:
+    """(``max_num_seqs``, ``max_num_batched_tokens``, share of memory) that an engine takes when nobody says."""
+    large = accelerator.memory_bytes >= _LARGE and not accelerator.name.startswith("a100")
+    numbers = [int(n) for n in re.findall(r"\d+", version)[:2]]
+    release = tuple(numbers or [99])
+    if engine == "sglang":
+        memory = accelerator.memory_bytes / GIB
+        chunk = 2048 if memory < 35 else 4096 if memory < 60 else 8192 if memory < 160 else 16384
+        return 1024, chunk, 0.88
+    if engine == "tensorrt-llm":
+        return 2048, 8192, 0.9
+    if release < (0, 8):
+        return 256, 8192 if offline else 4096, 0.9
+    sequences = 1024 if large and release >= (0, 10) else 256
+    return sequences, (16384 if offline else 8192) if large else (8192 if offline else 2048), 0.9
+
+
+def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) -> list[Deployment]:
+    """The deployment of a row; several where the source does not say how its accelerators were arranged.
+
+    Raises:
+        CatalogError: a model or accelerator that is not known, or without the figures a roofline needs.
+        DeploymentError: settings that contradict each other.
+    """
+    accelerator = find(row.gpu)
+    model = models(row.model)
+    engine = engine_key(row.engine)
+    version = engine_version(row.engine, row.engine_version, row.date)
+    if engine == "submitter":
+        engine, version = SUBMITTER.get(accelerator.vendor, ("vllm", ""))
+    weights = weights_name(row.weights, model, accelerator)
+    kv = kv_name(row.kv, weights, engine, accelerator)
+    placed = layout(row, accelerator)
+    sequences, tokens, share = engine_limits(engine, version, accelerator, offline=row.mode == "offline")
+    stated = re.search(r"max_num_batched_tokens (\d+)", row.notes)
+    if stated:
+        tokens = int(stated.group(1))
+    if "InferenceX" in row.notes:  # every configuration there passes --max-num-batched-tokens or its like
+        tokens = max(tokens, 8192)
+    if row.max_num_seqs:
+        sequences = max(row.max_num_seqs, 1)
+    if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
+        sequences = max(sequences, round(row.load))
+    base = Deployment(
+        model, accelerator, pp=placed.pp, weights=weights, kv=kv, engine=engine, engine_version=version or "0",
+        max_num_seqs=sequences, max_num_batched_tokens=max(tokens, sequences), gpu_memory_utilization=share,
+    )  # fmt: skip
+    widths = (placed.tp,) if placed.tp is not None else (1, 2, 4, 8)
+    most = placed.tp or min(placed.gpus, _WIDEST, accelerator.max_tp)
+    return [
+        base.with_(tp=tp, ep=placed.ep, replicas=max(1, placed.gpus // (tp * placed.pp))) for tp in widths if tp <= most
+    ]
