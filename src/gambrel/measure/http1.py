@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -274,6 +275,20 @@ class Reply:
         self._keep = self._keep and self._chunked
         self._head(status, content_type, (*coding, *headers), b"")
 
+    def relay(self, head: Head) -> None:
+        """The head of another server's answer, in this connection's framing; its body follows piece by piece."""
+        length = head.get("content-length")
+        counted = bool(length) or head.status in {204, 304}
+        self._chunked = self._chunked and not counted
+        self._keep = self._keep and (self._chunked or counted)
+        own = {"connection", "keep-alive", "transfer-encoding", "proxy-connection", "upgrade"}
+        fields = [(k, v) for k, v in head.fields if k.lower() not in own]
+        if self._chunked:
+            fields.append(("Transfer-Encoding", "chunked"))
+        fields.append(("Connection", "keep-alive" if self._keep else "close"))
+        self.started = True
+        self._connection.write(Head(("HTTP/1.1", *head.start[1:]), tuple(fields)).encode())
+
     def write(self, data: bytes) -> None:
         """A piece of the body, sent at once."""
         self._connection.write(frame(data) if self._chunked else data)
@@ -368,7 +383,7 @@ class _Connection(asyncio.Protocol):
     def _on_end(self) -> None:
         assert self._head is not None  # noqa: S101 - the parser calls on_head first
         self.since_s = 0.0
-        request = Request(self._head, b"".join(self._body), self._listener.loop.time())
+        request = Request(self._head, b"".join(self._body), time.monotonic())
         self._body = []
         if self._reply is not None:
             self._waiting.append(request)
