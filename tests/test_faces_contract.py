@@ -16,7 +16,7 @@ STATS = {"mean", "p50", "p90", "p95", "p99"}
 
 
 def gambrel(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own program
+    return subprocess.run(
         [sys.executable, "-c", "from gambrel.faces.cli import main; main()", *words],
         capture_output=True,
         text=True,
