@@ -38,9 +38,15 @@ def exported(path: Path) -> list[str] | None:
 
 
 def top_level(path: Path) -> dict[str, ast.AST]:
-    """Every name that a module's top level binds, with the statement that does."""
+    """Every name that a module's top level binds, with the statement that does.
+
+    A module with a ``__getattr__`` binds what it imports for the type checker when it is asked for.
+    """
     bound: dict[str, ast.AST] = {}
-    for node in tree(path).body:
+    body = list(tree(path).body)
+    if any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in body):
+        body += [n for block in body if isinstance(block, ast.If) for n in block.body]
+    for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             bound[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
