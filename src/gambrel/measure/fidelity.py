@@ -25,8 +25,8 @@ LIMITS: Final = {
     "cpu_share": 0.85,
     # reads with several token events over all reads, where the server's own events would not explain it
     "merged_reads_share": 0.1,
-    # loop lag p99 as a share of the median gap, but never below 3 ms (timers are whole milliseconds)
-    "loop_lag_of_gap": 0.5,
+    # loop lag p99 as a share of the median gap: beyond it events merge; never below 3 ms, as timers are whole ms
+    "loop_lag_of_gap": 1.0,
     "loop_lag_floor_s": 0.003,
     # dispatch lateness p99 as a share of the median TTFT, but never below 5 ms
     "lateness_of_ttft": 0.1,
@@ -41,8 +41,9 @@ def delivered_concurrency(records: Sequence[Record], begin_ns: int, end_ns: int)
     """Mean requests in flight over a window, from sent to end, warm-up and fill included."""
     if end_ns <= begin_ns:
         return float("nan")
-    starts = np.array([r.t_sent_ns or r.t_end_ns or 0 for r in records], np.int64)
-    ends = np.array([r.t_end_ns or end_ns for r in records], np.int64)
+    sent = [r for r in records if r.t_sent_ns is not None]
+    starts = np.array([r.t_sent_ns for r in sent], np.int64)
+    ends = np.array([end_ns if r.t_end_ns is None else r.t_end_ns for r in sent], np.int64)
     inside = np.minimum(ends, end_ns) - np.maximum(starts, begin_ns)
     return float(np.maximum(inside, 0).sum()) / (end_ns - begin_ns)
 

@@ -94,12 +94,16 @@ def arrivals(process: str, rate: float, duration_s: float, lengths: Lengths, *, 
     Raises:
         EndpointError: unknown process, or a rate, duration or cv that is not above 0.
     """
+    return Schedule(_arrive(process, rate, duration_s, cv, seed), lengths)
+
+
+def _arrive(process: str, rate: float, duration_s: float, cv: float, seed: int) -> Floats:
     if process not in ARRIVALS:
         raise EndpointError(f"unknown arrival process {process!r}; known: {', '.join(ARRIVALS)}")
     for name, value in (("rate", rate), ("duration", duration_s), ("cv", cv)):
         if not 0 < value < float("inf"):
             raise EndpointError(f"the {name} of an open load must be above 0, got {value:g}")
-    return Schedule(ARRIVALS[process](rate, duration_s, cv, np.random.default_rng(seed)), lengths)
+    return ARRIVALS[process](rate, duration_s, cv, np.random.default_rng(seed))
 
 
 def ramp(
@@ -113,13 +117,13 @@ def ramp(
     if low < 0 or high < 0 or low + high <= 0:
         raise EndpointError(f"a ramp goes between rates of at least 0, one above 0; got {low:g} to {high:g}")
     due = (low + high) / 2 * duration_s
-    unit = ARRIVALS[process](1.0, due, 1.0, np.random.default_rng(seed))
+    unit = _arrive(process, 1.0, due, 1.0, seed)
     slope = (high - low) / duration_s
     if slope == 0:
         return Schedule(unit / low, lengths)
     # low t + slope t^2 / 2 = unit, in the form that does not cancel
-    offsets = 2 * unit / (low + np.sqrt(np.maximum(low * low + 2 * slope * unit, 0.0)))
-    return Schedule(np.nan_to_num(offsets), lengths)
+    root = low + np.sqrt(np.maximum(low * low + 2 * slope * unit, 0.0))
+    return Schedule(np.divide(2 * unit, root, out=np.zeros_like(unit), where=root > 0), lengths)
 
 
 def replay(workload: Workload, *, time_scale: float = 1.0) -> Schedule:

@@ -123,6 +123,7 @@ class _Stream:
 
 STDIN: Final = 0
 STDOUT: Final = 1
+TLS_HELLO: Final = b"\x16\x03"
 # struct linger {on, 0 s}: close() sends a reset instead of an orderly end.
 RESET: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 
@@ -194,6 +195,10 @@ class _Mock:
             return
         now = monotonic_ns()
         client.inbox += data
+        if client.inbox.startswith(TLS_HELLO):
+            self._answer(client, 400, b"this is plain HTTP", "Connection: close\r\n")
+            self._drop(client)
+            return
         while True:
             end = client.inbox.find(b"\r\n\r\n")
             if end < 0:

@@ -56,7 +56,7 @@ def selfcheck(
             sweep = Sweep(
                 Endpoint(mock.url, "mock", key_env="GAMBREL_NO_KEY"),
                 (Closed(n, 32, TOKENS),),
-                num_requests=max(rounds * n, 16),
+                num_requests=max(rounds * n, 8),
                 processes=processes,
                 prompts=Prompts(verified=True),
                 metrics_urls=None,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from gambrel import __version__
 from gambrel.core.errors import EndpointError
+from gambrel.core.version import __version__
 from gambrel.measure.client import Client, Endpoint, Timeouts, new_event_loop
 from gambrel.measure.client_crew import Crew, LocalCrew, RemoteCrew
 from gambrel.measure.fidelity import fidelity
@@ -30,6 +30,7 @@ from gambrel.measure.results import recording_figures
 from gambrel.measure.scrape import Scraper
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from gambrel.core.workload import Workload
@@ -134,7 +135,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.levels:
             raise EndpointError("nothing to measure: give at least one concurrency or rate")
-        if self.repeats < 1 or self.duration_s <= 0 or (self.num_requests or 1) < 1:
+        if self.repeats < 1 or self.duration_s <= 0 or (self.num_requests is not None and self.num_requests < 1):
             raise EndpointError("repeats and requests must be at least 1, and the duration above 0")
         for level in self.levels:
             sizes = (level.concurrency,) if isinstance(level, Closed) else ()
@@ -157,9 +158,9 @@ class Progress:
     quota: int = 0
     failed: int = 0
     tokens: int = 0
+    tokens_before: int = 0
     began_ns: int = 0
-    time_left_s: float = float("nan")
-    delivered: float = 0.0
+    in_flight: Callable[[], int] | None = None
     ttft_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
 
@@ -383,6 +384,7 @@ class _Session:
         cores = max(1, (os.cpu_count() or 1) - 1)
         workers = self.sweep.processes or min(-(-streams // PER_PROCESS), cores)
         if workers == 1:
+            self.progress.in_flight = lambda: client.in_flight
             return LocalCrew(Driver(client, prompts, self.sink))
         crew = RemoteCrew(self.sink)
         await crew.open(
@@ -467,7 +469,7 @@ class _Session:
         lengths = Lengths.fixed(level.prompt_tokens, level.output_tokens)
         await crew.hold(label, level.concurrency, lengths, stagger, self.sweep.warm_s)
         quota = self.sweep.num_requests or max(50, 4 * level.concurrency)
-        p.phase, p.quota, p.began_ns = "measuring", quota, monotonic_ns()
+        p.phase, p.quota, p.began_ns, p.tokens_before = "measuring", quota, monotonic_ns(), p.tokens
         return await crew.measure(quota, self.sweep.duration_s)
 
     async def _open(self, crew: Crew, level: Open | Ramp | Replay, label: str) -> tuple[int, int, list[Vitals]]:
