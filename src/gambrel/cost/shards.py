@@ -28,6 +28,7 @@ class Kernel:
     """One matmul (or one read of vectors, with no FLOPs) that a rank runs ``repeats`` times in a step.
 
     ``num_bytes`` and ``flops_per_token`` are of one copy: for experts, of one expert and one routed token.
+    ``share`` of the step's tokens pass through it on this rank: less than 1 under data-parallel attention.
     ``math`` is the number format the tensor cores run in, ``weights`` the stored format or "" when unquantised.
     """
 
@@ -38,11 +39,16 @@ class Kernel:
     weights: str
     moe: MoE | None = None
     ep: int = 1
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What ``layers`` equal mixers do on one rank, per layer: bytes a token, FLOPs a pair, bytes of state."""
+    """What ``layers`` equal mixers do on one rank, per layer: bytes a token, FLOPs a pair, bytes of state.
+
+    Under data-parallel attention a rank holds its share of the sequences, so every figure is that share of one
+    sequence's: a mean over the sequences of the step.
+    """
 
     layers: int
     read_bytes_per_token: float
@@ -61,18 +67,23 @@ def check_parallel(deployment: Deployment) -> None:
         raise DeploymentError(
             f"ep={deployment.ep} must divide tp={deployment.tp}: experts are divided over the tensor-parallel ranks"
         )
+    if deployment.tp % deployment.attention_dp:
+        raise DeploymentError(
+            f"attention_dp={deployment.attention_dp} must divide tp={deployment.tp}: it splits the tensor-parallel ranks"
+        )
     if deployment.pp > deployment.model.num_layers:
         raise DeploymentError(f"pp={deployment.pp} exceeds the model's {deployment.model.num_layers} layers")
 
 
-def _on_rank(tensor: Tensor, layer: Layer | None, tp: int, ep: int) -> Tensor:
+def _on_rank(tensor: Tensor, layer: Layer | None, deployment: Deployment) -> Tensor:
     """One rank's share; with expert parallelism experts are divided first, then cut over what ranks remain."""
+    width = deployment.tp // deployment.attention_dp
     if layer is None:
-        return tensor.on_rank(tp)
+        return tensor.on_rank(width)
     if tensor.routed:
-        whole = replace(tensor, copies=-(-tensor.copies // ep))
-        return whole.on_rank(tp // ep)
-    return tensor.on_rank(tp, layer.mixer.kv_heads)
+        whole = replace(tensor, copies=-(-tensor.copies // deployment.ep))
+        return whole.on_rank(deployment.tp // deployment.ep)
+    return tensor.on_rank(width, layer.mixer.kv_heads)
 
 
 def _bytes_per_copy(tensor: Tensor, deployment: Deployment) -> float:
@@ -88,14 +99,16 @@ def _kernel(tensor: Tensor, deployment: Deployment, repeats: int, layer: Layer |
     quantised = tensor.keep_bits is None and fmt.quantises(tensor.role)
     per_copy = _bytes_per_copy(tensor, deployment)
     flops = 0.0 if tensor.role in {Role.VECTOR, Role.EXPERT_VECTOR, Role.EMBEDDING} else 2.0 * tensor.rows * tensor.cols
-    math_format, weights = (fmt.math, fmt.name) if quantised else (_SIXTEEN_BIT, "")
+    own = fmt.of_role(tensor.role)
+    math_format, weights = (own.math, own.name) if quantised else (_SIXTEEN_BIT, "")
     if tensor.routed and layer is not None and layer.moe is not None:
         # copies beyond one per expert (none today) are read and multiplied together with it
         per_expert = tensor.copies * deployment.ep / layer.moe.num_experts
         return Kernel(
             repeats, per_copy * per_expert, flops * per_expert, math_format, weights, layer.moe, deployment.ep
         )
-    return Kernel(repeats, per_copy * tensor.copies, flops * tensor.copies, math_format, weights)
+    share = 1.0 / deployment.attention_dp
+    return Kernel(repeats, per_copy * tensor.copies, flops * tensor.copies, math_format, weights, share=share)
 
 
 def _fused(layer: Layer, deployment: Deployment, repeats: int) -> list[Kernel]:
@@ -104,7 +117,7 @@ def _fused(layer: Layer, deployment: Deployment, repeats: int) -> list[Kernel]:
     vectors: dict[bool, Kernel] = {}
     last: Tensor | None = None
     for tensor in layer.tensors:
-        kernel = _kernel(_on_rank(tensor, layer, deployment.tp, deployment.ep), deployment, repeats, layer)
+        kernel = _kernel(_on_rank(tensor, layer, deployment), deployment, repeats, layer)
         if not kernel.flops_per_token:
             seen = vectors.get(tensor.routed)
             vectors[tensor.routed] = (
@@ -139,7 +152,7 @@ def rank_kernels(deployment: Deployment) -> tuple[Kernel, ...]:
     merged: dict[Kernel, int] = {}
     kernels = [k for n, layer in deployment.model.layers for k in _fused(layer, deployment, n)]
     kernels += [
-        _kernel(_on_rank(t, None, deployment.tp, 1), deployment, 1, None)
+        _kernel(_on_rank(t, None, deployment), deployment, 1, None)
         for t in deployment.model.tensors
         if t.role not in {Role.HEAD, Role.EMBEDDING}
     ]
@@ -151,30 +164,31 @@ def rank_kernels(deployment: Deployment) -> tuple[Kernel, ...]:
 
 def rank_head(deployment: Deployment) -> Kernel:
     """The matmul that makes logits on one rank; the embedding table itself when tied."""
-    return _kernel(_on_rank(deployment.model.head, None, deployment.tp, 1), deployment, 1, None)
+    return _kernel(_on_rank(deployment.model.head, None, deployment), deployment, 1, None)
 
 
 def rank_attention(deployment: Deployment) -> tuple[Attention, ...]:
     """The attention and recurrent state of every layer on one rank."""
-    tp, kv = deployment.tp, deployment.kv_format
+    groups, kv = deployment.attention_dp, deployment.kv_format
+    tp = deployment.tp // groups
 
-    def on_rank(elements: int, mixer: Mixer) -> float:
+    def read_elsewhere(mixer: Mixer) -> float:
         parts = min(tp, mixer.kv_heads)
-        scales = kv.scale_bytes * -(-mixer.kv_heads // parts) if elements else 0
-        return float(-(-elements // parts) * kv.element_bytes + scales)
+        return float(-(-mixer.shared_kv_elements // parts) * kv.element_bytes)
 
     found = []
     for n, mixer in deployment.model.all_mixers():
-        share = -(-mixer.num_heads // tp) / mixer.num_heads if mixer.num_heads else 1.0 / tp
+        held = float(mixer.bytes_per_token_on_rank(kv, tp))
+        share = (-(-mixer.num_heads // tp) / mixer.num_heads if mixer.num_heads else 1.0 / tp) / groups
         found.append(
             Attention(
                 layers=n,
-                read_bytes_per_token=on_rank(mixer.read_elements, mixer),
-                held_bytes_per_token=on_rank(mixer.kv_elements, mixer),
+                read_bytes_per_token=held + read_elsewhere(mixer),
+                held_bytes_per_token=held,
                 decode_flops_per_pair=mixer.decode_flops_per_pair * share,
                 prefill_flops_per_pair=mixer.prefill_flops_per_pair * share,
-                flops_per_token=mixer.decode_flops_per_token / tp,
-                state_bytes=mixer.state_bytes / tp,
+                flops_per_token=mixer.decode_flops_per_token / deployment.tp,
+                state_bytes=mixer.state_bytes / deployment.tp,
                 window=mixer.window,
                 span=mixer.span,
             )
@@ -192,12 +206,12 @@ def fullest_rank_bytes(deployment: Deployment) -> float:
         n * _bytes_per_copy(cut, deployment) * cut.copies
         for n, layer in model.layers
         for tensor in layer.tensors
-        for cut in (_on_rank(tensor, layer, deployment.tp, deployment.ep),)
+        for cut in (_on_rank(tensor, layer, deployment),)
     )
     outside = [
         (tensor, _bytes_per_copy(cut, deployment) * cut.copies)
         for tensor in model.tensors
-        for cut in (_on_rank(tensor, None, deployment.tp, 1),)
+        for cut in (_on_rank(tensor, None, deployment),)
     ]
     if deployment.pp == 1:
         return layers + sum(size for _, size in outside)
