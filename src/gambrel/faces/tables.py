@@ -205,7 +205,7 @@ def best_of_each(plan: Plan) -> list[Candidate]:
     seen = {plan.chosen.deployment.accelerator.name}
     for c in plan.alternatives:
         name = c.deployment.accelerator.name
-        if name not in seen:
+        if name not in seen and c.stage != "fits":
             seen.add(name)
             shown.append(c)
     rest = [c for c in plan.alternatives if c.feasible and c not in shown]
@@ -216,35 +216,34 @@ def best_of_each(plan: Plan) -> list[Candidate]:
     return shown
 
 
-def plan_tables(plan: Plan) -> list[RenderableType]:
-    """The answer, why, against what, and what next."""
+def too_small(plan: Plan) -> list[Candidate]:
+    """Shapes of accelerators on which no shape of the search fits, the nearest to fitting first."""
+    others = {c.deployment.accelerator.name for c in (plan.chosen, *plan.alternatives) if c.stage != "fits"}
+    return [c for c in plan.alternatives if c.deployment.accelerator.name not in others]
+
+
+def answer_table(plan: Plan) -> Table:
+    """What to rent and how to start it."""
     c, d = plan.chosen, plan.chosen.deployment
-    pricing = c.pricing
-    blocks: list[RenderableType] = []
-    answer = [
-        (
-            "rent",
-            f"{d.num_gpus} x {d.accelerator.title}: {d.replicas} replica{'s' if d.replicas > 1 else ''} of tp {d.tp}",
-        ),
+    rows = [
+        ("rent", f"{d.num_gpus} x {d.accelerator.title}: {d.replicas} replica{'s'[: d.replicas > 1]} of tp {d.tp}"),
         ("formats", f"weights {d.weights}, KV cache {d.kv}"),
         ("limits", f"max_num_seqs {d.max_num_seqs}, max_num_batched_tokens {d.max_num_batched_tokens}"),
     ]
-    if pricing is not None and d.accelerator.price is not None:
-        prompt, output = human.per_mtok(pricing.usd_per_mtok_input), human.per_mtok(pricing.usd_per_mtok_output)
-        answer += [
-            ("cost", f"{human.per_hour(pricing.usd_per_hour)} ({d.accelerator.price.basis})"),
-            (
-                "",
-                f"{prompt} input, {output} output, by share of busy time at the log's load",
-            ),
+    if c.pricing is not None and d.accelerator.price is not None:
+        prompt, output = human.per_mtok(c.pricing.usd_per_mtok_input), human.per_mtok(c.pricing.usd_per_mtok_output)
+        rows += [
+            ("cost", f"{human.per_hour(c.pricing.usd_per_hour)} ({d.accelerator.price.basis})"),
+            ("", f"{prompt} input, {output} output, by share of busy time at the log's load"),
         ]
-    answer += [("launch", plan.launch), ("basis", plan.basis)]
-    blocks += [
-        facts(f"plan for {plan.workload}: {plan.num_requests:,} requests, {plan.rate_rps:.3g}/s", answer),
-        Text(),
-    ]
+    rows += [("launch", plan.launch), ("basis", plan.basis)]
+    return facts(f"plan for {plan.workload}: {plan.num_requests:,} requests, {plan.rate_rps:.3g}/s", rows)
+
+
+def objective_rows(plan: Plan) -> list[list[str]]:
+    """Each objective: limit, reached, interval, margin, where it breaks."""
     rows = []
-    for v in c.verdicts:
+    for v in plan.chosen.verdicts:
         low, high = plan.intervals.get(v.objective.name, (float("nan"), float("nan")))
         breaks = plan.breaks_at.get(v.objective.name, float("inf"))
         rows.append(
@@ -257,57 +256,68 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
                 f"{breaks:.2f}x load" if math.isfinite(breaks) else "beyond 4x",
             ]
         )
-    blocks += [grid("objectives", ["", "limit", "reached", "80 % interval", "margin", "breaks at"], rows), Text()]
+    return rows
+
+
+def against_table(plan: Plan) -> Table:
+    """What fits nowhere, the biggest GPU, and what a demo would have bought."""
+    rows = []
+    small = too_small(plan)
+    if small:
+        names = ", ".join(dict.fromkeys(x.deployment.accelerator.name for x in small))
+        rows.append(("too small", f"{names}; nearest {small[0].deployment.label}: {small[0].lost_because}"))
+    b = plan.biggest_gpu
+    if b is not None and b is plan.chosen:
+        rows.append(("biggest GPU", "it is the right one here"))
+    elif b is not None and b.feasible:
+        extra, idle = human.per_hour(plan.biggest_gpu_extra_usd_per_hour), human.percent(b.idle_share)
+        text = f"{b.deployment.label} holds too, for {extra} more; {idle} of what it can carry stays unused"
+        rows.append(("biggest GPU", text))
+    elif b is not None:
+        rows.append(("biggest GPU", f"{b.deployment.label}: {b.lost_because}"))
+    demo = plan.demo_plan
+    name = "" if demo is None else f"{demo.deployment.label}; under the real log: "
+    rows.append(("a demo buys", f"{name}{plan.demo_plan_hits}"))
+    return facts("against", rows)
+
+
+def last_column_left(table: Table) -> Table:
+    """Words in the last column."""
+    table.columns[-1].justify = "left"
+    return table
+
+
+def plan_tables(plan: Plan) -> list[RenderableType]:
+    """The answer, why, against what, and what next."""
+    c = plan.chosen
+    blocks: list[RenderableType] = [
+        answer_table(plan),
+        "",
+        grid("objectives", ["", "limit", "reached", "80 % interval", "margin", "breaks at"], objective_rows(plan)),
+        "",
+    ]
     unlimited = [m for m in ("ttft", "tpot") if not any(v.objective.metric in {m, "e2e"} for v in c.verdicts)]
     if unlimited:
         reached = ", ".join(f"{m}.p95 reaches {human.seconds(c.latency[m].p95)}" for m in unlimited)
-        blocks += [Text(f"without an objective: {reached}; add one to bound it"), Text()]
+        blocks += [f"without an objective: {reached}; add one to bound it", ""]
     columns = ["deployment", "$/h", "$/Mtok", "unused", "margin", "why not"]
-    table = grid("candidates: the best of each accelerator", columns, [candidate_row(x) for x in best_of_each(plan)])
-    table.columns[-1].justify = "left"
-    blocks += [table, Text()]
-    if plan.biggest_gpu is not None:
-        b = plan.biggest_gpu
-        if b is plan.chosen:
-            text = "the biggest GPU of the search is the right one here"
-        elif b.feasible:
-            extra, idle = human.per_hour(plan.biggest_gpu_extra_usd_per_hour), human.percent(b.idle_share)
-            text = f"{b.deployment.label} holds too, for {extra} more; {idle} of what it can carry stays unused"
-        else:
-            text = f"{b.deployment.label}: {b.lost_because}"
-        blocks += [facts("", [("biggest GPU", text)])]
-    demo = plan.demo_plan
-    demo_text = (
-        plan.demo_plan_hits if demo is None else f"{demo.deployment.label}; under the real log: {plan.demo_plan_hits}"
-    )
-    blocks += [facts("", [("a demo would buy", demo_text)]), Text()]
-    cell_rows = [
+    rows = [candidate_row(x) for x in best_of_each(plan)]
+    cells = [
         [x.label, human.seconds(x.ttft_p95_s), human.seconds(x.tpot_p95_s), human.seconds(x.e2e_p95_s),
          f"{x.tokens_per_s:,.0f}", human.percent(x.kv_usage_max), x.hides]
         for x in plan.cells
     ]  # fmt: skip
-    cell_table = grid(
-        "demo against production, on the chosen deployment (p95)",
-        ["", "TTFT", "TPOT", "E2E", "tok/s", "KV max", "what it hides"],
-        cell_rows,
-    )
-    cell_table.columns[-1].justify = "left"
-    blocks += [cell_table, Text()]
+    heads = ["", "TTFT", "TPOT", "E2E", "tok/s", "KV max", "what it hides"]
+    blocks += [
+        last_column_left(grid("candidates: the best of each accelerator", columns, rows)),
+        "",
+        against_table(plan),
+        "",
+        last_column_left(grid("demo against production, on the chosen deployment (p95)", heads, cells)),
+        "",
+    ]
     if plan.cheaper_fixes:
         fix_rows = [[f.change, human.per_hour(f.usd_per_hour), f.effect] for f in plan.cheaper_fixes]
-        fix_table = grid("before an upgrade", ["change", "cost", "effect"], fix_rows)
-        fix_table.columns[-1].justify = "left"
-        blocks += [fix_table, Text()]
-    blocks += [
-        facts(
-            "",
-            [
-                ("measure next", plan.measure_next),
-                (
-                    "searched",
-                    f"{plan.num_considered:,} settings, {plan.num_simulated:,} simulated, {plan.wall_s:.1f} s",
-                ),
-            ],
-        )
-    ]
-    return blocks
+        blocks += [last_column_left(grid("before an upgrade", ["change", "cost", "effect"], fix_rows)), ""]
+    done = f"{plan.num_considered:,} settings, {plan.num_simulated:,} simulated, {plan.wall_s:.1f} s"
+    return [*blocks, facts("next", [("measure", plan.measure_next), ("searched", done)])]

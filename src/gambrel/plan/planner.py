@@ -133,7 +133,7 @@ def losers(
                 candidate = with_idle_share(replace(trial, candidate=candidate), load).candidate
         rows.append(candidate)
     rows.sort(key=lambda c: (not c.feasible, c.usd_per_hour, c.deployment.label))
-    gone = sorted(found.ruled_out, key=lambda c: (c.stage == "fits", c.deployment.label))
+    gone = sorted(found.ruled_out, key=lambda c: (c.stage == "fits", -c.memory.kv_cache_bytes, c.deployment.label))
     return (*rows, *gone)
 
 
