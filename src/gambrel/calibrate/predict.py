@@ -136,7 +136,7 @@ class Predictor:
     def _compiled(self, deployment: Deployment) -> tuple[StepTable, int, CostModel]:
         """(step table, KV blocks, cost model) of a deployment, kept for the next row of the same settings."""
         d = deployment
-        key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.weights, d.kv, d.engine, d.engine_version,
+        key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.engine, d.engine_version,
                d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization)  # fmt: skip
         if key not in self._tables:
             priced = self._price(d.with_(replicas=1))

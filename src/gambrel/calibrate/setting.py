@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from gambrel.calibrate.names import Models, engine_key, engine_version, kv_name, weights_name
 from gambrel.core.deployment import Deployment
 from gambrel.core.units import GIB
+from gambrel.cost.shards import fullest_rank_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +48,8 @@ def layout(row: Row, accelerator: Accelerator) -> Layout:
     over the very ranks of the tensor-parallel group (``n_gpus = ep^2``), and attention data parallelism written as
     ``tp = 1``, where the experts still span all ranks.
     """
-    said = re.search(r"attention_dp=(\d+)", row.notes)
-    attention_dp = int(said.group(1)) if said else 1
+    said = re.search(r"attention_dp=(\d+)|DEP(\d+)", row.notes)
+    attention_dp = int(said.group(1) or said.group(2)) if said else 1
     gpus, tp, pp, ep = row.num_gpus, row.tp, row.pp or 1, row.ep or 1
     if ep > 1 and gpus == ep * ep and tp in {1, gpus} and gpus > ep:
         gpus, tp = ep, ep
@@ -59,6 +60,8 @@ def layout(row: Row, accelerator: Accelerator) -> Layout:
         tp = accelerator.max_tp
     if tp is not None and tp % ep:
         ep = 1
+    if tp is None or tp % attention_dp:
+        attention_dp = 1
     return Layout(gpus, tp, pp, ep, attention_dp)
 
 
@@ -105,12 +108,25 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         sequences = max(row.max_num_seqs, 1)
     if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
         sequences = max(sequences, round(row.load))
+    if placed.attention_dp > 1:  # the limits are those of one group
+        sequences, tokens = sequences * placed.attention_dp, tokens * placed.attention_dp
     base = Deployment(
         model, accelerator, pp=placed.pp, weights=weights, kv=kv, engine=engine, engine_version=version or "0",
         max_num_seqs=sequences, max_num_batched_tokens=max(tokens, sequences), gpu_memory_utilization=share,
     )  # fmt: skip
     widths = (placed.tp,) if placed.tp is not None else (1, 2, 4, 8)
     most = placed.tp or min(placed.gpus, _WIDEST, accelerator.max_tp)
-    return [
-        base.with_(tp=tp, ep=placed.ep, replicas=max(1, placed.gpus // (tp * placed.pp))) for tp in widths if tp <= most
+    options = [
+        base.with_(
+            tp=tp, ep=placed.ep, attention_dp=placed.attention_dp, replicas=max(1, placed.gpus // (tp * placed.pp))
+        )
+        for tp in widths
+        if tp <= most
     ]
+    return [_given_memory(d) for d in options] if engine == "tensorrt-llm" else options
+
+
+def _given_memory(deployment: Deployment) -> Deployment:
+    """TensorRT-LLM's rule of memory: 90 % of what is free once weights and activations are there goes to the cache."""
+    weights = fullest_rank_bytes(deployment) / deployment.accelerator.memory_bytes
+    return deployment.with_(gpu_memory_utilization=min(0.99, 0.9 + 0.1 * weights))

@@ -1,8 +1,8 @@
 """What a deployment *is*: a model on accelerators with an engine's settings, named as vLLM names them.
 
 Defaults stand for vLLM's V1 engine (0.19 and later): ``gpu_memory_utilization`` 0.9, ``block_size`` 16, chunked
-prefill on, ``max_num_seqs`` 256. ``max_num_batched_tokens`` there depends on device and entry point; the planner
-searches it.
+prefill and prefix caching on, ``max_num_seqs`` 256. ``max_num_batched_tokens`` there depends on device and entry
+point; the planner searches it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ __all__ = ["Deployment"]
 class Deployment:
     """A model on a fleet of equal replicas; every field is a choice that a plan can make.
 
-    ``tp`` x ``pp`` accelerators make one replica. ``policy`` names the engine's scheduling rule.
+    ``tp`` x ``pp`` accelerators make one replica. ``attention_dp`` divides the ``tp`` ranks into as many groups that
+    each attend for their own sequences with their own copy of the attention (and shared) weights, while experts stay
+    spread over all ranks: vLLM's and SGLang's data-parallel attention, TensorRT-LLM's ``enable_attention_dp``.
+    ``policy`` names the engine's scheduling rule.
     ``prefill_chunk`` of None means ``max_num_batched_tokens``.
     """
 
@@ -33,6 +36,7 @@ class Deployment:
     tp: int = 1
     pp: int = 1
     ep: int = 1
+    attention_dp: int = 1
     replicas: int = 1
     weights: str = "bf16"
     kv: str = "bf16"
@@ -46,10 +50,12 @@ class Deployment:
     block_size: int = 16
     chunked_prefill: bool = True
     cuda_graphs: bool = True
+    prefix_caching: bool = True
     routing: str = "round_robin"
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "ep", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        whole = ("tp", "pp", "ep", "attention_dp", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size")
+        for name in whole:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise DeploymentError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -95,4 +101,5 @@ class Deployment:
         """A short unambiguous name, e.g. ``2 x h100-sxm tp2 fp8``."""
         kv = "" if self.kv == "bf16" else f" kv-{self.kv}"
         parallel = f" tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "") + (f" ep{self.ep}" if self.ep > 1 else "")
+        parallel += f" dp{self.attention_dp}" if self.attention_dp > 1 else ""
         return f"{self.replicas} x {self.accelerator.name}{parallel} {self.weights}{kv}"

@@ -78,6 +78,8 @@ class Efficiency:
         pcie_alpha_s, pcie_bw: the same where ranks only meet over PCIe.
         pcie_sharing: over PCIe ``p`` ranks reach ``(2/p)^pcie_sharing`` of what two do: they share the host.
         reserve_bytes: device memory taken by context and communicators.
+        request_s: seconds of a request outside the steps: its way in, tokenising, the first token's way out.
+        wait_steps: steps a request waits on average until the engine looks at its queue.
         basis: one phrase for people: what the constants stand on.
         spread: one-sigma relative error of a predicted step (log scale), for intervals.
     """
@@ -103,6 +105,8 @@ class Efficiency:
     pcie_bw: float = 1.0
     pcie_sharing: float = 0.0
     reserve_bytes: float = 0.0
+    request_s: float = 0.0
+    wait_steps: float = 0.0
     basis: str = "spec sheet"
     spread: float = 0.0
 
@@ -131,6 +135,39 @@ class Efficiency:
     def with_(self, **changes: Any) -> Efficiency:
         """The same constants with some changed."""
         return replace(self, **changes)
+
+    def scaled(
+        self, *, bandwidth: float = 1.0, compute: float = 1.0, kv: float = 1.0, experts: float = 1.0, wire: float = 1.0
+    ) -> Efficiency:
+        """The same kernels under other software: every rate times a factor, and never above its peak.
+
+        Args:
+            bandwidth: on the bandwidth that matmuls reach.
+            compute: on the FLOP/s of matmuls and of prefill attention.
+            kv: on the bandwidth of decode attention.
+            experts: on both rates of grouped expert matmuls, beside ``bandwidth`` and ``compute``.
+            wire: on the bandwidth of collectives; their latency is divided by it.
+        """
+
+        def times(matmul: Matmul, rate: float) -> Matmul:
+            return replace(
+                matmul,
+                mfu_max=min(1.0, matmul.mfu_max * compute * rate),
+                bw_max=min(1.0, matmul.bw_max * bandwidth * rate),
+            )
+
+        return replace(
+            self,
+            matmul=tuple((name, times(m, 1.0)) for name, m in self.matmul),
+            grouped=tuple((name, times(m, experts)) for name, m in self.grouped or self.matmul),
+            kv_bw_max=min(1.0, self.kv_bw_max * kv),
+            kv_sqrt=self.kv_sqrt / kv,
+            prefill_mfu_max=min(1.0, self.prefill_mfu_max * compute),
+            allreduce_alpha_s=self.allreduce_alpha_s / wire,
+            allreduce_bw=min(1.0, self.allreduce_bw * wire),
+            pcie_alpha_s=self.pcie_alpha_s / wire,
+            pcie_bw=min(1.0, self.pcie_bw * wire),
+        )
 
 
 def ideal() -> Efficiency:

@@ -37,20 +37,23 @@ window; charging a long window in full to every short sequence would be worse th
 
 
 def _layer_activation_bytes(layer: Layer, deployment: Deployment) -> float:
-    """Bytes per token alive inside one layer's widest part on one rank: FFN in and out, or expert buffers."""
-    hidden = deployment.model.hidden_size
+    """Bytes per token alive inside one layer's widest part on one rank: FFN in and out, or expert buffers.
+
+    Under data-parallel attention a rank has its share of the tokens but for the experts, which it has of all.
+    """
+    hidden, groups = deployment.model.hidden_size, deployment.attention_dp
     widths: dict[int, int] = {}
     for tensor in layer.tensors:
         if tensor.role is Role.LINEAR:
-            cut = tensor.on_rank(deployment.tp, layer.mixer.kv_heads)
+            cut = tensor.on_rank(deployment.tp // groups, layer.mixer.kv_heads)
             widths[cut.rows] = widths.get(cut.rows, 0) + cut.rows
     dense = max(widths.values(), default=0)
     widest = max(widths, default=0)
     routed = 0.0
     if layer.moe is not None:
         inner = max((t.rows for t in layer.tensors if t.role is Role.EXPERT), default=0)
-        routed = layer.moe.top_k * (3 * inner / deployment.tp + hidden)
-    return _ACTIVATION_BYTES * (max(dense + widest, routed) + _RESIDUALS * hidden)
+        routed = layer.moe.top_k * (3 * inner / deployment.tp + hidden / deployment.ep)
+    return _ACTIVATION_BYTES * (max((dense + widest) / groups, routed) + _RESIDUALS * hidden / groups)
 
 
 def activation_bytes(deployment: Deployment) -> float:
@@ -58,7 +61,7 @@ def activation_bytes(deployment: Deployment) -> float:
     model = deployment.model
     layer = max((_layer_activation_bytes(layer, deployment) for _, layer in model.layers), default=0.0)
     rows = min(deployment.max_num_seqs, deployment.max_num_batched_tokens)
-    logits = rows * model.vocab_size * _LOGIT_BYTES * _LOGIT_COPIES
+    logits = rows / deployment.attention_dp * model.vocab_size * _LOGIT_BYTES * _LOGIT_COPIES
     return deployment.max_num_batched_tokens * layer + logits
 
 

@@ -123,6 +123,7 @@ class Roofline:
         bandwidth = eff.bw_max * self._deployment.accelerator.memory_bandwidth
         some = (tokens > 0).astype(np.float64)
         if kernel.moe is None:
+            tokens = tokens * kernel.share
             half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
             compute = kernel.flops_per_token / peak * (tokens + eff.mfu_half_tokens * some)
             return compute, some * ((kernel.num_bytes + half) / bandwidth)
@@ -156,8 +157,11 @@ class Roofline:
         d = self._deployment
         message = tokens * (d.model.hidden_size * _ACTIVATION_BYTES)
         reduces = 1 + sum(n * layer.all_reduces for n, layer in d.model.layers)
-        inner = wire(d.accelerator, d.tp, self.efficiency)
-        seconds = reduces * all_reduce_s(message, d.tp, inner)
+        width = d.tp // d.attention_dp
+        seconds = reduces * all_reduce_s(message / d.attention_dp, width, wire(d.accelerator, width, self.efficiency))
+        if d.attention_dp > 1:  # experts see the tokens of every group, and each group gets its own back
+            mixtures = sum(n for n, layer in d.model.layers if layer.moe is not None)
+            seconds = seconds + 2 * mixtures * all_gather_s(message, d.tp, wire(d.accelerator, d.tp, self.efficiency))
         if d.pp > 1:
             seconds = seconds + (d.pp - 1) * send_s(message, self.link)
         return np.asarray(seconds, dtype=np.float64)
@@ -166,7 +170,7 @@ class Roofline:
         """Host seconds of a step, and small operations of every layer: a floor, or vectors through memory."""
         d, eff = self._deployment, self.efficiency
         vector = d.model.hidden_size * _ACTIVATION_BYTES / d.accelerator.memory_bandwidth
-        passes = eff.layer_passes + eff.layer_passes_tp / d.tp
+        passes = eff.layer_passes / d.attention_dp + eff.layer_passes_tp / d.tp
         small = np.maximum(eff.layer_s, tokens * (passes * vector))
         return np.asarray((eff.step_s + d.model.num_layers * small) * (tokens > 0))
 
@@ -198,9 +202,11 @@ class Roofline:
             lines[17] += n * part.flops_per_token / (eff.decode_attention_mfu * peak)
         lines[14] = eff.seq_s
         lines[15] = 1.0 if self.form == "max" else 0.0
-        if d.tp > 1:
-            inner = wire(d.accelerator, d.tp, eff)
-            lines[16] = all_gather_s(d.model.vocab_size * _ACTIVATION_BYTES, d.tp, inner) - inner.alpha_s
+        width = d.tp // d.attention_dp
+        if width > 1:
+            inner = wire(d.accelerator, width, eff)
+            row = d.model.vocab_size * _ACTIVATION_BYTES / d.attention_dp
+            lines[16] = all_gather_s(row, width, inner) - inner.alpha_s
         return lines
 
     # -- the cost model --------------------------------------------------------------------------

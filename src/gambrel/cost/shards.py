@@ -174,11 +174,11 @@ def rank_attention(deployment: Deployment) -> tuple[Attention, ...]:
 
     def read_elsewhere(mixer: Mixer) -> float:
         parts = min(tp, mixer.kv_heads)
-        return float(-(-mixer.shared_kv_elements // parts) * kv.element_bytes)
+        return float(-(-mixer.shared_kv_elements // parts) * kv.element_bytes) / groups
 
     found = []
     for n, mixer in deployment.model.all_mixers():
-        held = float(mixer.bytes_per_token_on_rank(kv, tp))
+        held = mixer.bytes_per_token_on_rank(kv, tp) / groups
         share = (-(-mixer.num_heads // tp) / mixer.num_heads if mixer.num_heads else 1.0 / tp) / groups
         found.append(
             Attention(
