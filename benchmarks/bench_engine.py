@@ -104,6 +104,33 @@ def closed(table: StepTable, limits: Limits) -> None:
         )
 
 
+def prefixes(table: StepTable, limits: Limits) -> None:
+    """A system prompt of 512 tokens, then sessions of four turns that grow by 16 blocks each."""
+    prompt, output = LOADS["short chat"]
+    workload = poisson(REQUESTS, SHARE * saturation_rate(table, limits, prompt, output), prompt, output)
+    turn = np.arange(REQUESTS) % 4
+    tokens = 512 + 256 * (turn + 1)
+    blocks = tokens // 16
+    offsets = np.concatenate([[0], np.cumsum(blocks)])
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], blocks)
+    session = np.repeat(np.arange(REQUESTS) // 4, blocks)
+    hashes = np.where(place < 32, place, session * 1000 + place)
+    workload = replace(
+        workload, prompt_tokens=tokens, prefix_blocks=hashes, prefix_offsets=offsets, prefix_block_tokens=16
+    )
+    for name, each in (("no prefix cache", replace(limits, prefix_caching=False)), ("prefix cache", limits),
+                       ("prefix cache, 5,000 blocks", replace(limits, num_kv_blocks=5000))):  # fmt: skip
+        start = time.perf_counter()
+        replay(table, each, workload.take(slice(0, REQUESTS)))
+        once = time.perf_counter() - start
+        seconds, played = best(table, each, workload)
+        ratio = float(played.requests.cached.sum() / workload.prompt_tokens.sum())
+        print(
+            f"{name:27s} hit ratio {ratio:5.3f} {REQUESTS / seconds / 1e6:6.2f} M requests/s, "
+            f"{REQUESTS / once / 1e6:5.2f} M with the tree  target 1: ratio {REQUESTS / seconds / 1e6:5.2f}"
+        )
+
+
 def memory(table: StepTable, limits: Limits) -> None:
     """Bytes a request while replaying, the workload's own three columns included."""
     prompt, output = LOADS["short chat"]
@@ -151,6 +178,7 @@ def main() -> None:
         load(table, limits, name)
     routed(table, limits)
     closed(table, limits)
+    prefixes(table, limits)
     memory(table, limits)
     cold()
 

@@ -118,6 +118,7 @@ class Run:
         arrival_s, scheduled_s, first_token_s, last_token_s: NaN where a request failed or never got there.
         prompt_tokens, output_tokens: int64.
         preemptions: int64 times a request was evicted and recomputed.
+        cached_tokens: int64 prompt tokens found in a prefix cache when first scheduled, or None where nobody counted.
         replica: int64 which replica served it.
         itl: pooled gaps between tokens.
         busy_s: seconds of engine steps, summed over replicas.
@@ -149,6 +150,7 @@ class Run:
     batch_max: int
     kv_usage_mean: float
     kv_usage_max: float
+    cached_tokens: Ints | None = None
     replicas: int = 1
     series: Series | None = None
     origin: str = "simulated"
@@ -209,6 +211,13 @@ class Run:
     def num_preemptions(self) -> int:
         """Evictions in all."""
         return int(self.preemptions.sum())
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of prompt tokens found in a prefix cache, vLLM's prefix cache hits over queries; NaN if uncounted."""
+        if self.cached_tokens is None:
+            return float("nan")
+        return float(self.cached_tokens.sum()) / float(self.prompt_tokens.sum())
 
     @property
     def utilisation(self) -> float:

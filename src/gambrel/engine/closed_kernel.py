@@ -76,10 +76,11 @@ def serve_closed(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
-    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
+    hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
-    histogram: Any, bits: Any, bits_int: Any, samples: Any,
+    histogram: Any, bits: Any, bits_int: Any, samples: Any, cache: Any,
 ) -> None:  # fmt: skip
     """Serve the rows of ``line`` in order, ``users`` of them at most in the system; makes their ``arrival``.
 
@@ -123,9 +124,10 @@ def serve_closed(
                 linear, linear_compute, linear_weights, collective, overhead,
                 head, head_compute, head_weights, lines, window,
                 max_num_seqs, max_num_batched_tokens, num_kv_blocks, block_size,
-                chunked_prefill, reserve_full_prompt, watermark_blocks,
+                chunked_prefill, reserve_full_prompt, watermark_blocks, prefix_caching,
                 arrival, prompt, output, follow, scheduled, first, last, preemptions,
-                ints, floats, slots, token_s, ring, crossings, offsets, histogram, bits, bits_int, samples,
+                hits, units, unit_offsets, unit_sizes,
+                ints, floats, slots, token_s, ring, crossings, offsets, histogram, bits, bits_int, samples, cache,
             )  # fmt: skip
             for k in range(ints[r, FINISHED] - before):
                 asks = floats[r, CLOCK]

@@ -24,6 +24,7 @@ from typing import Any
 from numba import njit
 
 from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.cache_kernel import append, cover, join, match, release, take, unlink
 from gambrel.engine.compiled import compiled
 from gambrel.engine.state import (
     AFTER,
@@ -40,6 +41,7 @@ from gambrel.engine.state import (
     CONTEXT,
     CONTEXT_WINDOWED,
     DECODES,
+    ENDED,
     FINISH,
     FINISHED,
     FREE_BLOCKS,
@@ -50,12 +52,14 @@ from gambrel.engine.state import (
     LAST_FINISHED,
     NEVER,
     NEXT,
+    NUM_ADMITTED,
     NUM_BUCKETS,
     NUM_SAMPLES,
     NUM_SAMPLES_MAX,
     NUM_SEEN,
     NUM_STARTED,
     OFFSET,
+    ORDER,
     PART_S,
     PARTIAL,
     PARTIAL_DONE,
@@ -118,16 +122,17 @@ def sample(
     return time
 
 
-@compiled(step_parts, pairs_within, sample)
+@compiled(step_parts, pairs_within, sample, append, unlink, take, match, join, cover, release)
 def advance(
     replica: int, until: float, pause: bool,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
-    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
+    hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
-    histogram: Any, bits: Any, bits_int: Any, samples: Any,
+    histogram: Any, bits: Any, bits_int: Any, samples: Any, cache: Any,
 ) -> None:  # fmt: skip
     """Run every step that starts before ``until``, with the requests now in the replica's waiting line.
 
@@ -177,12 +182,11 @@ def advance(
             victim = tail
             tail = slots[replica, BEFORE, victim]
             admit = False
+            cached = done
             if victim == partial:
-                free += (done + block_size - 1) // block_size
                 partial = -1
             else:
                 cached = step + slots[replica, OFFSET, victim]
-                free += (cached + block_size - 1) // block_size
                 offsets[replica, slots[replica, BUCKET, victim]] -= 1
                 if slots[replica, BUCKET, victim] == phase:
                     need -= 1
@@ -208,10 +212,18 @@ def advance(
                 slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - (
                     slots[replica, FINISH, victim] - step + 1
                 )
+            if prefix_caching:
+                free += release(
+                    replica, victim, cached, block_size, False, ints, slots, cache, units, unit_offsets, unit_sizes
+                )
+            else:
+                free += (cached + block_size - 1) // block_size
             preemptions[slots[replica, REQUEST, victim]] += 1
             slots[replica, STACK, preempted] = victim
             preempted += 1
         free -= need
+        if prefix_caching and need > 0:
+            take(replica, need, ints, cache)
 
         budget = max_num_batched_tokens - decodes
         running = decodes
@@ -227,7 +239,13 @@ def advance(
                 blocks = (done + chunk + block_size - 1) // block_size - (done + block_size - 1) // block_size
                 if blocks > free:
                     # It is the last of the running, so it gives way itself.
-                    free += (done + block_size - 1) // block_size
+                    if prefix_caching:
+                        free += release(
+                            replica, partial, done, block_size, False,
+                            ints, slots, cache, units, unit_offsets, unit_sizes,
+                        )  # fmt: skip
+                    else:
+                        free += (done + block_size - 1) // block_size
                     tail = slots[replica, BEFORE, partial]
                     admit = False
                     preemptions[slots[replica, REQUEST, partial]] += 1
@@ -244,6 +262,13 @@ def advance(
                     if windowed:
                         pairs_windowed = _pairs(done, chunk, window)
                     done += chunk
+                    if prefix_caching:
+                        take(replica, blocks, ints, cache)
+                        cover(
+                            replica, partial, done // block_size,
+                            prompt[slots[replica, REQUEST, partial]] // block_size,
+                            slots, cache, units, unit_offsets, unit_sizes,
+                        )  # fmt: skip
                     if done == target:
                         slots[replica, FRESH, 0] = partial
                         completed = 1
@@ -254,19 +279,31 @@ def advance(
             while budget > 0 and running < max_num_seqs:
                 if preempted > 0:
                     slot = slots[replica, STACK, preempted - 1]
-                    tokens = prompt[slots[replica, REQUEST, slot]] + slots[replica, GENERATED, slot]
+                    i = slots[replica, REQUEST, slot]
+                    tokens = prompt[i] + slots[replica, GENERATED, slot]
                 elif waiting >= 0 and arrival[waiting] <= clock:
                     slot = -1
-                    tokens = prompt[waiting]
+                    i = waiting
+                    tokens = prompt[i]
                 else:
                     break
-                if tokens > budget and not chunked_prefill:
+                found = 0  # blocks in the cache
+                evictable = 0  # of these, free now
+                hit = 0  # tokens that need no computing; the last block is computed again if all is there
+                known = prefix_caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
+                if known:
+                    found, evictable = match(
+                        replica, i, slot, prompt[i] // block_size, cache, units, unit_offsets, unit_sizes
+                    )
+                    hit = min(found, (tokens - 1) // block_size) * block_size
+                if tokens - hit > budget and not chunked_prefill:
                     break
-                chunk = min(tokens, budget)
-                blocks = (chunk + block_size - 1) // block_size
+                chunk = min(tokens - hit, budget)
+                blocks = (hit + chunk + block_size - 1) // block_size - found
                 room = blocks
-                if chunk < tokens and reserve_full_prompt:
-                    room = (tokens + block_size - 1) // block_size
+                if hit + chunk < tokens and reserve_full_prompt:
+                    room = (tokens + block_size - 1) // block_size - found
+                room += evictable
                 if running > 0:
                     room += watermark_blocks
                 if room > free:
@@ -279,9 +316,24 @@ def advance(
                     slots[replica, REQUEST, slot] = waiting
                     slots[replica, GENERATED, slot] = 0
                     scheduled[waiting] = clock
+                    hits[waiting] = hit
                     waiting = follow[waiting]
                     ints[replica, NUM_STARTED] += 1
-                free -= blocks
+                free -= blocks + evictable
+                if prefix_caching:
+                    if found > 0:
+                        join(
+                            replica, slot, prompt[i] // block_size,
+                            ints, slots, cache, units, unit_offsets, unit_sizes,
+                        )  # fmt: skip
+                    take(replica, blocks, ints, cache)
+                    slots[replica, ORDER, slot] = ints[replica, NUM_ADMITTED]
+                    ints[replica, NUM_ADMITTED] += 1
+                if known:
+                    cover(
+                        replica, slot, (hit + chunk) // block_size, prompt[i] // block_size,
+                        slots, cache, units, unit_offsets, unit_sizes,
+                    )  # fmt: skip
                 slots[replica, BEFORE, slot] = tail
                 slots[replica, AFTER, slot] = -1
                 if tail >= 0:
@@ -291,12 +343,12 @@ def advance(
                 budget -= chunk
                 pre_tokens += chunk
                 pre_chunks += 1
-                pairs += _pairs(0, chunk, 0)
+                pairs += _pairs(hit, chunk, 0)
                 if windowed:
-                    pairs_windowed += _pairs(0, chunk, window)
-                if chunk < tokens:
+                    pairs_windowed += _pairs(hit, chunk, window)
+                if hit + chunk < tokens:
                     partial = slot
-                    done = chunk
+                    done = hit + chunk
                     target = tokens
                     break
                 slots[replica, FRESH, completed] = slot
@@ -375,11 +427,20 @@ def advance(
         last_finished = finished
         if slot >= 0:
             ring[replica, place] = -1
+            ended = 0
             while slot >= 0:
                 last[slots[replica, REQUEST, slot]] = clock
                 finished += 1
                 cached = step + 1 + slots[replica, OFFSET, slot]
-                free += (cached + block_size - 1) // block_size
+                if prefix_caching:  # blocks are freed in order of admission, for that is the order of the queue
+                    i = ended
+                    while i > 0 and slots[replica, ORDER, slots[replica, ENDED, i - 1]] > slots[replica, ORDER, slot]:
+                        slots[replica, ENDED, i] = slots[replica, ENDED, i - 1]
+                        i -= 1
+                    slots[replica, ENDED, i] = slot
+                    ended += 1
+                else:
+                    free += (cached + block_size - 1) // block_size
                 context -= cached
                 decodes -= 1
                 offsets[replica, slots[replica, BUCKET, slot]] -= 1
@@ -400,6 +461,12 @@ def advance(
                 slots[replica, SPARE, free_slots] = slot
                 free_slots += 1
                 slot = slots[replica, RING_AFTER, slot]
+            for k in range(ended):
+                slot = slots[replica, ENDED, k]
+                free += release(
+                    replica, slot, step + 1 + slots[replica, OFFSET, slot], block_size, True,
+                    ints, slots, cache, units, unit_offsets, unit_sizes,
+                )  # fmt: skip
         step += 1
         phase = block_size - 1 if phase == 0 else phase - 1
 
@@ -422,7 +489,12 @@ def advance(
             if remaining == 0:
                 last[i] = clock
                 finished += 1
-                free += (cached + block_size - 1) // block_size
+                if prefix_caching:
+                    free += release(
+                        replica, slot, cached, block_size, True, ints, slots, cache, units, unit_offsets, unit_sizes
+                    )
+                else:
+                    free += (cached + block_size - 1) // block_size
                 i = slots[replica, BEFORE, slot]
                 j = slots[replica, AFTER, slot]
                 if i >= 0:

@@ -15,6 +15,7 @@ from numba import njit
 
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.compiled import compiled
+from gambrel.engine.naive_cache import found_blocks, free_all, make_findable, pull, put, take_block
 from gambrel.engine.state import (
     BATCH_MAX,
     BATCH_S,
@@ -41,13 +42,14 @@ _pairs = njit(pairs_within)
 _parts = njit(step_parts)
 
 
-@compiled(step_parts, pairs_within, allocates=True)
+@compiled(step_parts, pairs_within, found_blocks, free_all, make_findable, pull, put, take_block, allocates=True)
 def replay(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
-    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
+    hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
 ) -> None:  # fmt: skip
     """Run the whole waiting line of the first replica; results land in the same places as the fast kernel's."""
@@ -62,6 +64,26 @@ def replay(
     stack = np.zeros(max_num_seqs, np.int64)  # preempted, the last one waits at the front
     num_running = 0
     num_preempted = 0
+
+    # Blocks one by one, for prefix caching.
+    some = num_kv_blocks if prefix_caching else 0
+    starts = np.zeros(len(unit_sizes) + 1, np.int64)  # first block of each unit in the hash table
+    starts[1:] = np.cumsum(unit_sizes)
+    block_of = np.full(starts[-1], -1, np.int64)  # the hash table
+    key_of = np.full(some, -1, np.int64)
+    refs = np.zeros(some, np.int64)
+    owner = np.full(some, -1, np.int64)  # row of the preempted request that may find it again
+    place = np.zeros(some, np.int64)  # which of its own blocks
+    newer = np.arange(1, some + 2) % (some + 1)  # the queue of free blocks
+    older = (np.arange(some + 1) - 1) % (some + 1)
+    rows = max_num_seqs if prefix_caching else 0
+    most = (np.max(prompt + output) + block_size - 1) // block_size
+    blocks = np.zeros((rows, most), np.int64)  # of each request in the replica
+    left = np.zeros(rows, np.int64)  # own blocks of a preempted request that are still cached
+    row_of = np.full(n, -1, np.int64)
+    shared = np.zeros(n, np.int64)  # blocks hashed for all, the first of a request
+    spare = np.arange(rows)
+    num_spare = rows
     waiting = ints[0, NEXT]
     free = num_kv_blocks
     clock = floats[0, CLOCK]
@@ -82,7 +104,14 @@ def replay(
             while need > free:
                 num_running -= 1
                 victim = running[num_running]
-                free += held[victim]
+                if prefix_caching:
+                    row = row_of[victim]
+                    free += free_all(
+                        row, held[victim], shared[victim], computed[victim] // block_size, False, blocks[row],
+                        newer, older, owner, place, left, refs,
+                    )  # fmt: skip
+                else:
+                    free += held[victim]
                 held[victim] = 0
                 computed[victim] = 0
                 decoding[victim] = False
@@ -96,6 +125,15 @@ def replay(
             if not fits:
                 break
             free -= need
+            if prefix_caching:
+                row = row_of[i]
+                for k in range(held[i], held[i] + need):
+                    blocks[row, k] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
+                if not decoding[i]:
+                    shared[i] = make_findable(
+                        i, shared[i], (computed[i] + chunk) // block_size, prompt[i] // block_size, blocks[row],
+                        starts, block_of, key_of, units, unit_offsets,
+                    )  # fmt: skip
             held[i] += need
             chunk_of[num_scheduled] = chunk
             budget -= chunk
@@ -109,11 +147,29 @@ def replay(
                 else:
                     break
                 tokens = prompt[i] + generated[i]
-                if tokens > budget and not chunked_prefill:
+                found = 0
+                evictable = 0
+                hit = 0
+                common = 0
+                if prefix_caching:
+                    common = found_blocks(i, prompt[i] // block_size, starts, block_of, units, unit_offsets)
+                    found = common
+                    if num_preempted > 0:
+                        found += left[row_of[i]]
+                        evictable += left[row_of[i]]
+                    number = 0
+                    for k in range(unit_offsets[i], unit_offsets[i + 1]):
+                        for key in range(starts[units[k]], starts[units[k] + 1]):
+                            if number < common and refs[block_of[key]] == 0:
+                                evictable += 1
+                            number += 1
+                    hit = min(found, (tokens - 1) // block_size) * block_size
+                if tokens - hit > budget and not chunked_prefill:
                     break
-                chunk = min(tokens, budget)
-                need = (chunk + block_size - 1) // block_size
-                room = (tokens + block_size - 1) // block_size if reserve_full_prompt else need
+                chunk = min(tokens - hit, budget)
+                need = (hit + chunk + block_size - 1) // block_size - found
+                room = (tokens + block_size - 1) // block_size - found if reserve_full_prompt else need
+                room += evictable
                 if num_running > 0:
                     room += watermark_blocks
                 if room > free:
@@ -122,9 +178,38 @@ def replay(
                     num_preempted -= 1
                 else:
                     scheduled[i] = clock
+                    hits[i] = hit
                     waiting = follow[i]
-                free -= need
-                held[i] = need
+                    if prefix_caching:
+                        num_spare -= 1
+                        row_of[i] = spare[num_spare]
+                free -= need + evictable
+                if prefix_caching:
+                    row = row_of[i]
+                    number = 0
+                    for k in range(unit_offsets[i], unit_offsets[i + 1]):
+                        for key in range(starts[units[k]], starts[units[k] + 1]):
+                            if number < common:
+                                block = block_of[key]
+                                if refs[block] == 0:
+                                    pull(block, newer, older)
+                                refs[block] += 1
+                                blocks[row, number] = block
+                                number += 1
+                    for k in range(common, found):  # its own, where they were
+                        block = blocks[row, k]
+                        pull(block, newer, older)
+                        refs[block] = 1
+                        owner[block] = -1
+                    left[row] = 0
+                    for k in range(found, found + need):
+                        blocks[row, k] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
+                    shared[i] = make_findable(
+                        i, common, (hit + chunk) // block_size, prompt[i] // block_size, blocks[row],
+                        starts, block_of, key_of, units, unit_offsets,
+                    )  # fmt: skip
+                computed[i] = hit
+                held[i] = found + need
                 running[num_running] = i
                 chunk_of[num_running] = chunk
                 num_running += 1
@@ -205,7 +290,20 @@ def replay(
                     if generated[i] == output[i]:
                         last[i] = clock
                         ints[0, FINISHED] += 1
-                        free += held[i]
+                        if prefix_caching:
+                            row = row_of[i]
+                            full = computed[i] // block_size
+                            shared[i] = make_findable(
+                                i, shared[i], full, full, blocks[row], starts, block_of, key_of, units, unit_offsets
+                            )
+                            free += free_all(
+                                row, held[i], shared[i], full, True, blocks[row],
+                                newer, older, owner, place, left, refs,
+                            )  # fmt: skip
+                            spare[num_spare] = row
+                            num_spare += 1
+                        else:
+                            free += held[i]
                         held[i] = 0
                         continue
             running[kept] = i

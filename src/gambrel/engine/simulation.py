@@ -6,12 +6,13 @@ The event loops live in the kernel modules, which import numba; they are importe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.run import Histogram, Run
+from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.routing import ROUTINGS
 from gambrel.engine.series import joined
 from gambrel.engine.state import (
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel, Floats, StepTable
     from gambrel.core.workload import Ints, Workload
 
+_KNOWN: list[tuple[tuple[Any, ...], int, Prefixes]] = []  # of the last workloads: their columns, block size, units
+
 __all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "replay", "simulate"]
 
 
@@ -62,6 +65,7 @@ def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
         deployment.block_size,
         deployment.chunked_prefill,
         _version(deployment.engine_version) >= (0, 19),
+        prefix_caching=deployment.prefix_caching,
     )
 
 
@@ -136,12 +140,27 @@ def replay(
             f"the step table holds {table.max_tokens} tokens and {table.max_seqs} sequences; a step can have "
             f"{limits.max_num_batched_tokens} and {limits.max_num_seqs}"
         )
-    requests = Requests.of(workload)
+    requests = Requests.of(workload, _prefixes(workload, limits))
     every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
     served, assigned = ROUTINGS[routing](table, limits, requests, replicas, every, oracle)
     ints, floats, histogram = Replicas.total(served)
     sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
     return Replay(requests, assigned, ints, floats, histogram, sampled)
+
+
+def _prefixes(workload: Workload, limits: Limits) -> Prefixes | None:
+    """What the prompts share, where the replicas remember; kept for the next replay of the same hashes."""
+    hashes = workload.prefix_blocks
+    if not limits.prefix_caching or hashes is None:
+        return None
+    parts = (hashes, workload.prefix_offsets, workload.prompt_tokens, workload.output_tokens)
+    for known, size, prefixes in _KNOWN:
+        if size == limits.block_size and all(a is b for a, b in zip(known, parts, strict=True)):
+            return prefixes
+    prefixes = Prefixes.of(workload, limits.block_size)
+    _KNOWN.insert(0, (parts, limits.block_size, prefixes))
+    del _KNOWN[2:]
+    return prefixes
 
 
 def simulate(
@@ -187,6 +206,7 @@ def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -
         prompt_tokens=requests.prompt,
         output_tokens=requests.output,
         preemptions=requests.preemptions,
+        cached_tokens=requests.cached,
         replica=played.replica,
         itl=Histogram(bucket_edges()[low : high + 1], played.histogram[low:high], float(floats[GAP_TOTAL])),
         busy_s=busy,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gambrel.engine.prefixes import Prefixes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,8 +46,14 @@ __all__ = ["NUM_SAMPLES_MAX", "Limits", "Replicas", "Requests"]
     NUM_SAMPLES,
     SEEN,  # first request that the series has not counted as arrived
     NUM_SEEN,  # how many it has
+    BLANK,  # free blocks without a hash
+    OLDEST,  # extent of free cached blocks to be handed out first
+    NEWEST,  # and last
+    SPARE_NODE,  # first of the unused anonymous extents
+    ANONYMOUS,  # number of the first anonymous extent
+    NUM_ADMITTED,  # admissions so far, resumed requests counted again
     NUM_INTS,
-) = range(22)
+) = range(28)
 
 # Places in Replicas.floats (seconds; BATCH_S and USED_S are sequence-seconds and block-seconds).
 NUM_PARTS = 5
@@ -67,8 +75,22 @@ NUM_FLOATS = PART_S + NUM_PARTS
     SPARE,  # stack of unused slots
     STACK,  # preempted slots, the last one waits at the front
     FRESH,  # slots whose prompt completes in this step
+    HELD,  # shared units of KV blocks the request references
+    SHARED,  # blocks it holds in them
+    FILLED,  # of these, in the last unit
+    ORDER,  # number of its admission
+    ENDED,  # slots that end in this step
     NUM_ROWS,
-) = range(13)
+) = range(18)
+
+# Rows of Replicas.cache: extents are shared units, then a preempted request's own by slot, then anonymous ones.
+(
+    REFS,  # requests that hold the unit
+    COUNT,  # its leading blocks that are cached
+    OLDER,  # neighbour in the queue of free extents
+    NEWER,
+    NUM_CACHE_ROWS,
+) = range(5)
 
 # Inter-token gaps: bucket = the leading bits of the float, 32 to an octave, from 2**-30 s (1 ns) to 2**30 s.
 BUCKET_SHIFT = 47
@@ -91,7 +113,7 @@ class Limits:
 
     ``num_kv_blocks`` blocks of ``block_size`` tokens; ``reserve_full_prompt``: a request is admitted only if its
     whole prompt fits the free blocks, not only the first chunk; ``watermark_blocks`` stay free at admission
-    while anything runs.
+    while anything runs; ``prefix_caching``: free blocks stay findable until they are handed out again.
     """
 
     max_num_seqs: int
@@ -101,12 +123,13 @@ class Limits:
     chunked_prefill: bool = True
     reserve_full_prompt: bool = False
     watermark_blocks: int = 0
+    prefix_caching: bool = False
 
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
         return (
             self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
-            self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks,
+            self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching,
         )  # fmt: skip
 
 
@@ -116,6 +139,7 @@ class Requests:
 
     ``follow`` int32: the request after this one in its replica's waiting line, -1 at the end.
     ``scheduled``, ``first``, ``last`` float64 seconds, NaN until they happen; ``preemptions`` int64.
+    ``cached`` int64: tokens of the prompt found in the prefix cache at first admission; ``prefixes``: what they share.
     ``users`` above 0 make the arrivals of a closed loop, with pauses of ``think`` float64 seconds after each row, or
     none where it is empty.
     """
@@ -128,11 +152,13 @@ class Requests:
     first: Floats
     last: Floats
     preemptions: Ints
+    cached: Ints
+    prefixes: Prefixes
     users: int
     think: Floats
 
     @classmethod
-    def of(cls, workload: Workload) -> Requests:
+    def of(cls, workload: Workload, prefixes: Prefixes | None = None) -> Requests:
         """Fresh columns for a workload, every line empty; arrivals that are to be made are infinite until then."""
         n = len(workload)
         arrival = np.ascontiguousarray(workload.arrival_s, dtype=np.float64)
@@ -148,6 +174,8 @@ class Requests:
             np.full(n, np.nan),
             np.full(n, np.nan),
             np.zeros(n, np.int64),
+            np.zeros(n, np.int64),
+            prefixes or Prefixes.none(n),
             min(workload.closed_loop, n),
             np.empty(0) if workload.think_s is None else np.ascontiguousarray(workload.think_s, dtype=np.float64),
         )
@@ -165,12 +193,14 @@ class Requests:
         for column in (self.scheduled, self.first, self.last):
             column.fill(np.nan)
         self.preemptions.fill(0)
+        self.cached.fill(0)
 
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
         return (
             self.arrival, self.prompt, self.output, self.follow,
             self.scheduled, self.first, self.last, self.preemptions,
+            self.cached, self.prefixes.units, self.prefixes.offsets, self.prefixes.sizes,
         )  # fmt: skip
 
 
@@ -182,7 +212,7 @@ class Replicas:
     in a step, R a power of two above the longest answer; ``crossings`` int32[r, R] decoders that reach the window in
     a step (int32[r, 1] without a window); ``offsets`` int64[r, block_size]; ``histogram`` int64[r, NUM_BUCKETS];
     ``bits`` float64[r, 1] and its int64 view, to take a float apart; ``samples`` float64[r, 4, NUM_SAMPLES_MAX]: time,
-    running, waiting, used blocks.
+    running, waiting, used blocks; ``cache`` int32[r, NUM_CACHE_ROWS, extents], one extent without prefix caching.
     """
 
     ints: Ints
@@ -196,6 +226,7 @@ class Replicas:
     bits: Floats
     bits_int: Ints
     samples: Floats
+    cache: npt.NDArray[np.int32]
 
     @classmethod
     def of(
@@ -214,6 +245,14 @@ class Replicas:
         slots = np.zeros((number, NUM_ROWS, limits.max_num_seqs), np.int64)
         slots[:, SPARE] = np.arange(limits.max_num_seqs - 1, -1, -1)
         bits = np.zeros((number, 1))
+        named = len(requests.prefixes.sizes) + limits.max_num_seqs
+        cache = np.zeros((number, NUM_CACHE_ROWS, 2 * named + 2 if limits.prefix_caching else 1), np.int32)
+        if limits.prefix_caching:  # anonymous extents have others between them, so one more than the others suffices
+            cache[:, NEWER, named:] = np.arange(named + 1, 2 * named + 3)
+            cache[:, NEWER, -1] = -1
+            ints[:, BLANK] = limits.num_kv_blocks
+            ints[:, [OLDEST, NEWEST]] = -1
+            ints[:, [SPARE_NODE, ANONYMOUS]] = named
         return cls(
             ints,
             floats,
@@ -226,6 +265,7 @@ class Replicas:
             bits,
             bits.view(np.int64),
             np.zeros((number, 4, samples)),
+            cache,
         )
 
     def line_up(self, requests: Requests, line: npt.NDArray[np.intp], replica: int = 0) -> Replicas:
@@ -237,7 +277,7 @@ class Replicas:
         """In the order of the kernels."""
         return (
             self.ints, self.floats, self.slots, self.token_s, self.ring, self.crossings, self.offsets,
-            self.histogram, self.bits, self.bits_int, self.samples,
+            self.histogram, self.bits, self.bits_int, self.samples, self.cache,
         )  # fmt: skip
 
     @staticmethod
