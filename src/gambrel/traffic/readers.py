@@ -3,7 +3,7 @@
 To add a format: write ``def my_format(log: Log) -> Workload``, add its row to :data:`FORMATS` at the foot, and put
 a five-line sample called ``my-format.csv`` or ``.jsonl`` into ``traffic/data/formats``. A test reads every sample.
 
-A reader says which fields mean what and in which unit; what all logs share happens once, in :func:`_workload`:
+A reader says which fields mean what and in which unit; what all logs share happens once, in :func:`workload_of`:
 failures and empty answers are left out and counted, times are put in order and start at 0, and every such change
 is a warning of the workload.
 """
@@ -18,6 +18,9 @@ import numpy as np
 from gambrel.core.errors import UnknownName, WorkloadError
 from gambrel.core.workload import Workload, gather
 from gambrel.traffic.doubts import doubts
+from gambrel.traffic.nested import nested
+from gambrel.traffic.observability import helicone, langfuse, litellm, otel, recorder
+from gambrel.traffic.server_metrics import MARK, metrics
 from gambrel.traffic.synonyms import SYNONYMS
 from gambrel.traffic.table import Column, fold, inspect
 
@@ -53,7 +56,7 @@ def read_workload(path: str | Path, *, format: str | None = None, columns: Mappi
     Raises:
         WorkloadError: a file, row or field that cannot be read, named.
     """
-    log = inspect(path)
+    log = nested(path) or inspect(path)
     if columns:
         found = plain(log, columns)
     elif format is not None:
@@ -121,7 +124,7 @@ class _Fields:
         return [Column(name, kind) for name, kind in kinds if name is not None]
 
 
-def _workload(log: Log, fields: _Fields, format_name: str, notes: Iterable[str] = ()) -> Workload:
+def workload_of(log: Log, fields: _Fields, format_name: str, notes: Iterable[str] = ()) -> Workload:
     """Read ``fields`` and put the rows in order; the warnings say what was changed."""
     table = log.read(fields.columns())
     warnings = list(notes)
@@ -165,6 +168,19 @@ def _workload(log: Log, fields: _Fields, format_name: str, notes: Iterable[str] 
         warnings=tuple(warnings),
         has_arrivals=fields.arrival is not None,
     )
+
+
+def fields_of(names: Iterable[str]) -> _Fields:
+    """The fields of a log whose names already are the meanings."""
+    have = set(names)
+
+    def one(name: str) -> str | None:
+        return name if name in have else None
+
+    return _Fields(
+        "prompt_tokens", "output_tokens", one("arrival_s"), session=one("session"), cached=one("cached_tokens"),
+        service=one("service_s"),
+    )  # fmt: skip
 
 
 def roots(chat: Floats | Ints, parent: Floats | Ints) -> Ints:
@@ -241,14 +257,14 @@ def _service(table: Columns, fields: _Fields) -> Floats:
 
 def azure(log: Log) -> Workload:
     """Azure LLM inference traces of 2023, 2024 and 2025 (AzurePublicDataset): dates, prompt and output tokens."""
-    return _workload(
+    return workload_of(
         log, _Fields(_need(log, "ContextTokens"), _need(log, "GeneratedTokens"), _need(log, "TIMESTAMP")), "azure"
     )
 
 
 def burstgpt(log: Log) -> Workload:
     """BurstGPT 1, 2 and 3: seconds; failures have 0 response tokens; the third names sessions and elapsed seconds."""
-    return _workload(
+    return workload_of(
         log,
         _Fields(
             _need(log, "Request tokens"),
@@ -263,7 +279,7 @@ def burstgpt(log: Log) -> Workload:
 
 def mooncake(log: Log) -> Workload:
     """Mooncake: milliseconds, and ``hash_ids`` of prefix blocks of 512 tokens."""
-    return _workload(
+    return workload_of(
         log,
         _Fields(
             _need(log, "input_length"),
@@ -279,7 +295,7 @@ def mooncake(log: Log) -> Workload:
 
 def bailian(log: Log) -> Workload:
     """Qwen-Bailian: seconds, ``hash_ids`` of 16-token blocks; a conversation is a chain of ``parent_chat_id``."""
-    return _workload(
+    return workload_of(
         log,
         _Fields(
             _need(log, "input_length"),
@@ -296,7 +312,7 @@ def bailian(log: Log) -> Workload:
 
 def vidur(log: Log) -> Workload:
     """Vidur and splitwise-sim: prompts and answers in tokens, with ``arrived_at`` seconds or none at all."""
-    return _workload(
+    return workload_of(
         log,
         _Fields(
             _need(log, "num_prefill_tokens"), _need(log, "num_decode_tokens"), log.find("arrived_at", "arrival_time")
@@ -308,7 +324,7 @@ def vidur(log: Log) -> Workload:
 def apex(log: Log) -> Workload:
     """APEX: JSON Lines with ``StartTimeOffset`` in nanoseconds, or CSV with ``arrival_s``."""
     offset = log.find("StartTimeOffset")
-    return _workload(
+    return workload_of(
         log,
         _Fields(
             _need(log, "ContextTokens"),
@@ -322,7 +338,7 @@ def apex(log: Log) -> Workload:
 
 def llmservingsim(log: Log) -> Workload:
     """LLMServingSim: ``input_toks``, ``output_toks``, ``arrival_time_ns``."""
-    return _workload(
+    return workload_of(
         log,
         _Fields(_need(log, "input_toks"), _need(log, "output_toks"), _need(log, "arrival_time_ns"), arrival_unit="ns"),
         "llmservingsim",
@@ -331,7 +347,7 @@ def llmservingsim(log: Log) -> Workload:
 
 def servegen(log: Log) -> Workload:
     """Requests sampled from ServeGen clients: seconds; reasoning counts as output; a client is a session."""
-    return _workload(
+    return workload_of(
         log,
         _Fields(
             _need(log, "input_tokens"),
@@ -371,7 +387,7 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
     notes: list[str] = []
     if arrival is not None and unit == "s" and "arrival_s" not in given and fold(arrival) != "arrivals":
         unit = _guess_unit(log, arrival, notes)
-    return _workload(
+    return workload_of(
         log,
         _Fields(
             prompt=given.get("prompt_tokens") or _need(log, *SYNONYMS["prompt_tokens"]),
@@ -429,5 +445,11 @@ FORMATS: dict[str, Format] = {
     "apex-csv": Format(apex, ("arrival_s", "ContextTokens", "GeneratedTokens")),
     "llmservingsim": Format(llmservingsim, ("input_toks", "output_toks", "arrival_time_ns")),
     "servegen": Format(servegen, ("arrival_s", "client_id", "input_tokens", "output_tokens")),
+    "recorder": Format(recorder, ("gambrel_log", "arrival_s", "prompt_tokens", "output_tokens")),
+    "litellm": Format(litellm, ("startTime", "call_type", "prompt_tokens", "completion_tokens")),
+    "langfuse": Format(langfuse, ("start_time", "usage_details")),
+    "helicone": Format(helicone, ("request_created_at", "prompt_tokens", "completion_tokens")),
+    "otel": Format(otel, ("otel_span",)),
+    "metrics": Format(metrics, (MARK,)),
     "plain": Format(plain, ()),
 }
