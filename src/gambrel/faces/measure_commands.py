@@ -37,8 +37,13 @@ def register(app: typer.Typer) -> None:
 
 
 def measure_command(
-    url: Annotated[str, typer.Option("--url", "-u", help="OpenAI-compatible server, e.g. http://127.0.0.1:8000.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The model's name on that server.")],
+    url: Annotated[
+        str | None, typer.Option("--url", "-u", help="OpenAI-compatible server, e.g. http://127.0.0.1:8000.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model's name on that server.")] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Instead: a real small engine, started here for the measurement.")
+    ] = False,
     concurrency: Annotated[
         str | None, typer.Option("--concurrency", "-c", help="Requests always in flight: 8, or 1,2,4, or 1:32.")
     ] = None,
@@ -101,32 +106,33 @@ def measure_command(
     from gambrel.measure.sweep import Sweep, measure
 
     definitions = {k: metric(v).name for k, v in _pairs(define or [], "--define").items()}
-    endpoint = Endpoint(
-        url,
-        model,
-        api=api,
-        key_env=key_env,
-        ignore_eos=ignore_eos,
-        continuous_usage=continuous_usage,
-        extra=_object(extra),
-        ca_file=None if ca_file is None else str(ca_file),
-    )
-    sweep = Sweep(
-        endpoint,
-        _levels(concurrency, rate, ramp, workload, prompt, output, arrivals, cv, time_scale),
-        repeats=repeats,
-        num_requests=requests,
-        duration_s=duration,
-        warm_s=warm,
-        timeouts=Timeouts(connect_timeout, idle_timeout, timeout),
-        processes=processes,
-        seed=seed,
-        shared_tokens=shared_prefix,
-        metrics_urls=None if no_metrics else tuple(metrics_url or ()),
-        keep_alive=keep_alive,
-    )
+    levels = _levels(concurrency, rate, ramp, workload, prompt, output, arrivals, cv, time_scale)
     path = out or Path(time.strftime("measure-%Y%m%d-%H%M%S.jsonl.gz"))
-    with _watched() as progress:
+    with _target(url, model, embedded=embedded) as (where, name), _watched() as progress:
+        endpoint = Endpoint(
+            where,
+            name,
+            api=api,
+            key_env=key_env,
+            ignore_eos=ignore_eos,
+            continuous_usage=continuous_usage,
+            extra=_object(extra),
+            ca_file=None if ca_file is None else str(ca_file),
+        )
+        sweep = Sweep(
+            endpoint,
+            levels,
+            repeats=repeats,
+            num_requests=requests,
+            duration_s=duration,
+            warm_s=warm,
+            timeouts=Timeouts(connect_timeout, idle_timeout, timeout),
+            processes=processes,
+            seed=seed,
+            shared_tokens=shared_prefix,
+            metrics_urls=None if no_metrics else tuple(metrics_url or ()),
+            keep_alive=keep_alive,
+        )
         document = measure(sweep, path, progress)
     if definitions:
         document |= recording_figures(read_recording(path), definitions=definitions)
@@ -162,6 +168,22 @@ def selfcheck_command(
         typer.echo(dump(document))
         return
     _show(selfcheck_tables(document))
+
+
+@contextlib.contextmanager
+def _target(url: str | None, model: str | None, *, embedded: bool) -> Iterator[tuple[str, str]]:
+    """Address and model name of what is to be measured, started here where it is the embedded engine."""
+    if not embedded:
+        if url is None or model is None:
+            raise GambrelError("give --url and --model of a server, or --embedded for a small engine of our own")
+        yield url, model
+        return
+    if url is not None:
+        raise GambrelError("give either --url or --embedded, not both")
+    from gambrel.measure.client_embedded import EmbeddedProcess
+
+    with EmbeddedProcess(progress=lambda word: typer.echo(word, err=True)) as engine:
+        yield engine.url, model or engine.model
 
 
 def _levels(
