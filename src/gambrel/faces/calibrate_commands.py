@@ -36,7 +36,7 @@ def validate_command(
 
         markdown.write_text(accuracy_page(found), encoding="utf-8")
     if as_json:
-        from gambrel.faces.cli import emit
+        from gambrel.faces.console import emit
 
         emit(found.document())
         return
@@ -46,7 +46,7 @@ def validate_command(
 def _show(found: Validation) -> None:
     from rich.table import Table
 
-    from gambrel.faces.cli import show
+    from gambrel.faces.console import show
 
     table = Table(title="predicted against measured", title_justify="left")
     for name in ("engine", "accelerator", "metric"):

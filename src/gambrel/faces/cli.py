@@ -15,12 +15,10 @@ import typer
 
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
+from gambrel.faces import calibrate_commands, measure_commands
+from gambrel.faces.console import emit, show, talk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from rich.console import RenderableType
-
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.workload import Workload
 
@@ -68,27 +66,6 @@ def root(*, version: Annotated[bool, typer.Option("--version", help="Print the v
     if version:
         typer.echo(f"gambrel {__version__}")
         raise typer.Exit
-
-
-def show(blocks: Iterable[RenderableType]) -> None:
-    """Print tables to stdout at the terminal's width, at 100 columns where there is no terminal."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    for block in blocks:
-        console.print(block)
-
-
-def talk(text: str) -> None:
-    """A word to the person, on stderr."""
-    typer.echo(text, err=True)
-
-
-def emit(document: Mapping[str, Any]) -> None:
-    """The one JSON document."""
-    from gambrel.faces.documents import dump
-
-    typer.echo(dump(document))
 
 
 def device(name: str, price_texts: list[str] | None, files: list[Path] | None) -> Accelerator:
@@ -391,6 +368,10 @@ def demo_command(
     from gambrel.faces.tables import plan_tables
 
     show(plan_tables(plan))
+
+
+for commands in (measure_commands, calibrate_commands):
+    commands.register(app)
 
 
 def settle(asked: Workload | tuple[int, int, int]) -> Workload:
