@@ -502,9 +502,12 @@ class MockServer:
         self._ask("POST", "/script", msgspec.json.encode(script))
 
     def truths(self) -> dict[str, Truth]:
-        """What it did, by request id."""
-        found = msgspec.json.decode(self._ask("GET", "/truth"), type=list[Truth])
-        return {t.request_id: t for t in found}
+        """What it did, by request id; of requests with one id, the last."""
+        return {t.request_id: t for t in self.all_truths()}
+
+    def all_truths(self) -> list[Truth]:
+        """What it did, in order of receipt."""
+        return msgspec.json.decode(self._ask("GET", "/truth"), type=list[Truth])
 
     def _ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         from http.client import HTTPConnection
