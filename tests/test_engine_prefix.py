@@ -239,3 +239,31 @@ def test_the_published_traces_reach_their_ideal_ratio(shared_data: object, trace
     assert counted.sum() / workload.prompt_tokens.sum() == pytest.approx(
         {0.366: 0.3736, 0.640: 0.6512}[ratio], abs=5e-5
     )
+
+
+@given(shared())
+@settings(max_examples=150)
+def test_units_are_the_blocks_that_rows_have_in_common(case: Case) -> None:
+    """Two rows list the same units as far as their hashes agree, in whole blocks, and nothing that only one asks for."""
+    workload, size = case.workload, case.limits.block_size
+    assert workload.prefix_blocks is not None
+    assert workload.prefix_offsets is not None
+    prefixes = Prefixes.of(workload, size)
+    rows = [prefixes.units[prefixes.offsets[i] : prefixes.offsets[i + 1]] for i in range(len(workload))]
+    asked = np.bincount(prefixes.units, minlength=len(prefixes.sizes))
+    assert (asked > 1).all()
+    assert (prefixes.sizes > 0).all()
+    granule = workload.prefix_block_tokens
+    for i, mine in enumerate(rows):
+        for j in range(i):
+            common = 0
+            while common < min(len(mine), len(rows[j])) and mine[common] == rows[j][common]:
+                common += 1
+            assert not set(mine[common:]) & set(rows[j][common:])
+            ours, theirs = (
+                workload.prefix_blocks[workload.prefix_offsets[k] : workload.prefix_offsets[k + 1]] for k in (i, j)
+            )
+            same = 0
+            while same < min(len(ours), len(theirs)) and ours[same] == theirs[same]:
+                same += 1
+            assert prefixes.sizes[mine[:common]].sum() <= same * granule // size
