@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from gambrel.core.deployment import Deployment
 from gambrel.core.workload import Workload
 from gambrel.engine import limits_of, replay, run_of
 from gambrel.faces.api import cost_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.shared
