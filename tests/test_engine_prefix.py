@@ -244,7 +244,7 @@ def test_the_published_traces_reach_their_ideal_ratio(shared_data: object, trace
 @given(shared())
 @settings(max_examples=150)
 def test_units_are_the_blocks_that_rows_have_in_common(case: Case) -> None:
-    """Two rows list the same units as far as their hashes agree, in whole blocks; what one alone asks for is not listed."""
+    """Two rows list the same units as far as their hashes agree, in whole blocks, and nothing one alone asks for."""
     workload, size = case.workload, case.limits.block_size
     assert workload.prefix_blocks is not None
     assert workload.prefix_offsets is not None

@@ -16,12 +16,12 @@ __all__ = ["shared_units"]
 
 
 @compiled()
-def _slot(parent: int, value: int, size: int, mask: int) -> int:
+def _slot(parent: int, value: int, size: int, mask: int) -> Any:
     """Where a node's search in the table begins (the finaliser of splitmix64)."""
     x = np.uint64(value) ^ (np.uint64(parent + 1) * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(size)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return int((x ^ (x >> np.uint64(31))) & np.uint64(mask))
+    return np.int64((x ^ (x >> np.uint64(31))) & np.uint64(mask))
 
 
 @compiled(_slot, allocates=True)
