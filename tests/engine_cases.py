@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -39,7 +39,16 @@ def poisson(n: int, rate: float, prompt: int, output: int, seed: int = 0) -> Wor
     """Poisson arrivals; lengths uniform with the given means."""
     rng = np.random.default_rng(seed)
     arrival = np.cumsum(rng.exponential(1.0 / rate, n))
-    return Workload(arrival, rng.integers(1, 2 * prompt, n), rng.integers(1, 2 * output, n))
+    return Workload(
+        arrival, rng.integers(1, 2 * prompt, n), rng.integers(1, 2 * output, n), session=np.arange(n) % (n // 4 + 1)
+    )
+
+
+def hashed(workload: Workload, rows: list[list[int]], granule: int) -> Workload:
+    """The workload with these hashes, row by row."""
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    flat = np.array([h for r in rows for h in r], np.int64)
+    return replace(workload, prefix_blocks=flat, prefix_offsets=offsets, prefix_block_tokens=granule)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ def cases(draw: st.DrawFn) -> Case:
     output = np.array(draw(lengths))
     gap = draw(st.sampled_from([0.0, 1e-3, 2e-2, 0.3]))
     gaps = draw(st.lists(st.floats(0.0, 1.0), min_size=n, max_size=n))
-    workload = Workload(np.cumsum(np.array(gaps) * gap), prompt, output)
+    session = np.array(draw(st.lists(st.integers(0, 5), min_size=n, max_size=n)))
+    workload = Workload(np.cumsum(np.array(gaps) * gap), prompt, output, session=session)
     longest = int((prompt + output).max())
     block_size = draw(st.sampled_from([1, 2, 3, 7, 16]))
     max_num_seqs = draw(st.integers(1, 12))

@@ -48,7 +48,7 @@ def test_arrivals_are_the_ends_of_answers_and_the_rest_is_an_open_replay(
     played = replay(case.table, case.limits, workload, replicas=replicas, routing=routing)
     assert played.ints[at.FINISHED] == len(workload)
     assert played.ints[at.FREE_BLOCKS] == replicas * case.limits.num_kv_blocks
-    if routing == "round_robin":
+    if routing in ("round_robin", "session_sticky"):
         for r in range(replicas):
             rows = np.flatnonzero(played.replica == r)
             assert_users_wait(played, workload, rows, int((rows < workload.closed_loop).sum()))

@@ -9,19 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_cases import Case, affine_table, cases, poisson
+from engine_cases import Case, affine_table, cases, hashed, poisson
 from gambrel.core.workload import Ints, Workload
 from gambrel.engine import ROUTINGS, Limits, Replicas, Requests, replay, run_replica
 from gambrel.engine import state as at
 from gambrel.engine.prefixes import Prefixes
 from test_engine_laws import assert_same
-
-
-def hashed(workload: Workload, rows: list[list[int]], granule: int) -> Workload:
-    """The workload with these hashes, row by row."""
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    flat = np.array([h for r in rows for h in r], np.int64)
-    return replace(workload, prefix_blocks=flat, prefix_offsets=offsets, prefix_block_tokens=granule)
 
 
 @st.composite

@@ -18,12 +18,12 @@ import numpy as np
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.compiled import compiled
 from gambrel.engine.kernel import advance, sample
+from gambrel.engine.routing_kernel import choose, outstanding
 from gambrel.engine.state import (
     CLOCK,
     DECODES,
     FINISHED,
     FREE_SLOTS,
-    LAST_FINISHED,
     NEVER,
     NEXT,
     PARTIAL,
@@ -70,9 +70,10 @@ def pop(heap: Any, size: int) -> int:
     return size
 
 
-@compiled(step_parts, pairs_within, sample, advance, push, pop)
+@compiled(step_parts, pairs_within, sample, advance, push, pop, outstanding, choose)
 def serve_closed(
-    users: int, line: Any, think: Any, wakes: Any, assigned: Any, counts: Any, ends: Any,
+    users: int, line: Any, think: Any, wakes: Any,
+    rule: int, draws: Any, sent: Any, memory: Any, assigned: Any, counts: Any, ends: Any,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
@@ -86,7 +87,7 @@ def serve_closed(
 
     ``arrival`` holds the users' starts in the first ``users`` rows of the line. ``think`` float64[n]: seconds between
     the end of a row and its user's next, or float64[0] for none. ``wakes`` float64[users]: room for the heap.
-    ``assigned`` int64[n] is filled with the replica of each row: the one with the fewest unfinished, equals in turn.
+    ``assigned`` int64[n] is filled with the replica of each row, chosen as in :mod:`gambrel.engine.routing_kernel`.
     ``counts`` int64[replicas] requests given to each so far, ``ends`` int64[replicas] the last of them, -1 for none.
     """
     n = len(line)
@@ -139,16 +140,10 @@ def serve_closed(
         i = line[released]
         released += 1
         arrival[i] = asks
-        turn = choice + 1
-        fewest = n + 1
-        for k in range(turn, turn + replicas):
-            r = k if k < replicas else k - replicas
-            outstanding = counts[r] - ints[r, FINISHED]
-            if floats[r, CLOCK] > asks:
-                outstanding += ints[r, LAST_FINISHED]
-            if outstanding < fewest:
-                fewest = outstanding
-                choice = r
+        choice = choose(
+            rule, i, asks, choice + 1, block_size, draws, sent, memory, counts,
+            prompt, units, unit_offsets, unit_sizes, ints, floats,
+        )  # fmt: skip
         assigned[i] = choice
         counts[choice] += 1
         if ends[choice] >= 0:

@@ -1,8 +1,9 @@
 """Which replica serves a request, and the replay of all of them.
 
-Round robin looks at nothing, so each replica's line is known beforehand and the replicas run on their own. Least
-outstanding looks at the replicas when a request arrives, so they are advanced in one loop over arrivals. In a closed
-loop a replica makes the arrivals of its own users (round robin) or the replicas make them together (least outstanding).
+Round robin and sticky sessions look at nothing, so each replica's line is known beforehand and the replicas run on
+their own. The other rules look at the replicas when a request arrives, so they are advanced in one loop over arrivals.
+In a closed loop a replica makes the arrivals of its own users where the rule looks at nothing, else all make them
+together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gambrel.engine.state import NEVER, Replicas
+from gambrel.engine.state import LEAST, NEVER, POWER, PREFIX, Replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     Router = Callable[[StepTable, Limits, Requests, int, float, bool], tuple[list[Replicas], Ints]]
 
-__all__ = ["ROUTINGS", "least_outstanding", "round_robin", "run_replica", "serve_assigned"]
+__all__ = ["ROUTINGS", "round_robin", "run_replica", "serve_assigned", "session_sticky"]
 
 _THREADS_FROM = 20_000  # requests from which a second thread pays for itself
 
@@ -44,9 +45,23 @@ def run_replica(
         loop(0, NEVER, False, *arguments, *replica.arguments())
 
 
+def looking(requests: Requests, replicas: int, rule: int) -> tuple[Any, ...]:
+    """The arrays of a rule that looks, in the order of the kernels: draws, units sent, blocks sent."""
+    n = len(requests.arrival)
+    draws = np.zeros((0, 2), np.int64)
+    if rule == POWER:
+        rng = np.random.default_rng(0)
+        draws = np.repeat(rng.integers(0, replicas, (n, 1)), 2, axis=1)
+        if replicas > 1:  # two different ones
+            draws[:, 1] = (draws[:, 0] + rng.integers(1, replicas, n)) % replicas
+    units = len(requests.prefixes.sizes) if rule == PREFIX else 0
+    return rule, draws, np.zeros((replicas, units), np.bool_), np.zeros(replicas, np.int64)
+
+
 def serve_closed(
-    table: StepTable, limits: Limits, requests: Requests, replicas: Replicas, users: int, line: Ints, assigned: Ints
-) -> None:
+    table: StepTable, limits: Limits, requests: Requests, replicas: Replicas, users: int, line: Ints, assigned: Ints,
+    rule: int = LEAST,
+) -> None:  # fmt: skip
     """Let ``users`` of a closed loop send the rows of ``line`` to the replicas; makes their arrivals and assignment."""
     loop: Callable[..., None]
     from gambrel.engine.closed_kernel import serve_closed as loop
@@ -57,6 +72,7 @@ def serve_closed(
         line,
         requests.think,
         np.empty(users),
+        *looking(requests, number, rule),
         assigned,
         np.zeros(number, np.int64),
         np.full(number, -1, np.int64),
@@ -99,6 +115,17 @@ def again(
     return serve_assigned(table, limits, requests, assigned, replicas, every_s, oracle=True)
 
 
+def dealt(
+    table: StepTable, limits: Limits, requests: Requests, assigned: Ints, replicas: int, every_s: float, oracle: bool
+) -> tuple[list[Replicas], Ints]:
+    """Serve lines that are known beforehand; in a closed loop the arrivals are made first."""
+    made = requests.users > 0
+    served = serve_assigned(table, limits, requests, assigned, replicas, every_s, oracle=oracle and not made)
+    if oracle and made:
+        served = again(table, limits, requests, assigned, replicas, every_s)
+    return served, assigned
+
+
 def round_robin(
     table: StepTable, limits: Limits, requests: Requests, replicas: int, every_s: float, oracle: bool
 ) -> tuple[list[Replicas], Ints]:
@@ -109,38 +136,57 @@ def round_robin(
     assigned = np.arange(len(requests.arrival), dtype=np.int64)
     if requests.users:
         assigned %= requests.users
-    assigned %= replicas
-    served = serve_assigned(table, limits, requests, assigned, replicas, every_s, oracle=oracle and not requests.users)
-    if oracle and requests.users:
-        served = again(table, limits, requests, assigned, replicas, every_s)
-    return served, assigned
+    return dealt(table, limits, requests, assigned % replicas, replicas, every_s, oracle)
 
 
-def least_outstanding(
+def session_sticky(
     table: StepTable, limits: Limits, requests: Requests, replicas: int, every_s: float, oracle: bool
 ) -> tuple[list[Replicas], Ints]:
-    """Each request goes to the replica with the fewest unfinished requests at its arrival, equals in turn."""
-    loop: Callable[..., None]
-    from gambrel.engine.routing_kernel import serve_least_outstanding as loop
-
-    n = len(requests.arrival)
-    assigned = np.zeros(n, np.int64)
-    served = Replicas.of(limits, requests, replicas, windowed=table.window > 0, sample_every_s=every_s)
+    """A session stays with one replica; new sessions go to the replicas in turn. A closed loop's users are sessions."""
     if requests.users:
-        serve_closed(table, limits, requests, served, requests.users, np.arange(n), assigned)
-    else:
-        loop(
-            assigned,
-            np.zeros(replicas, np.int64),
-            np.full(replicas, -1, np.int64),
-            *_shared(table, limits, requests),
-            *served.arguments(),
-        )
-    return again(table, limits, requests, assigned, replicas, every_s) if oracle else [served], assigned
+        return round_robin(table, limits, requests, replicas, every_s, oracle)
+    _, first, session = np.unique(np.asarray(requests.session, np.int64), return_index=True, return_inverse=True)
+    turn = np.empty(len(first), np.int64)
+    turn[np.argsort(first)] = np.arange(len(first))
+    return dealt(table, limits, requests, turn[session] % replicas, replicas, every_s, oracle)
+
+
+def by_rule(rule: int) -> Router:
+    """A router that looks at the replicas by one of the rules of :mod:`gambrel.engine.routing_kernel`."""
+
+    def route(
+        table: StepTable, limits: Limits, requests: Requests, replicas: int, every_s: float, oracle: bool
+    ) -> tuple[list[Replicas], Ints]:
+        loop: Callable[..., None]
+        from gambrel.engine.routing_kernel import serve_open as loop
+
+        n = len(requests.arrival)
+        assigned = np.zeros(n, np.int64)
+        served = Replicas.of(limits, requests, replicas, windowed=table.window > 0, sample_every_s=every_s)
+        if requests.users:
+            serve_closed(table, limits, requests, served, requests.users, np.arange(n), assigned, rule)
+        else:
+            loop(
+                *looking(requests, replicas, rule),
+                assigned,
+                np.zeros(replicas, np.int64),
+                np.full(replicas, -1, np.int64),
+                *_shared(table, limits, requests),
+                *served.arguments(),
+            )
+        return again(table, limits, requests, assigned, replicas, every_s) if oracle else [served], assigned
+
+    return route
 
 
 def _shared(table: StepTable, limits: Limits, requests: Requests) -> tuple[Any, ...]:
     return (*table.arrays(), table.window, *limits.arguments(), *requests.arguments())
 
 
-ROUTINGS: dict[str, Router] = {"round_robin": round_robin, "least_outstanding": least_outstanding}
+ROUTINGS: dict[str, Router] = {
+    "round_robin": round_robin,
+    "least_outstanding": by_rule(LEAST),
+    "power_of_two": by_rule(POWER),
+    "prefix_aware": by_rule(PREFIX),
+    "session_sticky": session_sticky,
+}

@@ -1,8 +1,14 @@
 """Replicas behind a router that looks at them: one loop over arrivals, each replica advanced to the arrival's time.
 
 A replica's step that began before the arrival may end after it; what finishes in that step is still outstanding.
-Ties go to the next in turn, as in nginx's ``least_conn``; always to the first would pack bursts into one replica.
-Each arrival visits every replica, so the cost is O(replicas) per request on top of the replicas' own steps.
+Each arrival visits every replica that its rule looks at, on top of the replicas' own steps: all of them, or two.
+
+- *Least outstanding*: the fewest unfinished requests. Ties go to the next in turn, as in nginx's ``least_conn``; always
+  to the first would pack bursts into one replica.
+- *Power of two*: the better of two drawn at random, the first of equals (nginx's ``random two least_conn``).
+- *Prefix aware*, after SGLang's router (``cache_aware``): the replica that was sent the longest part of this prompt
+  before, if that is more than ``MATCHED`` of it; else the one that was sent the least to remember. But where the
+  busiest has ``IMBALANCE`` requests more and ``RELATIVE`` times as many as the least busy, the least busy.
 """
 
 from __future__ import annotations
@@ -12,14 +18,95 @@ from typing import Any
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.compiled import compiled
 from gambrel.engine.kernel import advance, sample
-from gambrel.engine.state import CLOCK, FINISHED, LAST_FINISHED, NEVER, NEXT, SEEN
+from gambrel.engine.state import CLOCK, FINISHED, LAST_FINISHED, LEAST, NEVER, NEXT, POWER, PREFIX, SEEN
 
-__all__ = ["serve_least_outstanding"]
+__all__ = ["choose", "outstanding", "serve_open"]
+
+IMBALANCE = 64
+RELATIVE = 1.5
+MATCHED = 0.3
 
 
-@compiled(step_parts, pairs_within, sample, advance)
-def serve_least_outstanding(
-    assigned: Any, counts: Any, ends: Any,
+@compiled()
+def outstanding(replica: int, now: float, counts: Any, ints: Any, floats: Any) -> int:
+    """Requests given to a replica and unfinished at ``now``."""
+    number = counts[replica] - ints[replica, FINISHED]
+    if floats[replica, CLOCK] > now:
+        number += ints[replica, LAST_FINISHED]
+    return int(number)
+
+
+@compiled(outstanding)
+def choose(
+    rule: int, i: int, now: float, turn: int, block_size: int, draws: Any, sent: Any, memory: Any, counts: Any,
+    prompt: Any, units: Any, unit_offsets: Any, unit_sizes: Any, ints: Any, floats: Any,
+) -> int:  # fmt: skip
+    """The replica for request ``i`` that arrives at ``now``; equals in turn, beginning with replica ``turn``.
+
+    ``draws`` int64[n, 2] replicas for power of two; for prefix aware, ``sent`` bool[replicas, units] and ``memory``
+    int64[replicas]: which units and how many blocks were sent to each.
+    """
+    replicas = len(counts)
+    if rule == POWER:
+        one = draws[i, 0]
+        two = draws[i, 1]
+        if outstanding(two, now, counts, ints, floats) < outstanding(one, now, counts, ints, floats):
+            return int(two)
+        return int(one)
+    least = 0
+    fewest = -1
+    most = -1
+    best = 0
+    longest = 0
+    light = 0
+    lightest = -1
+    fewest_of_best = -1
+    limit = prompt[i] // block_size
+    for k in range(turn, turn + replicas):
+        r = k % replicas
+        number = outstanding(r, now, counts, ints, floats)
+        if fewest < 0 or number < fewest:
+            fewest = number
+            least = r
+        if rule == PREFIX:
+            most = max(most, number)
+            found = 0
+            for u in range(unit_offsets[i], unit_offsets[i + 1]):
+                unit = units[u]
+                if not sent[r, unit] or found + unit_sizes[unit] > limit:
+                    break
+                found += unit_sizes[unit]
+            if found > longest or (found == longest and found > 0 and number < fewest_of_best):
+                longest = found
+                best = r
+                fewest_of_best = number
+            if lightest < 0 or memory[r] < lightest:
+                lightest = memory[r]
+                light = r
+    if rule == LEAST:
+        return int(least)
+    chosen = light
+    if most - fewest > IMBALANCE and most > RELATIVE * fewest:
+        chosen = least
+    elif longest * block_size > MATCHED * prompt[i]:
+        chosen = best
+    new = limit
+    found = 0
+    for u in range(unit_offsets[i], unit_offsets[i + 1]):
+        unit = units[u]
+        if found + unit_sizes[unit] > limit:
+            break
+        found += unit_sizes[unit]
+        if sent[chosen, unit]:
+            new -= unit_sizes[unit]
+        sent[chosen, unit] = True
+    memory[chosen] += new
+    return int(chosen)
+
+
+@compiled(step_parts, pairs_within, sample, advance, outstanding, choose)
+def serve_open(
+    rule: int, draws: Any, sent: Any, memory: Any, assigned: Any, counts: Any, ends: Any,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
@@ -29,7 +116,7 @@ def serve_least_outstanding(
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
     histogram: Any, bits: Any, bits_int: Any, samples: Any, cache: Any,
 ) -> None:  # fmt: skip
-    """Serve every request; ``assigned`` int64[n] says by which replica.
+    """Serve every request; ``assigned`` int64[n] says by which replica. The rule's arrays are those of :func:`choose`.
 
     ``counts`` int64[replicas] requests given to each so far, ``ends`` int64[replicas] the last of them, -1 for none.
     """
@@ -38,10 +125,8 @@ def serve_least_outstanding(
     choice = -1
     for i in range(n + 1):
         now = arrival[i] if i < n else NEVER
-        start = choice + 1
-        fewest = n + 1
-        for k in range(start, start + replicas):
-            r = k if k < replicas else k - replicas
+        for k in range(2 if rule == POWER and i < n else replicas):
+            r = draws[i, k] if rule == POWER and i < n else k
             if counts[r] > ints[r, FINISHED] and floats[r, CLOCK] < now:
                 advance(
                     r, now, False,
@@ -53,13 +138,11 @@ def serve_least_outstanding(
                     hits, units, unit_offsets, unit_sizes,
                     ints, floats, slots, token_s, ring, crossings, offsets, histogram, bits, bits_int, samples, cache,
                 )  # fmt: skip
-            outstanding = counts[r] - ints[r, FINISHED]
-            if floats[r, CLOCK] > now:
-                outstanding += ints[r, LAST_FINISHED]
-            if outstanding < fewest:
-                fewest = outstanding
-                choice = r
         if i < n:
+            choice = choose(
+                rule, i, now, choice + 1, block_size, draws, sent, memory, counts,
+                prompt, units, unit_offsets, unit_sizes, ints, floats,
+            )  # fmt: skip
             assigned[i] = choice
             counts[choice] += 1
             if ends[choice] >= 0:

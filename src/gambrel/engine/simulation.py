@@ -140,6 +140,11 @@ def replay(
             f"the step table holds {table.max_tokens} tokens and {table.max_seqs} sequences; a step can have "
             f"{limits.max_num_batched_tokens} and {limits.max_num_seqs}"
         )
+    if routing == "session_sticky" and workload.session is None and not workload.closed_loop:
+        raise WorkloadError(
+            f"{workload.source or workload.name}: routing session_sticky needs a session column; "
+            "name one when reading the log, or route by prefix_aware or least_outstanding"
+        )
     requests = Requests.of(workload, _prefixes(workload, limits))
     every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
     served, assigned = ROUTINGS[routing](table, limits, requests, replicas, every, oracle)

@@ -97,6 +97,8 @@ BUCKET_SHIFT = 47
 BUCKET_BASE = (1023 - 30) << 5
 NUM_BUCKETS = 60 << 5
 
+LEAST, POWER, PREFIX = range(3)  # rules of routing that look at the replicas
+
 NUM_SAMPLES_MAX = 4096
 NEVER = float("inf")
 
@@ -156,6 +158,7 @@ class Requests:
     prefixes: Prefixes
     users: int
     think: Floats
+    session: Ints | None = None
 
     @classmethod
     def of(cls, workload: Workload, prefixes: Prefixes | None = None) -> Requests:
@@ -178,6 +181,7 @@ class Requests:
             prefixes or Prefixes.none(n),
             min(workload.closed_loop, n),
             np.empty(0) if workload.think_s is None else np.ascontiguousarray(workload.think_s, dtype=np.float64),
+            workload.session,
         )
 
     def line_up(self, line: npt.NDArray[np.intp]) -> int:
