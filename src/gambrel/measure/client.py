@@ -159,6 +159,7 @@ class Client:
         self.endpoint = endpoint
         self.timeouts = timeouts or Timeouts()
         self.in_flight = 0
+        self.num_stale = 0
         self._keep_alive = keep_alive
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
@@ -199,27 +200,43 @@ class Client:
         await asyncio.sleep(0)
 
     async def send(self, x: Exchange) -> None:
-        """Send one request and wait for its end, good or bad; never raises for what the endpoint does."""
+        """Send one request and wait for its end, good or bad; never raises for what the endpoint does.
+
+        A kept connection that turns out closed before a byte of the answer is no failure of the request: it goes out
+        again on a new one, :attr:`num_stale` counts it, and this client keeps no more connections.
+        """
         x.dequeued = monotonic_ns()
         self.in_flight += 1
-        connection: Connection | None = None
         try:
-            connection = self._idle.pop() if self._idle else await self._connect(x)
-            if connection is None:
-                return
-            x.waiter = asyncio.get_running_loop().create_future()
-            self._busy.add(connection)
-            connection.start(x)
-            await x.waiter
-        except asyncio.CancelledError:
-            if connection is not None and connection.exchange is x:
-                connection.give_up("cancelled", "the client stopped")
-            raise
+            while not await self._attempt(x):
+                self.num_stale += 1
+                self._keep_alive = False
+                for connection in [*self._idle]:
+                    connection.close()
+                self._idle.clear()
+                x.again()
         finally:
             if x.end is None:
                 x.fail("cancelled", "the client stopped")
                 x.end = monotonic_ns()
             self.in_flight -= 1
+
+    async def _attempt(self, x: Exchange) -> bool:
+        """Send it; False where a kept connection was closed already."""
+        connection = self._idle.pop() if self._idle else await self._connect(x)
+        if connection is None:
+            return True
+        kept = connection.num_started > 0
+        x.waiter = asyncio.get_running_loop().create_future()
+        self._busy.add(connection)
+        try:
+            connection.start(x)
+            await x.waiter
+        except asyncio.CancelledError:
+            if connection.exchange is x:
+                connection.give_up("cancelled", "the client stopped")
+            raise
+        return not (kept and x.error == "cut" and x.headers is None)
 
     async def _connect(self, x: Exchange) -> Connection | None:
         begun = x.conn_start = monotonic_ns()

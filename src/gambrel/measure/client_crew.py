@@ -31,7 +31,7 @@ LINE_LIMIT = 1 << 27
 class Crew(Protocol):
     """What a sweep asks of its client processes."""
 
-    async def hold(self, label: str, users: int, lengths: Lengths, stagger_s: float, warm_limit_s: float) -> None:
+    async def hold(self, label: str, users: int, lengths: Lengths, stagger_s: float, warm_limit_s: float) -> bool:
         """See :meth:`Driver.hold`."""
 
     async def measure(self, quota: int, duration_s: float) -> tuple[int, int, list[Vitals]]:
@@ -58,9 +58,9 @@ class LocalCrew:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
 
-    async def hold(self, label: str, users: int, lengths: Lengths, stagger_s: float, warm_limit_s: float) -> None:
+    async def hold(self, label: str, users: int, lengths: Lengths, stagger_s: float, warm_limit_s: float) -> bool:
         """See :meth:`Driver.hold`."""
-        await self.driver.hold(label, users, lengths, stagger_s=stagger_s, warm_limit_s=warm_limit_s)
+        return await self.driver.hold(label, users, lengths, stagger_s=stagger_s, warm_limit_s=warm_limit_s)
 
     async def measure(self, quota: int, duration_s: float) -> tuple[int, int, list[Vitals]]:
         """See :meth:`Driver.measure`; with the vitals of the window."""
@@ -178,11 +178,11 @@ class RemoteCrew:
     def _deal(total: int, workers: int) -> list[int]:
         return [total // workers + (k < total % workers) for k in range(workers)]
 
-    async def hold(self, label: str, users: int, lengths: Lengths, stagger_s: float, warm_limit_s: float) -> None:
+    async def hold(self, label: str, users: int, lengths: Lengths, stagger_s: float, warm_limit_s: float) -> bool:
         """See :meth:`Driver.hold`."""
         shares = self._deal(users, len(self._processes))
         common = {"label": label, "stagger_s": stagger_s, "warm_limit_s": warm_limit_s, **_plain(lengths)}
-        await self._all("hold", [{**common, "users": n} for n in shares])
+        return all(await self._all("hold", [{**common, "users": n} for n in shares]))
 
     async def measure(self, quota: int, duration_s: float) -> tuple[int, int, list[Vitals]]:
         """See :meth:`Driver.measure`; with the vitals of the window."""
@@ -272,14 +272,14 @@ class _Worker:
         if self._crew is None:
             raise EndpointError("the worker is not open")
         if order.what == "hold":
-            await self._crew.hold(a["label"], a["users"], _lengths(a), a["stagger_s"], a["warm_limit_s"])
-        elif order.what == "measure":
+            return await self._crew.hold(a["label"], a["users"], _lengths(a), a["stagger_s"], a["warm_limit_s"])
+        if order.what == "measure":
             return _answer(*await self._crew.measure(a["quota"], a["duration_s"]))
-        elif order.what == "play":
+        if order.what == "play":
             session = None if a["session"] is None else np.array(a["session"], np.int64)
             schedule = Schedule(np.array(a["offset_s"]), _lengths(a), session)
             return _answer(*await self._crew.play(a["label"], schedule, a["start_ns"], a["warm_s"], a["measure_s"]))
-        elif order.what == "use":
+        if order.what == "use":
             await self._crew.use(msgspec.convert(a["prompts"], Prompts))
         elif order.what == "stop":
             await self._crew.stop()

@@ -180,6 +180,7 @@ class Driver:
         self._quota = 0
         self._measured = 0
         self._pending = 0
+        self._air: set[Exchange] = set()
         self._changed = asyncio.Event()
         self._lags: list[float] = []
         self._heart: asyncio.TimerHandle | None = None
@@ -202,12 +203,15 @@ class Driver:
 
     async def _send(self, x: Exchange, *, warmup: bool) -> None:
         x.meta["warmup"] = warmup
+        self._air.add(x)
         try:
             await self.client.send(x)
         finally:  # the next request goes out first: keeping this one takes longer than sending that one
             asyncio.get_running_loop().call_soon(self._keep, x)
 
     def _keep(self, x: Exchange) -> None:
+        self._air.discard(x)
+        self._changed.set()
         try:
             self.sink(x.record())
         except EndpointError as error:
@@ -225,11 +229,11 @@ class Driver:
 
     # -- closed loop
 
-    async def hold(self, label: str, users: int, lengths: Lengths, *, stagger_s: float, warm_limit_s: float) -> None:
+    async def hold(self, label: str, users: int, lengths: Lengths, *, stagger_s: float, warm_limit_s: float) -> bool:
         """Bring the loop to ``users`` requests in flight and warm it up: until each user has ended one of this level.
 
         Users already there go on with the new lengths after their request in flight; new ones start spread over
-        ``stagger_s``; those too many stop after theirs. Returns after ``warm_limit_s`` at the latest.
+        ``stagger_s``; those too many stop after theirs. False where ``warm_limit_s`` was over before the loop was warm.
         """
         self._plan = (label, lengths)
         self._finished = set()
@@ -243,6 +247,7 @@ class Driver:
             self._users.add(task)
             task.add_done_callback(self._user_ended)
         await self._until(lambda: len(self._finished) >= self._target, warm_limit_s)
+        return len(self._finished) >= self._target
 
     def _user_ended(self, task: asyncio.Task[None]) -> None:
         self._users.discard(task)
@@ -276,14 +281,15 @@ class Driver:
     async def measure(self, quota: int, duration_s: float) -> tuple[int, int]:
         """Measure the next ``quota`` requests, or those begun within ``duration_s``; (begin, end) of the window in ns.
 
-        The window ends when the last of them has been sent; load goes on until all of them have ended.
+        The window ends when the last of them has been sent; load goes on until all that were in flight then have ended.
         """
         begin = self._open_ns = monotonic_ns()
         self._quota, self._close_ns = quota, begin + round(duration_s * 1e9)
         await self._until(lambda: self._measured >= quota or monotonic_ns() >= self._close_ns, duration_s)
         end = monotonic_ns()
         self._quota = self._measured
-        await self._until(lambda: self._pending == 0, self.client.timeouts.total_s + 5.0)
+        before = set(self._air)
+        await self._until(lambda: not before & self._air, self.client.timeouts.total_s + 5.0)
         return begin, end
 
     async def stop(self) -> None:

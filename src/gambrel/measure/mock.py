@@ -50,7 +50,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         comment_every_s: keep-alive comments until the first token.
         newline: line end of the event stream.
         split_bytes: write in pieces of so many bytes; 0 writes whole events.
-        sized: whole answer with Content-Length semantics is off; body ends when the connection closes.
+        until_close: the body has no length and ends with the connection.
+        closes: the connection is closed after each answer, though nothing says so.
         status, body, retry_after: answer so instead, for the first ``refusals`` requests (None: for all).
         unsupported: request fields that are refused with 400, as strict servers do.
         error_after, cut_after, hang_after: after so many events an error event, a reset, or silence.
@@ -75,6 +76,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     newline: str = "\n"
     split_bytes: int = 0
     until_close: bool = False
+    closes: bool = False
     status: int = 200
     body: str = ""
     retry_after: str = ""
@@ -369,7 +371,7 @@ class _Mock:
         if s.done:
             last += self._wrap(f"data: [DONE]{s.newline}{s.newline}")
         parts.append((when, last + self._end(), 0))
-        stream.tail = "close" if s.until_close else ""
+        stream.tail = "close" if s.until_close or s.closes else ""
         parts.sort(key=lambda p: p[0])
 
     def _piece(self, text: str, *, hidden: bool, chat: bool, count: dict[str, int] | None) -> dict[str, Any]:

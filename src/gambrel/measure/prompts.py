@@ -76,19 +76,20 @@ class Prompts:
     def text(self, tokens: int, index: int) -> str:
         """The prompt of ``tokens`` tokens, template included, number ``index``; different for each index.
 
-        A prompt shorter than ``shortest`` is given that length. With k < ``UNIQUE_WORDS`` words of its own there are
-        ``len(words) ** k`` prompts before the first comes again.
+        A prompt shorter than ``shortest`` is given that length. With k < ``UNIQUE_WORDS`` words after its first there
+        are ``len(words) ** k`` prompts before the first comes again.
         """
-        own = max(tokens - self.template_tokens - self.shared_tokens, 1)
-        spelt, base = min(own, UNIQUE_WORDS), len(self.words)
+        rest = max(tokens - self.template_tokens - self.shared_tokens - 1, 0)
+        spelt, base = min(rest, UNIQUE_WORDS), len(self.words)
         number = (index * STRIDE + self.seed) % base**spelt
-        letters = []
+        letters = [self.words[0]]  # always the same first word: without a space before it, some are two tokens
         for _ in range(spelt):  # the digit that changes most comes first, before any block of a cache is full
             number, digit = divmod(number, base)
             letters.append(self.words[digit])
-        first = " ".join(letters)
-        shared = self._cut(self.shared_tokens)[1:] + " " if self.shared_tokens else ""
-        return shared + first + self._cut(own - spelt)
+        own = " ".join(letters) + self._cut(rest - spelt)
+        if not self.shared_tokens:
+            return own
+        return self.words[0] + self._cut(self.shared_tokens - 1) + " " + own
 
     def corrected(self, asked: Sequence[int], counted: Sequence[int]) -> Prompts:
         """The same with the template's size set right, after the server counted prompts otherwise than asked."""

@@ -39,6 +39,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, begun: int, released: Callable[[Connection], None]) -> None:
         self.begun = begun
         self.reusable = True
+        self.num_started = 0
         self._released = released
         self._transport: asyncio.Transport | None = None
         self._fd = -1
@@ -120,6 +121,7 @@ class Connection(asyncio.Protocol):
         if transport is None or self._exchange is not None:
             raise RuntimeError("the connection is not idle")
         self._exchange = x
+        self.num_started += 1
         self._state = HEAD
         self._rest = b""
         x.conn_start = self.begun
@@ -137,7 +139,6 @@ class Connection(asyncio.Protocol):
                 transport.abort()
                 return
         x.sent = x.last_activity = monotonic_ns()
-        x.payload = b""
         if written < len(data):
             self._partial = True
             transport.write(memoryview(data)[written:])

@@ -135,6 +135,10 @@ class Exchange:
         if not self.error:
             self.error, self.detail = error, detail[:DETAIL_LIMIT]
 
+    def again(self) -> None:
+        """Forget a send on a kept connection that the server had closed: nothing of an answer had come."""
+        self.error, self.detail, self.end, self.sent, self.waiter = "", "", None, None, None
+
     def chunk(self, text: bytes, now: int) -> bool:
         """Take one JSON document of the answer; whether it carried a token."""
         try:

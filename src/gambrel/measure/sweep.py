@@ -204,7 +204,12 @@ def measure(sweep: Sweep, out: Path, progress: Progress | None = None) -> dict[s
         no_garbage_pauses(),
     ):
         session = _Session(sweep, seed, writer, progress or Progress())
-        runner.run(session.run())
+        try:
+            runner.run(session.run())
+        except EndpointError:
+            if writer.num_requests == 0:
+                out.unlink(missing_ok=True)  # nothing to keep, and the name is free for the next try
+            raise
     return recording_figures(read_recording(out)) | {"records": str(out), "notes": session.notes}
 
 
@@ -290,6 +295,8 @@ class _Session:
             if crew is not None:
                 await crew.close()
             await client.close()
+        if client.num_stale:
+            self.notes.append("the server closes connections that it said it keeps; measured with a new one each time")
         if urls and not scraper.num_samples:
             self.notes.append(
                 f"nothing to scrape at {', '.join(urls)}: {'; '.join(scraper.trouble.values()) or 'empty'}"
@@ -441,7 +448,10 @@ class _Session:
         p.requested = line.requested
         self._write(line)
         if isinstance(level, Closed):
-            begin, end, vitals = await self._closed(crew, level, label)
+            warm, begin, end, vitals = await self._closed(crew, level, label)
+            if not warm:
+                note = f"warm-up ended after {self.sweep.warm_s:g} s, before every user had an answer; give more --warm"
+                line = msgspec.structs.replace(line, note=note)
         else:
             begin, end, vitals = await self._open(crew, level, label)
         self._finish(line, begin, end, vitals)
@@ -462,15 +472,15 @@ class _Session:
         mine = [r for r in self.records if r.level == line.label]
         self._write(msgspec.structs.replace(done, fidelity=fidelity(done, mine, vitals, self.samples)))
 
-    async def _closed(self, crew: Crew, level: Closed, label: str) -> tuple[int, int, list[Vitals]]:
+    async def _closed(self, crew: Crew, level: Closed, label: str) -> tuple[bool, int, int, list[Vitals]]:
         p = self.progress
         p.phase = "warming up"
         stagger = min(self.alone_s, self.sweep.warm_s) if level.concurrency > 1 else 0.0
         lengths = Lengths.fixed(level.prompt_tokens, level.output_tokens)
-        await crew.hold(label, level.concurrency, lengths, stagger, self.sweep.warm_s)
+        warm = await crew.hold(label, level.concurrency, lengths, stagger, self.sweep.warm_s)
         quota = self.sweep.num_requests or max(50, 4 * level.concurrency)
         p.phase, p.quota, p.began_ns, p.tokens_before = "measuring", quota, monotonic_ns(), p.tokens
-        return await crew.measure(quota, self.sweep.duration_s)
+        return warm, *await crew.measure(quota, self.sweep.duration_s)
 
     async def _open(self, crew: Crew, level: Open | Ramp | Replay, label: str) -> tuple[int, int, list[Vitals]]:
         await crew.stop()
