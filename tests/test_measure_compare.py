@@ -59,6 +59,25 @@ def test_chance_is_seldom_called_a_difference_even_when_neighbours_hang_together
     assert wrong <= 5  # 5 % of 30 is 1.5; blocks of a cube root's length are a little short for this correlation
 
 
+def test_two_replays_of_one_workload_are_compared_request_by_request() -> None:
+    rng = np.random.default_rng(0)
+    n = 150
+    prompt, output = rng.integers(10, 2000, n), rng.integers(5, 500, n)
+
+    def replay(slower: float) -> Side:
+        rows = [
+            Row(arrival_s=float(i), first_s=i + 1e-4 * p * slower, last_s=i + (1e-4 * p + 1e-3 * o) * slower,
+                prompt_tokens=int(p), output_tokens=int(o))
+            for i, (p, o) in enumerate(zip(prompt, output, strict=True))
+        ]  # fmt: skip
+        return Side("made", imported_run(rows, source="made", basis="made"))
+
+    found = {v.name: v for v in compare(replay(1.0), replay(1.02)).metrics}
+    assert found["ttft.p95"].verdict == "same"
+    assert found["ttft.p95"].ratio.low == pytest.approx(1.02, rel=1e-9)
+    assert found["ttft.p95"].a.high > 1.02 * found["ttft.p95"].a.value  # which alone would not have told
+
+
 def test_few_requests_get_no_verdict() -> None:
     found = compare(side(1, 10), side(2, 10, slower=3.0))
     assert {v.verdict for v in found.metrics if v.unit == "s"} == {"too few"}

@@ -15,7 +15,7 @@ import typer
 
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
-from gambrel.faces import calibrate_commands, measure_commands
+from gambrel.faces import calibrate_commands, measure_commands, serve_commands
 from gambrel.faces.console import emit, show, talk
 
 if TYPE_CHECKING:
@@ -292,7 +292,9 @@ def simulate_command(
 
 @app.command("plan")
 def plan_command(
-    model: ModelName,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Shipped name, config.json, directory or GGUF file.")
+    ] = None,
     workload: WorkloadSpec = None,
     users: Users = None,
     prompt: Prompt = None,
@@ -308,6 +310,17 @@ def plan_command(
     ] = None,
     gpu_memory_utilization: Annotated[float, typer.Option("--gpu-memory-utilization")] = 0.9,
     max_gpus: Annotated[int, typer.Option("--max-gpus", help="Accelerators in the fleet at most.")] = 4096,
+    available: Annotated[
+        list[str] | None, typer.Option("--available", help="NAME=COUNT that can be had, e.g. h100-sxm=16; repeatable.")
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="Chance that the objectives hold; 0.5 takes the prediction as it is.")
+    ] = 0.5,
+    spare: Annotated[int, typer.Option("--spare", help="Hold with this many replicas down (N+1 is 1).")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the plan file, TOML or .json.")] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", help="Instead of planning: does this plan file hold on --workload?")
+    ] = None,
     price: Prices = None,
     catalog: Catalog = None,
     html: Html = None,
@@ -315,25 +328,35 @@ def plan_command(
     as_json: Json = False,
 ) -> None:
     """The cheapest GPU x parallelism x replicas x formats x batch limits that meets the objectives."""
-    from gambrel.faces import api
-    from gambrel.faces.words import counts
+    from gambrel.faces import api, plan_outputs
 
+    if check is not None:
+        asked = None if workload is None and users is None else settle(traffic(workload, users, prompt, output))
+        if not plan_outputs.show_check(check, asked, catalog or [], as_json=as_json):
+            raise typer.Exit(EXIT_INFEASIBLE)
+        return
+    if model is None:
+        raise GambrelError("no model given: --model NAME, or --check PLAN_FILE to run a plan again")
     axes: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization, "max_gpus": max_gpus}
-    axes["tp"] = tuple(counts(tp, "--tp"))
-    if weights:
-        axes["weights"] = tuple(w.strip() for w in weights.split(","))
-    if kv:
-        axes["kv"] = tuple(k.strip() for k in kv.split(","))
-    if max_num_seqs:
-        axes["max_num_seqs"] = tuple(counts(max_num_seqs, "--max-num-seqs"))
-    if max_num_batched_tokens:
-        axes["max_num_batched_tokens"] = tuple(counts(max_num_batched_tokens, "--max-num-batched-tokens"))
+    axes |= {"confidence": confidence, "spare": spare, "available": plan_outputs.available(available or [])}
+    axes |= search_axes(tp, weights, kv, max_num_seqs, max_num_batched_tokens)
     objectives = api.slo(*(slo or []))
     requests = settle(traffic(workload, users, prompt, output))
     chosen_devices = devices(gpu, price, catalog)
     talk_warnings(requests)
     with progress_on_stderr() as progress:
         plan = api.plan(model, requests, objectives, gpus=chosen_devices, progress=progress, **axes)
+    if out is not None:
+        plan_outputs.write_plan(
+            out,
+            plan,
+            requests,
+            model=model,
+            source=workload or "",
+            catalog=[str(c) for c in catalog or []],
+            confidence=confidence,
+            spare=spare,
+        )
     if html is not None or images is not None:
         write_report(api.report_of(plan, requests), html, images)
     if as_json:
@@ -344,6 +367,22 @@ def plan_command(
     from gambrel.faces.tables import plan_tables
 
     show(plan_tables(plan))
+
+
+def search_axes(
+    tp: str, weights: str | None, kv: str | None, max_num_seqs: str | None, max_num_batched_tokens: str | None
+) -> dict[str, tuple[int | str, ...]]:
+    """The axes that were named, as fields of :class:`gambrel.plan.Space`."""
+    from gambrel.faces.words import counts
+
+    axes: dict[str, tuple[int | str, ...]] = {"tp": tuple(counts(tp, "--tp"))}
+    for name, text in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
+        if text:
+            axes[name] = tuple(counts(text, "--" + name.replace("_", "-")))
+    for name, text in (("weights", weights), ("kv", kv)):
+        if text:
+            axes[name] = tuple(part.strip() for part in text.split(","))
+    return axes
 
 
 @app.command("demo")
@@ -370,7 +409,7 @@ def demo_command(
     show(plan_tables(plan))
 
 
-for commands in (measure_commands, calibrate_commands):
+for commands in (measure_commands, serve_commands, calibrate_commands):
     commands.register(app)
 
 

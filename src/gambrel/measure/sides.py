@@ -11,7 +11,7 @@ from gambrel.core.errors import WorkloadError
 from gambrel.core.run import Histogram
 from gambrel.measure.importers import import_results, recognise
 from gambrel.measure.importers.document import read_document
-from gambrel.measure.record import SCHEMA, read_recording, to_run
+from gambrel.measure.record import read_recording, to_run
 from gambrel.measure.twin import TRUTH, read_truth, truth_run
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def read_sides(path: Path | str, *, scale: float = 1.0) -> tuple[Side, ...]:
         raise WorkloadError(f"the time scale must be above 0, got {scale!r}")
     path = Path(path)
     start = _start(path)
-    if f'"{SCHEMA}"'.encode() in start:
+    if b'"kind":"header"' in start and b'"anchor_ns"' in start:
         sides = _recorded(path)
     elif f'"{TRUTH}"'.encode() in start:
         header, truths = read_truth(path)

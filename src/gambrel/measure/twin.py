@@ -49,7 +49,7 @@ TRUTH: Final = "gambrel-truth"
 GRACE_S: Final = 0.005
 WORD: Final = " the"
 DEFAULT_OUTPUT: Final = 128  # of a chat that states no limit
-KEPT: Final = 100_000  # requests whose truth is kept for /truth
+KEPT: Final = 2_000  # latest requests whose truth /truth shows; a truth file holds all
 
 
 class TruthHeader(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="header"):
