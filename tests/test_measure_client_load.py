@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gambrel.core.errors import EndpointError, GambrelError
 from gambrel.core.workload import Workload
-from gambrel.faces.measure_commands import _levels, measure_tables, progress_line
+from gambrel.faces.measure_commands import _levels, measure_tables, progress_line, selfcheck_tables
 from gambrel.measure.client import Endpoint, Timeouts
 from gambrel.measure.fidelity import delivered_concurrency, fidelity
 from gambrel.measure.load import Lengths, Vitals, arrivals, ramp, replay
@@ -261,6 +261,7 @@ def test_selfcheck_says_its_error(server: MockServer) -> None:
     assert level["gap_error"] < 0.25
     assert 0 < level["cpu_s_per_1k_tokens"] < 5
     assert level["num_errors"] == 0
+    assert len(selfcheck_tables(found)) == 2
     with pytest.raises(EndpointError):
         selfcheck([0])
 

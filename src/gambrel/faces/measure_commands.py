@@ -152,6 +152,7 @@ def selfcheck_command(
     streams: Annotated[
         list[str] | None, typer.Option("--streams", help="Streams at once: 128, or 32,128,512, or 1:512; repeatable.")
     ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[N]...", help="Further numbers of streams.")] = None,
     processes: Annotated[int, typer.Option("--processes", help="Client processes; 0 takes as many as needed.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +160,7 @@ def selfcheck_command(
     from gambrel.faces.words import counts
     from gambrel.measure.selfcheck import selfcheck
 
-    asked = sorted({n for text in streams or ["32,128"] for n in counts(text, "--streams")})
+    asked = sorted({n for text in [*(streams or []), *(more or [])] or ["32,128"] for n in counts(text, "--streams")})
     with _watched() as progress:
         document = selfcheck(asked, processes=processes, progress=progress)
     if as_json:
