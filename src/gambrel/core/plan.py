@@ -39,6 +39,8 @@ class Candidate:
     blocks are there only for simulated ones. ``keeps_up`` is False when the queue grows to the end of the log.
     ``idle_share`` is the share of the load it could carry within the objectives that the log leaves unused (at most
     7/8: nobody looks beyond eight times the load); NaN where that was not asked.
+    ``safety`` are the verdicts with the asked spare replicas down and steps as slow as the asked confidence demands;
+    empty where neither was asked, or where the candidate misses without.
     ``lost_because`` is empty for the chosen one.
     """
 
@@ -52,11 +54,12 @@ class Candidate:
     idle_share: float = float("nan")
     keeps_up: bool = True
     lost_because: str = ""
+    safety: tuple[Verdict, ...] = ()
 
     @property
     def feasible(self) -> bool:
         """Simulated, every objective met, and no backlog at the end of the log."""
-        return self.stage == "simulated" and self.keeps_up and all(v.met for v in self.verdicts)
+        return self.stage == "simulated" and self.keeps_up and all(v.met for v in (*self.verdicts, *self.safety))
 
     @property
     def usd_per_hour(self) -> float:

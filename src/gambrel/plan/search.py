@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from gambrel.core.formats import weight_format
 from gambrel.core.plan import Candidate, Pricing
 from gambrel.core.units import GIB
 from gambrel.engine import limits_of, replay, run_of
+from gambrel.plan.safety import PREDICTION, Safety
 from gambrel.plan.screen import Demand, alone, least_busy_s, least_replicas, screen_latency
 from gambrel.report.humanise import seconds
 from gambrel.traffic import scale_load
@@ -139,13 +140,20 @@ class Bench:
     memory: MemoryBudget
     table: StepTable
     limits: Limits
+    safety: Safety = PREDICTION
 
     @classmethod
-    def of(cls, cost_model: CostModel) -> Bench:
-        """Compile the tables of the cost model's deployment."""
+    def of(cls, cost_model: CostModel, safety: Safety = PREDICTION) -> Bench:
+        """Compile the tables of the cost model's deployment; ``safety`` is what :func:`judge` asks beyond them."""
         d, memory = cost_model.deployment, cost_model.memory()
         table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs)
-        return cls(cost_model, memory, table, limits_of(d, memory.num_kv_blocks))
+        return cls(cost_model, memory, table, limits_of(d, memory.num_kv_blocks), safety)
+
+    @cached_property
+    def harder(self) -> Bench:
+        """The same with every step as slow as the asked confidence demands, and nothing more asked."""
+        factor = self.safety.factor(self.cost_model.spread)
+        return replace(self, table=self.table.scaled(factor), safety=PREDICTION)
 
     def seats(self, longest: int) -> int:
         """Requests of ``longest`` tokens that one replica serves at once."""
@@ -177,19 +185,36 @@ class Bench:
 
 
 def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> Trial:
-    """Simulate one candidate on the whole workload and hold it against the objectives."""
+    """Simulate one candidate on the whole workload and hold it against the objectives.
+
+    Where the bench asks for safety, it is simulated a second time with the spare replicas down and slower steps.
+    """
     run = bench.run(deployment, workload)
     price = deployment.usd_per_hour
     verdicts = slo.check(run)
     behind = bench.keeps_up(deployment, workload, run)
+    lost, safety = miss(verdicts) or behind, bench.safety
+    hard: tuple[Verdict, ...] = ()
+    if safety.asked and not lost:
+        left = deployment.replicas - safety.spare
+        if left < 1:
+            behind = f"nothing is left {safety.words}"
+        else:
+            fewer = deployment.with_(replicas=left)
+            worse = bench.harder.run(fewer, workload)
+            hard = slo.check(worse)
+            behind = bench.harder.keeps_up(fewer, workload, worse)
+        reason = miss(hard) or behind
+        lost = f"{safety.words}: {reason}" if reason else ""
     candidate = Candidate(
         deployment=deployment,
         stage="simulated",
         memory=bench.memory,
         verdicts=verdicts,
+        safety=hard,
         pricing=None if price is None else price_run(run, price),
         keeps_up=not behind,
-        lost_because=miss(verdicts) or behind,
+        lost_because=lost,
     )
     return Trial(candidate, run)
 
@@ -262,7 +287,7 @@ class Hunter:
             reason = f"no price is known for {deployment.accelerator.name}; give one to rank it"
             self.rule_out(deployment, memory, "screen", reason)
             return None
-        bench = Bench.of(cost_model)
+        bench = Bench.of(cost_model, self.space.safety)
         table = bench.table
         bounds = screen_latency(table, self.demand, self.slo)
         worst = min(bounds, key=lambda v: v.margin, default=None)
@@ -273,11 +298,13 @@ class Hunter:
             )
             self.rule_out(deployment, memory, "screen", reason, bounds)
             return None
+        spare = self.space.spare
         if self.workload.closed_loop:
-            return bench, -(-self.workload.closed_loop // bench.seats(self.demand.longest))
+            return bench, -(-self.workload.closed_loop // bench.seats(self.demand.longest)) + spare
         ttft, tpot = alone(table, int(self.demand.grid[-1]))
         slack = 0.2 * self.demand.span_s + 1.0 + ttft + tpot * float(self.demand.outputs.max())
-        return bench, least_replicas(least_busy_s(table, self.demand, deployment, memory), self.demand, slack)
+        busy = least_busy_s(table, self.demand, deployment, memory)
+        return bench, least_replicas(busy, self.demand, slack) + spare
 
     def explore(self, shapes: list[Deployment]) -> Search:
         """All shapes, the cheapest lower bound first; those that cannot beat the best found are not simulated."""
@@ -295,7 +322,13 @@ class Hunter:
                 reason = f"needs {least} replicas or more, ${least_usd:.2f}/h; ${best:.2f}/h is enough on this GPU"
                 self.rule_out(deployment, bench.memory, "screen", reason)
                 continue
-            most = self.space.max_gpus // deployment.gpus_per_replica
+            allowed = self.space.most_gpus(deployment.accelerator)
+            most = allowed // deployment.gpus_per_replica
+            if least > most:
+                need = least * deployment.gpus_per_replica
+                reason = f"needs {need} GPUs or more, {allowed} are allowed"
+                self.rule_out(deployment, bench.memory, "screen", reason)
+                continue
             if math.isfinite(best):
                 most = min(most, max(least, math.floor(best / price + 1e-9)))
             trial = fewest_replicas(partial(self.try_out, bench), deployment, least, max(1, most))
@@ -312,7 +345,7 @@ class Hunter:
         One limit at a time, in turn, until neither moves: the two hardly interact (a token budget shapes prefill,
         a sequence limit decoding), and a full grid costs three times as much.
         """
-        best = self.stress(Bench.of(self.pricer(trial.candidate.deployment)), trial)
+        best = self.stress(Bench.of(self.pricer(trial.candidate.deployment), self.space.safety), trial)
         tried = {limits(best.candidate.deployment)}
         moved = True
         while moved:
@@ -334,7 +367,7 @@ class Hunter:
         self.found.num_considered += 1
         if cost_model.memory().kv_tokens < self.demand.longest:
             return None
-        bench = Bench.of(cost_model)
+        bench = Bench.of(cost_model, self.space.safety)
         best = None
         for replicas in range(deployment.replicas, 0, -1):
             trial = self.try_out(bench, deployment.with_(replicas=replicas))

@@ -5,14 +5,15 @@ One axis is one field of :class:`~gambrel.core.deployment.Deployment`; adding an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gambrel.core.deployment import Deployment
 from gambrel.core.formats import kv_format, weight_format
+from gambrel.plan.safety import Safety
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
@@ -27,6 +28,8 @@ class Space:
     """The axes. ``weights`` and ``kv`` of None mean: what the checkpoint is in, and fp8 where the device has it.
 
     Batch limits are searched in two passes: ``first`` values for every candidate, all values for the finalists.
+    ``available`` is how many of an accelerator (by id) can be had at most, ``max_gpus`` of any. The fleet must hold
+    with ``spare`` replicas down, and with the chance ``confidence`` (see :class:`~gambrel.plan.safety.Safety`).
     """
 
     accelerators: tuple[Accelerator, ...]
@@ -38,6 +41,18 @@ class Space:
     gpu_memory_utilization: float = 0.9
     max_gpus: int = 4096
     max_model_len: int | None = None
+    available: Mapping[str, int] = field(default_factory=dict)
+    confidence: float = 0.5
+    spare: int = 0
+
+    @property
+    def safety(self) -> Safety:
+        """What is asked beyond the prediction itself."""
+        return Safety(self.confidence, self.spare)
+
+    def most_gpus(self, accelerator: Accelerator) -> int:
+        """How many of an accelerator the fleet may have."""
+        return min(self.max_gpus, self.available.get(accelerator.name, self.max_gpus))
 
     def shapes(self, model: Model) -> Iterator[Deployment]:
         """Every accelerator x tensor parallel x formats, one replica each, with the first batch limits."""

@@ -1,0 +1,183 @@
+"""Plans as files: write one, hold it to its word on another log, turn it into configuration.
+
+Every plan file is read and written here; what is in it is :mod:`gambrel.plan.file`'s to say.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from gambrel.core.errors import GambrelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.plan import Plan
+    from gambrel.core.workload import Workload
+    from gambrel.plan.check import PlanCheck
+    from gambrel.plan.file import PlanFile
+
+__all__ = ["available", "check_document", "check_file", "load_plan", "settled", "show_check", "write_plan"]
+
+
+def available(texts: Iterable[str]) -> dict[str, int]:
+    """``h100-sxm=16`` as accelerators that can be had, by id.
+
+    Raises:
+        GambrelError: one is not of that form.
+    """
+    from gambrel.faces import api
+    from gambrel.faces.words import number
+
+    found = {}
+    for part in (p for text in texts for p in text.split(",") if p.strip()):
+        name, separator, count = part.partition("=")
+        if not separator:
+            raise GambrelError(f"--available must be NAME=COUNT like h100-sxm=16, got {part!r}")
+        found[api.accelerator(name.strip()).name] = number(count, "--available")
+    return found
+
+
+def write_plan(path: Path, plan: Plan, workload: Workload, **asked: Any) -> None:
+    """Write the plan file: TOML, or JSON where the name ends in ``.json``; ``asked`` are fields of ``Asked``."""
+    from gambrel.plan.file import Asked, objective_text, plan_file
+
+    slo = [objective_text(o) for o in plan.slo.objectives]
+    text = plan_file(plan, Asked(slo=slo, **asked), workload).text(as_json=path.suffix == ".json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise GambrelError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def load_plan(path: Path) -> PlanFile:
+    """Read a plan file.
+
+    Raises:
+        GambrelError: it cannot be read, or is no plan file.
+    """
+    from gambrel.plan.file import read_plan_file
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise GambrelError(f"{path}: cannot be read ({error.strerror})") from None
+    return read_plan_file(data, str(path))
+
+
+def settled(file: PlanFile, catalog: Sequence[Path] = ()) -> Deployment:
+    """The file's deployment, at the price it was chosen at."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from gambrel.core.accelerator import Price
+    from gambrel.faces import api
+
+    found = api.accelerator(file.gpu, files=(*(Path(c) for c in file.asked.catalog), *catalog))
+    if file.price is not None:
+        p = file.price
+        price = Price(p.usd_per_gpu_hour, p.basis, as_of=p.as_of, source=p.source, confidence=p.confidence)
+        found = replace(found, price=price, offers=())
+    return file.settled(api.model(file.asked.model), found)
+
+
+def show_check(path: Path, workload: Workload | None, catalog: Sequence[Path], *, as_json: bool) -> bool:
+    """Check a plan file, print what came of it, and say whether it holds."""
+    from gambrel.faces.console import emit, show
+
+    found = check_file(path, workload, catalog)
+    if as_json:
+        emit(check_document(found))
+    else:
+        show(check_tables(found))
+    return found.holds
+
+
+def check_file(path: Path, workload: Workload | None, catalog: Sequence[Path] = ()) -> PlanCheck:
+    """Simulate a plan file's deployment on a log, its own where none is given."""
+    from gambrel.faces import api
+    from gambrel.plan.check import check_plan
+    from gambrel.traffic import closed_loop, ready_to_replay
+
+    file = load_plan(path)
+    if workload is None:
+        figures = file.workload
+        if figures.users:
+            prompt, output = (int(x["max"]) for x in (figures.prompt_tokens, figures.output_tokens))
+            workload = closed_loop(figures.users, prompt, output)
+        else:
+            workload = ready_to_replay(api.load_workload(file.asked.source))
+    return check_plan(file, settled(file, catalog), workload, api.pricer())
+
+
+def check_document(check: PlanCheck) -> dict[str, Any]:
+    """The result of ``gambrel plan --check`` as one JSON document."""
+    needs, pricing = check.needs, check.pricing
+    return {
+        "holds": check.holds,
+        "broken": list(check.broken),
+        "deployment": check.deployment.label,
+        "workload": {"name": check.workload, "num_requests": check.num_requests},
+        "slo": {
+            v.objective.name: {
+                "limit_s": v.objective.limit_s,
+                "reached_s": v.reached_s,
+                "was_s": check.was.get(v.objective.name),
+                "met": v.met,
+                "margin": v.margin,
+            }
+            for v in check.verdicts
+        },
+        "slo_with_safety": {
+            v.objective.name: {"reached_s": v.reached_s, "met": v.met, "margin": v.margin} for v in check.safety
+        },
+        "drift": [
+            {"figure": d.name, "was": d.was, "now": d.now, "change": d.change, "notable": d.notable}
+            for d in check.drift
+        ],
+        "carries": check.carries,
+        "usd_per_hour": None if pricing is None else pricing.usd_per_hour,
+        "usd_per_mtok_input": None if pricing is None else pricing.usd_per_mtok_input,
+        "usd_per_mtok_output": None if pricing is None else pricing.usd_per_mtok_output,
+        "needs": None
+        if needs is None
+        else {"replicas": needs.deployment.replicas, "usd_per_hour": needs.deployment.usd_per_hour},
+    }
+
+
+def check_tables(check: PlanCheck) -> list[RenderableType]:
+    """The verdict first, then each objective then and now, then what drifted."""
+    from gambrel.faces.tables import facts, grid, last_column_left
+    from gambrel.report import humanise as human
+
+    verdict = "holds" if check.holds else "no longer holds"
+    rows = [("deployment", check.deployment.label), ("log", f"{check.workload}: {check.num_requests:,} requests")]
+    rows += [("broken", text) for text in check.broken]
+    if check.holds:
+        rows.append(("carries", f"{check.carries:.2f}x this load before the first objective breaks"))
+    elif check.needs is not None:
+        d = check.needs.deployment
+        usd = "" if d.usd_per_hour is None else f", {human.per_hour(d.usd_per_hour)}"
+        rows.append(("would hold", f"{d.replicas} replicas instead of {check.deployment.replicas}{usd}"))
+    else:
+        rows.append(("would hold", "more replicas of this kind do not help; plan again"))
+    objectives = [
+        [v.objective.name, human.limit(v.objective.limit_s), human.seconds(check.was.get(v.objective.name, math.nan)),
+         human.seconds(v.reached_s), human.signed_percent(v.margin), "met" if v.met else "MISSED"]
+        for v in check.verdicts
+    ]  # fmt: skip
+    drift = [
+        [d.name, human.number(d.was), human.number(d.now), human.signed_percent(d.change), "drifted" * d.notable]
+        for d in check.drift
+    ]
+    blocks: list[RenderableType] = [facts(f"the plan {verdict}", rows), ""]
+    if objectives:
+        heads = ["", "limit", "planned", "now", "margin", ""]
+        blocks += [last_column_left(grid("objectives", heads, objectives)), ""]
+    return [*blocks, last_column_left(grid("traffic", ["", "planned for", "now", "change", ""], drift))]
