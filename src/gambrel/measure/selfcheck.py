@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["TARGETS", "selfcheck"]
 
 TARGETS: Final = {"ttft_error": 0.02, "tpot_error": 0.005, "gap_error": 0.01, "cpu_s_per_1k_tokens": 0.04}
-"""What the client is built to hold at 128 streams of 100 tokens/s on one core (gap: 3 % at 512)."""
+"""What the client is built to hold at 128 streams of 100 tokens/s on one core.
+
+With fewer, a token costs more (every one wakes the loop); with up to 512, the median gap is to hold within 3 %.
+"""
 
 SCRIPT: Final = Script(ttft_s=0.1, gap_s=0.01)
 TOKENS: Final = 100
@@ -69,8 +72,16 @@ def selfcheck(
         "levels": found,
         "targets": TARGETS,
         "truth": {"ttft_s": SCRIPT.ttft_s, "gap_s": SCRIPT.gap_s, "tokens": TOKENS},
-        "within_targets": all(level[k] <= limit for level in found for k, limit in TARGETS.items()),
+        "within_targets": all(level["within_targets"] for level in found),
     }
+
+
+def _targets(streams: int, processes: int) -> dict[str, float]:
+    """What holds at a number of streams."""
+    per_process = streams / max(processes, 1)
+    if per_process > 128:
+        return {"gap_error": 0.03}
+    return TARGETS if per_process == 128 else {k: v for k, v in TARGETS.items() if k != "cpu_s_per_1k_tokens"}
 
 
 def _level(n: int, records: Sequence[Record], truths: dict[str, Truth], figures: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def _level(n: int, records: Sequence[Record], truths: dict[str, Truth], figures:
     seen = {"ttft": samples(records, "ttft.token"), "gap": samples(records, "itl.gap"),
             "tpot": samples(records, "tpot.token")}  # fmt: skip
     truth = {"ttft": true_ttft, "gap": true_gaps, "tpot": true_tpot}
-    return {
+    level = {
         "streams": n,
         **{f"{k}_error": _off(seen[k], truth[k], 50) for k in ("ttft", "tpot", "gap")},
         "cpu_s_per_1k_tokens": fidelity["cpu_s_per_1k_tokens"],
@@ -102,6 +113,8 @@ def _level(n: int, records: Sequence[Record], truths: dict[str, Truth], figures:
         "ttft_s": {"client": float(np.median(seen["ttft"])), "truth": float(np.median(true_ttft))},
         "gap_s": {"client": float(np.median(seen["gap"])), "truth": float(np.median(true_gaps))},
     }
+    level["within_targets"] = all(level[k] <= v for k, v in _targets(n, fidelity["processes"]).items())
+    return level
 
 
 def _off(seen: Floats, truth: Floats, percentile: float) -> float:
