@@ -30,6 +30,7 @@ __all__ = ["FORMS", "Roofline", "round_max"]
 FORMS = ("serial", "max")
 _ACTIVATION_BYTES = 2
 _PASSES_BACK = 2  # a vector is read and written
+_ROWS_KEPT = 512  # one-step tables remembered: the named points of a curve ask for the same ones at every context
 
 
 def round_max(compute: Floats, memory: Floats, rounding: float) -> Floats:
@@ -70,6 +71,7 @@ class Roofline:
         self.form = form
         self.link = wire(deployment.accelerator, deployment.gpus_per_replica, efficiency)
         self._tables: dict[tuple[int, int], StepTable] = {}
+        self._rows: dict[tuple[int, int], StepTable] = {}
 
     @property
     def deployment(self) -> Deployment:
@@ -245,7 +247,12 @@ class Roofline:
 
     def step_cost(self, step: Step) -> StepCost:
         """Seconds of one step by cause: the table of one row, so the very formula of :meth:`compile`."""
-        table = self._table(np.array([float(step.tokens)]), np.array([float(step.sampled)]))
+        key = (step.tokens, step.sampled)
+        table = self._rows.get(key)
+        if table is None:
+            if len(self._rows) >= _ROWS_KEPT:
+                self._rows.clear()
+            table = self._rows[key] = self._table(np.array([float(step.tokens)]), np.array([float(step.sampled)]))
         return table.at(step, tokens=0, sampled=0)
 
     def memory(self) -> MemoryBudget:

@@ -15,7 +15,7 @@ import typer
 
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
-from gambrel.faces import calibrate_commands, measure_commands, serve_commands
+from gambrel.faces import calibrate_commands, measure_commands, serve_commands, web_commands
 from gambrel.faces.console import emit, show, talk
 
 if TYPE_CHECKING:
@@ -409,7 +409,7 @@ def demo_command(
     show(plan_tables(plan))
 
 
-for commands in (measure_commands, serve_commands, calibrate_commands):
+for commands in (measure_commands, serve_commands, calibrate_commands, web_commands):
     commands.register(app)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from gambrel.report.document import Fact, Report, Section, Table
     from gambrel.report.image import render, write_images
-    from gambrel.report.memory import HeldTokens, memory_vs_concurrency
+    from gambrel.report.memory import HeldTokens, memory_bar, memory_vs_concurrency
     from gambrel.report.page import page_html, write_page
     from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
     from gambrel.report.style import caption, theme
@@ -64,6 +64,7 @@ __all__ = [
     "latency_cdf",
     "latency_vs_batch",
     "latency_vs_load",
+    "memory_bar",
     "memory_vs_concurrency",
     "objective_table",
     "output_lengths",
@@ -105,7 +106,7 @@ _MODULES = {
     ),
     "document": ("Fact", "Report", "Section", "Table"),
     "image": ("render", "write_images"),
-    "memory": ("HeldTokens", "memory_vs_concurrency"),
+    "memory": ("HeldTokens", "memory_bar", "memory_vs_concurrency"),
     "page": ("page_html", "write_page"),
     "service": (
         "batch_over_time",

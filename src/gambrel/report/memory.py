@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Ints
     from gambrel.report.style import Spec
 
-__all__ = ["HeldTokens", "memory_vs_concurrency"]
+__all__ = ["HeldTokens", "memory_bar", "memory_vs_concurrency"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +145,57 @@ def _sentence(budget: MemoryBudget, held: HeldTokens, walls: dict[str, float], f
     )
     rest = [f"{say.count(walls[k])} at the {k} of {say.count(tokens[k])}" for k in ("p95", "max") if k in walls]
     return f"{head}: {body}" + (f", at only {' and '.join(rest)}" if rest else "") + "."
+
+
+def memory_bar(budget: MemoryBudget, used_bytes: float, batch: int) -> Spec:
+    """One accelerator's memory at one operating point: what is held against what is usable and what there is.
+
+    ``used_bytes`` counts weights, activations, reserve and the KV cache of ``batch`` sequences.
+    """
+    fixed = budget.weight_bytes + budget.activation_bytes + budget.reserve_bytes
+    kv = max(used_bytes - fixed, 0.0)
+    parts = (
+        ("weights", budget.weight_bytes, BLUE),
+        ("activations", budget.activation_bytes, PINK),
+        ("reserve", budget.reserve_bytes, GREY),
+        ("KV cache", kv, GREEN),
+    )
+    titles, colours = [p[0] for p in parts], [p[2] for p in parts]
+    base, bands = 0.0, []
+    for name, size, _ in parts:
+        band = {"low": base / 1e9, "high": (base + size) / 1e9, "part": name, "size": say.num_bytes(size)}
+        bands.append(band)
+        base += size
+    domain = (0.0, 1.04 * max(budget.memory_bytes, min(used_bytes, 2 * budget.memory_bytes)) / 1e9)
+    bar = {
+        "data": {"values": bands},
+        "mark": {"type": "rect", "opacity": 0.85, "clip": True},
+        "encoding": {
+            "x": linear("low", "GB on the fullest accelerator", domain),
+            "x2": {"field": "high"},
+            "y": {"value": 46},
+            "y2": {"value": 96},
+            "color": {
+                "field": "part",
+                "type": "nominal",
+                "title": None,
+                "scale": colour_scale(titles, colours),
+                "legend": {"symbolType": "square"},
+            },
+            "tooltip": [{"field": f, "type": "nominal"} for f in ("part", "size")],
+        },
+    }
+    marks = [
+        (budget.usable_bytes / 1e9, f"usable {say.num_bytes(budget.usable_bytes)}"),
+        (budget.memory_bytes / 1e9, f"card {say.num_bytes(budget.memory_bytes)}"),
+    ]
+    layers = [bar, *labelled_x(marks, "low", domain, logarithmic=False)]
+    over = used_bytes - budget.usable_bytes
+    together = f"{say.count(batch)} sequence{'s' if batch > 1 else ''}"
+    if fixed >= budget.usable_bytes:
+        sentence = f"The model alone needs {say.num_bytes(fixed)} of {say.num_bytes(budget.usable_bytes)} usable."
+    elif over > 0:
+        sentence = f"{together.capitalize()} need {say.num_bytes(over)} more than is usable: some would wait."
+    else:
+        sentence = f"{together.capitalize()} hold {say.num_bytes(kv)} of KV cache; {say.num_bytes(-over)} stay free."
+    return chart("memory", "Memory of one accelerator", sentence, layers, height=110)

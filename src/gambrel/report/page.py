@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gambrel.report.document import Fact, Report, Section
     from gambrel.report.style import Spec
 
-__all__ = ["page_html", "write_page"]
+__all__ = ["page_html", "runtime", "write_page"]
 
 
 def page_html(report: Report) -> str:
@@ -38,7 +38,7 @@ def page_html(report: Report) -> str:
         ReportError: vl-convert, which carries the chart runtime, is not installed.
     """
     specs = {str(spec["name"]): spec for spec in report.specs()}
-    bundle, script = _runtime(), _asset("page.js")
+    bundle, script = runtime(), _asset("page.js")
     body = "\n".join(
         (
             _header(report),
@@ -100,7 +100,7 @@ def _asset(name: str) -> str:
     return files("gambrel.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _runtime() -> str:
+def runtime() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; bundled once per version of vl-convert, then read from cache."""
     library = charts_library()
     cached = _cache_folder() / f"vega-{library.__version__}.js"

@@ -136,6 +136,7 @@ def theme(*, dark: bool = False) -> Spec:
             "rule-limit": {"color": ink, "strokeDash": [6, 3], "strokeWidth": 1.4},
             "ink-line": {"color": ink, "strokeWidth": 1.6},
             "shade": {"color": muted, "opacity": 0.13},
+            "here": {"color": ink, "stroke": ground, "strokeWidth": 2},
             "note": {"color": ink, "fontSize": 11.5, "fontWeight": 600},
             "halo": {
                 "color": ground,

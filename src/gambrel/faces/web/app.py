@@ -1,0 +1,128 @@
+"""The routes: the page and its files, and the questions it asks.
+
+Handlers only read the request and answer; what they say is computed in the module of each view. Work that takes more
+than a moment runs in threads, so that a slider never waits behind an upload.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Final
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gambrel.core.errors import GambrelError
+from gambrel.faces.web import wire
+from gambrel.faces.web.guard import LOOPBACK, Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from starlette.requests import Request
+
+__all__ = ["create_app"]
+
+VIEWS: Final = ("explore", "traffic", "plan", "learn")
+
+
+def create_app(hosts: Collection[str] = LOOPBACK, token: str | None = None) -> Guard:
+    """The ASGI application, guarded; ``hosts`` and ``token`` as in :class:`Guard`."""
+    application = Starlette(
+        routes=[
+            Route("/", page),
+            *(Route(f"/{view}", page) for view in VIEWS),
+            Route("/learn/{lesson}", page),
+            Route("/assets/{name}", asset),
+            Route("/api/catalog", catalog),
+            Route("/api/explore", explore),
+        ],
+        exception_handlers={GambrelError: refused, HTTPException: missing, Exception: failed},
+    )
+    return Guard(application, hosts, token)
+
+
+async def page(request: Request) -> Response:
+    """The one HTML document; which view it shows is the address's matter."""
+    return _compressed(request, _asset("ui.html"), "text/html; charset=utf-8", "no-cache")
+
+
+async def asset(request: Request) -> Response:
+    """A script or stylesheet; its address carries a hash, so it may be kept for ever."""
+    name = request.path_params["name"]
+    kinds = {"ui.js": "text/javascript", "vega.js": "text/javascript", "ui.css": "text/css"}
+    if name not in kinds:
+        raise HTTPException(404, f"no such file: {name[:80]}")
+    data = await run_in_threadpool(_asset, name)
+    kept = "max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
+    return _compressed(request, data, f"{kinds[name]}; charset=utf-8", kept)
+
+
+async def catalog(request: Request) -> Response:
+    """Models, accelerators, themes."""
+    from gambrel.faces.web.setup import catalog_document
+
+    data = (await run_in_threadpool(lambda: wire.answer(catalog_document()))).body
+    return _compressed(request, bytes(data), "application/json", "no-cache")
+
+
+async def explore(request: Request) -> Response:
+    """Charts and facts of an operating point."""
+    from gambrel.faces.web.explore import explore_document
+
+    query = dict(request.query_params)
+    return await run_in_threadpool(lambda: wire.answer(explore_document(query)))
+
+
+async def refused(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    """A mistake in the input, or an answer that is "no": one line."""
+    return wire.answer({"error": str(error)}, 400)
+
+
+async def missing(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    """An address or method that is not there."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return wire.answer({"error": getattr(error, "detail", "")}, status)
+
+
+async def failed(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    """A defect of gambrel: said without its insides, which go to the log."""
+    return wire.answer({"error": f"this is a defect of gambrel: {type(error).__name__}"}, 500)
+
+
+@lru_cache(maxsize=8)
+def _asset(name: str) -> bytes:
+    static = files("gambrel.faces.web").joinpath("static")
+    if name == "vega.js":
+        from gambrel.report.page import runtime
+
+        return runtime().encode()
+    if name == "ui.css":  # the reports' look, then what only the page has
+        report = files("gambrel.report").joinpath("page.css").read_bytes()
+        return report + static.joinpath(name).read_bytes()
+    data = static.joinpath(name).read_bytes()
+    if name == "ui.html":
+        for other in ("ui.css", "ui.js"):
+            tag = hashlib.sha256(_asset(other)).hexdigest()[:12]
+            data = data.replace(f"/assets/{other}".encode(), f"/assets/{other}?v={tag}".encode())
+        tag = hashlib.sha256(_asset("vega.js")).hexdigest()[:12]
+        data = data.replace(b"/assets/vega.js", f"/assets/vega.js?v={tag}".encode())
+    return data
+
+
+@lru_cache(maxsize=16)
+def _zipped(data: bytes) -> bytes:
+    return gzip.compress(data, 6, mtime=0)
+
+
+def _compressed(request: Request, data: bytes, media_type: str, kept: str) -> Response:
+    headers = {"cache-control": kept, "vary": "accept-encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(_zipped(data), 200, headers | {"content-encoding": "gzip"}, media_type)
+    return Response(data, 200, headers, media_type)
