@@ -15,7 +15,7 @@ import typer
 
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
-from gambrel.faces import calibrate_commands, measure_commands, serve_commands, web_commands
+from gambrel.faces import calibrate_commands, measure_commands, plan_outputs, serve_commands, web_commands
 from gambrel.faces.console import emit, show, talk
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def plan_command(
     as_json: Json = False,
 ) -> None:
     """The cheapest GPU x parallelism x replicas x formats x batch limits that meets the objectives."""
-    from gambrel.faces import api, plan_outputs
+    from gambrel.faces import api
 
     if check is not None:
         asked = None if workload is None and users is None else settle(traffic(workload, users, prompt, output))
@@ -409,7 +409,7 @@ def demo_command(
     show(plan_tables(plan))
 
 
-for commands in (measure_commands, serve_commands, calibrate_commands, web_commands):
+for commands in (plan_outputs, measure_commands, serve_commands, calibrate_commands, web_commands):
     commands.register(app)
 
 

@@ -6,13 +6,15 @@ Every plan file is read and written here; what is in it is :mod:`gambrel.plan.fi
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from gambrel.core.errors import GambrelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Sequence
 
     from rich.console import RenderableType
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from gambrel.plan.check import PlanCheck
     from gambrel.plan.file import PlanFile
 
-__all__ = ["available", "check_document", "check_file", "load_plan", "settled", "show_check", "write_plan"]
+__all__ = ["available", "check_document", "check_file", "load_plan", "register", "settled", "show_check", "write_plan"]
 
 
 def available(texts: Iterable[str]) -> dict[str, int]:
@@ -74,7 +76,6 @@ def load_plan(path: Path) -> PlanFile:
 def settled(file: PlanFile, catalog: Sequence[Path] = ()) -> Deployment:
     """The file's deployment, at the price it was chosen at."""
     from dataclasses import replace
-    from pathlib import Path
 
     from gambrel.core.accelerator import Price
     from gambrel.faces import api
@@ -181,3 +182,63 @@ def check_tables(check: PlanCheck) -> list[RenderableType]:
         heads = ["", "limit", "planned", "now", "margin", ""]
         blocks += [last_column_left(grid("objectives", heads, objectives)), ""]
     return [*blocks, last_column_left(grid("traffic", ["", "planned for", "now", "change", ""], drift))]
+
+
+FORMATS = ("vllm", "sglang", "trtllm", "kubernetes", "kserve", "prometheus", "markdown")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("export")(export_command)
+
+
+def export_command(
+    plan: Annotated[Path, typer.Argument(help="A plan file that gambrel plan --out wrote.")],
+    form: Annotated[str, typer.Option("--as", help=f"One of {', '.join(FORMATS)}.")] = "vllm",
+    out: Annotated[Path | None, typer.Option("--out", help="Write to this file instead of stdout.")] = None,
+    catalog: Annotated[
+        list[Path] | None, typer.Option("--catalog", help="TOML file with your accelerators; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """A plan as a launch command, Kubernetes or KServe objects, Prometheus rules, or a Markdown summary."""
+    from gambrel.faces.console import emit, talk
+
+    if form not in FORMATS:
+        raise GambrelError(f"--as must be one of {', '.join(FORMATS)}, got {form!r}")
+    file = load_plan(plan)
+    text = exported(file, settled(file, catalog or []), form)
+    if as_json:
+        emit({"plan": str(plan), "format": form, "text": text})
+    elif out is None:
+        typer.echo(text, nl=False)
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise GambrelError(f"{out}: cannot be written ({error.strerror})") from None
+        talk(f"{form}: {out}")
+
+
+def exported(file: PlanFile, deployment: Deployment, form: str) -> str:
+    """The text of a plan in one of ``FORMATS``."""
+    from gambrel.faces import api
+    from gambrel.plan.alerts import prometheus_rules
+    from gambrel.plan.launch import sglang_command, trtllm_command, trtllm_options, vllm_command
+    from gambrel.plan.manifests import kserve_manifests, kubernetes_manifests
+    from gambrel.plan.summary import markdown_summary
+    from gambrel.plan.yaml_text import yaml_documents, yaml_text
+
+    memory = api.cost_model(deployment).memory()
+    options = "".join(f"# {line}\n" for line in yaml_text(trtllm_options(deployment, memory)).splitlines())
+    made: dict[str, Callable[[], str]] = {
+        "vllm": lambda: vllm_command(deployment) + "\n",
+        "sglang": lambda: sglang_command(deployment, memory) + "\n",
+        "trtllm": lambda: f"# options.yaml:\n{options}{trtllm_command(deployment, 'options.yaml')}\n",
+        "kubernetes": lambda: yaml_documents(kubernetes_manifests(file, deployment)),
+        "kserve": lambda: yaml_documents(kserve_manifests(file, deployment)),
+        "prometheus": lambda: yaml_text(prometheus_rules(file)),
+        "markdown": lambda: markdown_summary(file, deployment),
+    }
+    return made[form]()

@@ -3,7 +3,8 @@
 A decision that lives in a terminal's scrollback cannot be reviewed, diffed or held to its word. The file is plain
 values (TOML or JSON, the same document): the question (model, log, objectives), the deployment with every engine
 setting, the price with its source, the log in figures, and what the simulation predicted with its intervals.
-:mod:`gambrel.plan.check` simulates it again on another log; :mod:`gambrel.plan.outputs` turns it into configuration.
+:mod:`gambrel.plan.check` simulates it again on another log; :mod:`~gambrel.plan.launch`,
+:mod:`~gambrel.plan.manifests`, :mod:`~gambrel.plan.alerts` and :mod:`~gambrel.plan.summary` turn it into configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +30,18 @@ if TYPE_CHECKING:
     from gambrel.core.plan import Candidate, Plan
     from gambrel.core.workload import Workload
 
-__all__ = ["FORMAT", "Asked", "Figures", "Loser", "PlanFile", "Predicted", "Price", "plan_file", "read_plan_file"]
+__all__ = [
+    "FORMAT",
+    "Asked",
+    "Figures",
+    "Loser",
+    "PlanFile",
+    "Predicted",
+    "Price",
+    "objective_text",
+    "plan_file",
+    "read_plan_file",
+]
 
 FORMAT = "gambrel-plan-1"
 LOSERS_KEPT = 12
@@ -129,7 +141,8 @@ class PlanFile:
 
     ``deployment`` holds the accelerator's id under ``gpu`` and every other field of
     :class:`~gambrel.core.deployment.Deployment` but the model under its own name. ``memory`` is bytes per
-    accelerator. ``latency_s`` has every metric's percentiles under the log.
+    accelerator. ``latency_s`` has every metric's percentiles under the log. ``in_flight_at_break`` is requests in
+    flight per replica at the load where the first objective breaks (Little's law: rate times mean E2E).
     """
 
     format: str
@@ -148,6 +161,7 @@ class PlanFile:
     utilisation: float | None = None
     goodput: float | None = None
     breaks_at: float | None = None
+    in_flight_at_break: float | None = None
     kv_tokens: int = 0
     kv_usage_max: float | None = None
     max_prompt_tokens: int = 0
@@ -238,6 +252,7 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
         utilisation=None if pricing is None else finite(pricing.utilisation),
         goodput=finite(c.goodput),
         breaks_at=finite(min(plan.breaks_at.values(), default=math.inf)),
+        in_flight_at_break=in_flight(plan),
         kv_tokens=m.kv_tokens,
         kv_usage_max=finite(plan.run.kv_usage_max),
         max_prompt_tokens=int(workload.prompt_tokens.max()),
@@ -257,6 +272,15 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
         fixes=[f"{f.change}: {f.effect}" for f in plan.cheaper_fixes],
         losers=kept(plan.alternatives),
     )
+
+
+def in_flight(plan: Plan) -> float | None:
+    """Requests in flight per replica where the first objective breaks; None when nothing breaks in the sweep."""
+    load = min(plan.breaks_at.values(), default=math.inf)
+    if not math.isfinite(load):
+        return None
+    nearest = min(plan.loads, key=lambda p: abs(p.load - load))
+    return finite(nearest.rate_rps * nearest.latency["e2e"].mean / plan.chosen.deployment.replicas)
 
 
 def predictions(plan: Plan) -> list[Predicted]:

@@ -1,25 +1,34 @@
 """The plan as a command line: what to type to get the deployment that was simulated.
 
-Flag names are vLLM's own (``vllm serve --help``, 0.19 and later).
+Flag names are the engines' own: ``vllm serve --help`` (0.19 and later), SGLang's server arguments
+(docs.sglang.io, advanced features, 2026) and ``trtllm-serve`` with its PyTorch back end (TensorRT-LLM 1.x). The three
+count memory differently, so the same KV cache is a different fraction in each: vLLM's is of the whole memory, all
+included; SGLang's is of the whole memory, weights and cache only; TensorRT-LLM's is of what is left after the weights.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import shlex
+from typing import TYPE_CHECKING, Any
 
 from gambrel.core.formats import weight_format
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
+    from gambrel.core.step import MemoryBudget
 
-__all__ = ["vllm_command"]
+__all__ = ["sglang_command", "trtllm_command", "trtllm_options", "vllm_args", "vllm_command"]
+
+TRTLLM_BLOCK = 32
+"""``tokens_per_block`` that TensorRT-LLM's PyTorch back end defaults to."""
 
 
-def vllm_command(deployment: Deployment) -> str:
-    """One ``vllm serve`` line for one replica; run it once per replica behind a load balancer."""
+def vllm_args(deployment: Deployment) -> list[str]:
+    """The words after ``vllm serve``, model first."""
     d = deployment
-    flags = [
-        f"vllm serve {d.model.name}",
+    args = [
+        d.model.name,
         f"--tensor-parallel-size {d.tp}",
         f"--max-num-seqs {d.max_num_seqs}",
         f"--max-num-batched-tokens {d.max_num_batched_tokens}",
@@ -27,18 +36,115 @@ def vllm_command(deployment: Deployment) -> str:
         f"--block-size {d.block_size}",
     ]
     if d.pp > 1:
-        flags.append(f"--pipeline-parallel-size {d.pp}")
+        args.append(f"--pipeline-parallel-size {d.pp}")
     if d.ep > 1:
-        flags.append("--enable-expert-parallel")
+        args.append("--enable-expert-parallel")
     if d.max_model_len is not None:
-        flags.append(f"--max-model-len {d.max_model_len}")
-    if weight_format(d.weights).element_bits < 16 and d.weights != d.model.checkpoint_format:
-        # vLLM quantises 16-bit checkpoints to fp8 while loading; other formats need a checkpoint in that format.
-        flags.append("--quantization fp8" if d.weights == "fp8" else f"# with a {d.weights} checkpoint of the model")
+        args.append(f"--max-model-len {d.max_model_len}")
+    if quantises(d) and d.weights == "fp8":
+        args.append("--quantization fp8")  # vLLM quantises 16-bit checkpoints to fp8 while loading
     if d.weights == "fp16":
-        flags.append("--dtype float16")
+        args.append("--dtype float16")
     if d.kv in {"fp8", "int8"}:
-        flags.append(f"--kv-cache-dtype {d.kv}")
-    flags.append("--enable-chunked-prefill" if d.chunked_prefill else "--no-enable-chunked-prefill")
-    comments = [f for f in flags if f.startswith("#")]
-    return " ".join([f for f in flags if not f.startswith("#")] + comments)
+        args.append(f"--kv-cache-dtype {d.kv}")
+    args.append("--enable-chunked-prefill" if d.chunked_prefill else "--no-enable-chunked-prefill")
+    if not d.prefix_caching:
+        args.append("--no-enable-prefix-caching")
+    if not d.cuda_graphs:
+        args.append("--enforce-eager")
+    return [word for arg in args for word in arg.split(" ")]
+
+
+def vllm_command(deployment: Deployment) -> str:
+    """One ``vllm serve`` line for one replica; run it once per replica behind a load balancer."""
+    return shlex.join(["vllm", "serve", *vllm_args(deployment)]) + note(deployment)
+
+
+def sglang_command(deployment: Deployment, memory: MemoryBudget) -> str:
+    """One ``sglang.launch_server`` line for one replica.
+
+    ``--mem-fraction-static`` is weights plus cache over the memory, so that the cache is the one that was simulated.
+    ``--chunked-prefill-size`` bounds prompt tokens alone, where vLLM's budget counts one token of every decoder too.
+    """
+    d = deployment
+    share = (memory.weight_bytes + memory.kv_cache_bytes) / memory.memory_bytes
+    args = [
+        "python3 -m sglang.launch_server",
+        f"--model-path {shlex.quote(d.model.name)}",
+        f"--tp-size {d.tp}",
+        f"--max-running-requests {d.max_num_seqs}",
+        f"--chunked-prefill-size {d.max_num_batched_tokens if d.chunked_prefill else -1}",
+        f"--mem-fraction-static {math.floor(share * 1000) / 1000:g}",
+        "--enable-metrics",
+    ]
+    if d.pp > 1:
+        args.append(f"--pp-size {d.pp}")
+    if d.ep > 1:
+        args.append(f"--ep-size {d.ep}")
+    if d.attention_dp > 1:
+        args.append(f"--dp-size {d.attention_dp} --enable-dp-attention")
+    if d.max_model_len is not None:
+        args.append(f"--context-length {d.max_model_len}")
+    if quantises(d) and d.weights == "fp8":
+        args.append("--quantization fp8")
+    if d.weights == "fp16":
+        args.append("--dtype float16")
+    if d.kv == "fp8":
+        args.append("--kv-cache-dtype fp8_e4m3")
+    if not d.prefix_caching:
+        args.append("--disable-radix-cache")
+    if not d.cuda_graphs:
+        args.append("--disable-cuda-graph")
+    return " ".join(args) + note(d)
+
+
+def trtllm_options(deployment: Deployment, memory: MemoryBudget) -> dict[str, Any]:
+    """What ``trtllm-serve`` takes from its YAML file of extra options: cache, chunking, attention parallelism.
+
+    ``free_gpu_memory_fraction`` is of the memory left after weights and activations.
+    """
+    free = memory.memory_bytes - memory.weight_bytes - memory.activation_bytes - memory.reserve_bytes
+    cache: dict[str, Any] = {
+        "enable_block_reuse": deployment.prefix_caching,
+        "free_gpu_memory_fraction": math.floor(memory.kv_cache_bytes / free * 1000) / 1000,
+        "tokens_per_block": TRTLLM_BLOCK,
+    }
+    if deployment.kv == "fp8":
+        cache["dtype"] = "fp8"
+    options: dict[str, Any] = {"kv_cache_config": cache, "enable_chunked_prefill": deployment.chunked_prefill}
+    if deployment.attention_dp > 1:
+        options["enable_attention_dp"] = True
+    return options
+
+
+def trtllm_command(deployment: Deployment, options_file: str) -> str:
+    """One ``trtllm-serve`` line for one replica; ``options_file`` holds :func:`trtllm_options` as YAML."""
+    d = deployment
+    args = [
+        f"trtllm-serve {shlex.quote(d.model.name)}",
+        f"--tp_size {d.tp}",
+        f"--max_batch_size {d.max_num_seqs}",
+        f"--max_num_tokens {d.max_num_batched_tokens}",
+        f"--extra_llm_api_options {shlex.quote(options_file)}",
+    ]
+    if d.pp > 1:
+        args.append(f"--pp_size {d.pp}")
+    if d.ep > 1:
+        args.append(f"--ep_size {d.ep}")
+    if d.max_model_len is not None:
+        args.append(f"--max_seq_len {d.max_model_len}")
+    checkpoint = f"  # with a {d.weights} checkpoint of the model" if quantises(d) else ""
+    return " ".join(args) + checkpoint
+
+
+def quantises(deployment: Deployment) -> bool:
+    """Whether the weights are to be in fewer bits than the checkpoint has."""
+    return (
+        weight_format(deployment.weights).element_bits < 16 and deployment.weights != deployment.model.checkpoint_format
+    )
+
+
+def note(deployment: Deployment) -> str:
+    """What the line needs that no flag gives: a checkpoint in another format."""
+    needs = quantises(deployment) and deployment.weights != "fp8"
+    return f" # with a {deployment.weights} checkpoint of the model" if needs else ""

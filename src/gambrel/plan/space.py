@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
 
-__all__ = ["Space", "kv_formats_for", "weight_formats_for"]
+__all__ = ["Space", "kv_formats_for", "tp_is_possible", "weight_formats_for"]
 
 FIRST_MAX_NUM_SEQS, FIRST_MAX_NUM_BATCHED_TOKENS = 256, 2048
 
