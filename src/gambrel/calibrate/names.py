@@ -143,32 +143,35 @@ def engine_version(engine: str, version: str, date: str) -> str:
     return found
 
 
-def weights_name(text: str, model: Model, accelerator: Accelerator) -> str:  # noqa: PLR0911 - one answer a spelling
-    """The weight format a table means; a blank means what the checkpoint holds."""
-    word = text.lower().replace("-", "").replace("_", "").replace("/", "")
+# What tables write, without its punctuation, and the format meant where nothing about the model decides.
+_WEIGHTS: Final = {
+    "fp8": "fp8-tensor", "fp8kv": "fp8-tensor", "fp4": "nvfp4", "nvfp4": "nvfp4", "mxfp4": "mxfp4",
+    "int8": "int8", "w8a8": "int8", "w8a8int8": "int8", "smoothquant": "int8", "w8a16": "w8a16", "int8wo": "w8a16",
+    "int4": "int4", "w4a16": "int4", "awq": "int4", "gptq": "int4", "int4awq": "int4", "int4wo": "int4",
+}  # fmt: skip
+_SIXTEEN: Final = frozenset({"bf16", "fp16", "half", "float16", "bfloat16"})
+
+
+def weights_name(text: str, model: Model, accelerator: Accelerator) -> str:
+    """The weight format a table means; a blank means what the checkpoint holds.
+
+    A checkpoint's own variant of a format (fp8 in blocks, int4 for experts only) goes before the common one. Experts that
+    are published in mxfp4 alone stay so: tables label such runs by what the device computes in.
+    """
+    word = re.sub(r"[-_/ ]", "", text.lower())
     sixteen = "bf16" if "bf16" in accelerator.peak_flops else "fp16"
     own = model.checkpoint_format
-    if not word or word == "auto":
-        return sixteen if own in {"bf16", "fp16"} else own
     if word == "fp8fp4":  # MLPerf: the lowest the device has
         word = "fp4" if "fp4" in accelerator.peak_flops else "fp8"
-    if own == "mxfp4" and word in {"fp8", "fp4", "nvfp4", "mxfp4"}:
-        return own  # experts are published in mxfp4 alone; tables label the run by what the device computes in
-    if word in {"fp8", "fp8kv"}:
-        return own if own.startswith("fp8") else "fp8-tensor"
-    if word in {"fp4", "nvfp4"}:
-        return "nvfp4"
-    if word == "mxfp4":
-        return own if "mxfp4" in own else "mxfp4"
-    if word in {"bf16", "fp16", "half", "float16", "bfloat16"}:
+    if not word or word == "auto":
+        return sixteen if own in {"bf16", "fp16"} else own
+    if word in _SIXTEEN:
         return word if word in accelerator.peak_flops and word in {"bf16", "fp16"} else sixteen
-    if word in {"int8", "w8a8", "w8a8int8", "smoothquant"}:
-        return "int8"
-    if word in {"w8a16", "int8wo"}:
-        return "w8a16"
-    if word in {"int4", "w4a16", "awq", "gptq", "int4awq", "int4wo", "w4a16awq"}:
-        return own if own.startswith("int4") else "int4"
-    return word
+    found = _WEIGHTS.get(word, word)
+    if own == "mxfp4" and found in {"fp8-tensor", "nvfp4", "mxfp4"}:
+        return own
+    family = found.split("-")[0]
+    return own if own.startswith(family) or (found == "mxfp4" and "mxfp4" in own) else found
 
 
 def kv_name(text: str, weights: str, engine: str, accelerator: Accelerator) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gambrel.calibrate.harness import row_lengths, workload_of
+from gambrel.calibrate.harness import row_lengths, stream_interval, workload_of
 from gambrel.calibrate.setting import deployments
 from gambrel.core.errors import CatalogError, DeploymentError
 from gambrel.cost.memory import held_bytes
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Run
-    from gambrel.core.step import CostModel, StepTable
+    from gambrel.core.step import StepTable
     from gambrel.core.workload import Workload
+    from gambrel.cost import Roofline
 
-__all__ = ["Prediction", "Predictor", "Skip", "read_figure"]
+__all__ = ["Prediction", "Predictor", "Skip", "read_figure", "simulated"]
 
 
 class Skip(Exception):  # noqa: N818 - the answer "not compared", with its reason
@@ -54,22 +55,44 @@ def read_figure(run: Run, metric: str, statistic: str) -> float:
     return float(run.distribution(metric).percentile(statistic))
 
 
+def simulated(
+    deployment: Deployment, priced: Roofline, workload: Workload, wanted: Mapping[str, Figure]
+) -> dict[str, float]:
+    """The wanted figures of a simulated operating point, by metric, with the statistic each asks for.
+
+    Time to first token holds what a request takes outside the engine's steps (``request_s``, ``wait_steps``).
+    """
+    table = priced.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
+    run, _ = Predictor.run(deployment, table, priced.memory().num_kv_blocks, workload)
+    step = run.distribution("tpot").p50
+    waits = priced.efficiency.wait_steps * step if math.isfinite(step) else 0.0
+    outside = priced.efficiency.request_s + waits
+    found = {}
+    for metric, figure in wanted.items():
+        if metric == "output_tok_s" and workload.closed_loop:  # Little's law: no window, no ends
+            users = min(workload.closed_loop, len(workload))
+            found[metric] = users * float(run.output_tokens.mean()) / (run.distribution("e2e").mean + outside)
+        else:
+            found[metric] = read_figure(run, metric, figure.statistic) + (outside if metric in {"ttft", "e2e"} else 0.0)
+    return found
+
+
 class Predictor:
     """Rows to predictions.
 
     Args:
-        pricer: deployments to cost models (``gambrel.faces.api.pricer``, or of a fitted profile).
+        pricer: deployments to cost models, with shipped constants or those of a fitted profile.
         models: names to models.
         find: names to accelerators.
     """
 
     def __init__(
-        self, pricer: Callable[[Deployment], CostModel], models: Models, find: Callable[[str], Accelerator]
+        self, pricer: Callable[[Deployment], Roofline], models: Models, find: Callable[[str], Accelerator]
     ) -> None:
         self._price = pricer
         self._models = models
         self._find = find
-        self._tables: dict[tuple[Any, ...], tuple[StepTable, int, CostModel]] = {}
+        self._tables: dict[tuple[Any, ...], tuple[StepTable, int, Roofline]] = {}
 
     def __call__(self, row: Row) -> Prediction:
         """What the row should have measured.
@@ -105,10 +128,16 @@ class Predictor:
         workload = workload_of(row, saturating=saturating)
         if workload is None:
             raise Skip("lengths of prompts and answers not published")
+        if deployment.engine == "tensorrt-llm":  # its default scheduler never evicts: it reserves every answer in full
+            whole = -(-max_request_tokens(workload) // deployment.block_size)
+            most = max(1, min(deployment.max_num_seqs, blocks // whole))
+            deployment = deployment.with_(max_num_seqs=most)
         run, assumed = self.run(deployment, table, blocks, workload)
-        static = "static batch" in row.notes or "single stream" in row.notes
+        static = row.mode == "offline" and ("static batch" in row.notes or "single stream" in row.notes)
         figures = {metric: self._read(run, row, metric, figure, static=static)
                    for metric, figure in row.measured.items()}  # fmt: skip
+        if "ttft" in figures and not static:
+            figures["ttft"] += self._outside(run, row, priced)
         figures.setdefault("output_tok_s", run.output_tokens_per_s)
         return figures, priced.spread, assumed
 
@@ -133,11 +162,18 @@ class Predictor:
             return float(np.median(run.e2e_s / run.output_tokens))
         return read_figure(run, metric, figure.statistic)
 
-    def _compiled(self, deployment: Deployment) -> tuple[StepTable, int, CostModel]:
+    @staticmethod
+    def _outside(run: Run, row: Row, priced: Roofline) -> float:
+        """Seconds that a first token takes beside the steps it waits for and is made in: client, server, streaming."""
+        step = run.distribution("tpot").p50
+        steps = priced.efficiency.wait_steps + stream_interval(row) - 1
+        return priced.efficiency.request_s + (steps * step if math.isfinite(step) else 0.0)
+
+    def _compiled(self, deployment: Deployment) -> tuple[StepTable, int, Roofline]:
         """(step table, KV blocks, cost model) of a deployment, kept for the next row of the same settings."""
         d = deployment
-        key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.engine, d.engine_version,
-               d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization)  # fmt: skip
+        key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.engine,
+               d.engine_version, d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization)  # fmt: skip
         if key not in self._tables:
             priced = self._price(d.with_(replicas=1))
             blocks = priced.memory().num_kv_blocks

@@ -58,6 +58,8 @@ def layout(row: Row, accelerator: Accelerator) -> Layout:
         attention_dp, tp = max(attention_dp, ep // tp), ep
     if tp is not None and tp > accelerator.max_tp and pp == 1:
         tp = accelerator.max_tp
+    if engine_key(row.engine) == "llama.cpp":  # layers are split over devices, which take turns
+        return Layout(gpus, 1, gpus, 1, 1)
     if tp is not None and tp % ep:
         ep = 1
     if tp is None or tp % attention_dp:

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
     from gambrel.core.accelerator import Accelerator
 
-__all__ = ["constants", "efficiency"]
+__all__ = ["constants", "efficiency", "engine_entry"]
 
 _FILE: Final = Path(__file__).with_name("data") / "efficiency.toml"
+_ENGINES: Final = Path(__file__).with_name("data") / "engines.toml"
 _FLAT: Final = ("decode_attention", "prefill_attention", "all_reduce", "small_operations")
 _MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding")
-_ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s")
+_ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "request_s", "wait_steps")
+_ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "wire")
 # Formats without kernel tables of their own borrow the constants of the next wider one that has them.
 _BORROW: Final = (("int8", "fp8"), ("fp4", "fp8"))
 
@@ -35,7 +37,8 @@ _BORROW: Final = (("int8", "fp8"), ("fp4", "fp8"))
 @cache
 def constants() -> Mapping[str, Any]:
     """The data file as it is: values with intervals, rows, sources."""
-    return MappingProxyType(tomllib.loads(_FILE.read_text(encoding="utf-8")))
+    engines = tomllib.loads(_ENGINES.read_text(encoding="utf-8"))
+    return MappingProxyType(tomllib.loads(_FILE.read_text(encoding="utf-8")) | engines)
 
 
 def _value(entry: Any) -> float:
@@ -59,11 +62,13 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", re.split(r"rc|\+|post|dev", text, maxsplit=1)[0])[:3])
 
 
-def _engine(engine: str, version: str | None) -> tuple[Mapping[str, Any], str]:
-    """(the engine generation's entry, a phrase that names it)."""
+def engine_entry(engine: str, version: str | None, vendor: str) -> tuple[Mapping[str, Any], str]:
+    """(the engine generation's entry on a vendor's accelerators, a phrase that names it and says what it borrows)."""
     engines, name = constants()["engines"], engine.lower()
     known = name in engines
     entries = engines[name] if known else engines["vllm"]
+    own = [e for e in entries if e.get("vendor") == vendor]
+    entries = own or [e for e in entries if "vendor" not in e]
     chosen = entries[-1]
     if version and known:
         asked = _version(version)
@@ -84,6 +89,7 @@ def _family(name: str) -> tuple[Efficiency, str]:
         for fields in (fallback.get(section, {}), own.get(section, {})):
             flat.update({k: _value(v) for k, v in fields.items() if isinstance(v, dict)})
     flat.pop("eager_layer_s", None)  # the engine's figure: with CUDA graphs most of it goes
+    flat["pcie_sharing"] = _value(data["pcie"]["sharing"])
     spread = data["spread"]
     if source == name:
         basis, sigma = own["basis"], spread["fitted"]
@@ -113,16 +119,17 @@ def _scaled(table: tuple[tuple[str, Matmul], ...], share: float) -> tuple[tuple[
 
 
 @cache
-def _made(family: str, ridge_share: float, note: str, engine: str, version: str | None) -> Efficiency:
+def _made(family: str, ridge_share: float, note: str, engine: str, version: str | None, vendor: str) -> Efficiency:
     base, basis = _family(family)
-    entry, phrase = _engine(engine, version)
-    return replace(
+    entry, phrase = engine_entry(engine, version, vendor)
+    own = replace(
         base,
-        **{k: _value(entry[k]) for k in _ENGINE_FIELDS},
+        **{k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry},
         matmul=_scaled(base.matmul, ridge_share),
         grouped=_scaled(base.grouped, ridge_share),
         basis=f"{basis}{note}; {phrase}",
     )
+    return own.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})
 
 
 def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | None = None) -> Efficiency:
@@ -143,4 +150,5 @@ def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | No
     ridge = accelerator.ridge(math_format) if math_format else math.inf
     mine = accelerator.name in fitted.get("accelerators", ())
     note = "" if mine or accelerator.family != source else f"; {accelerator.name} itself was not measured"
-    return _made(accelerator.family, min(1.0, ridge / fitted["ridge"]), note, engine, version or None)
+    share = min(1.0, ridge / fitted["ridge"])
+    return _made(accelerator.family, share, note, engine, version or None, accelerator.vendor)

@@ -15,6 +15,8 @@ from gambrel.core.errors import DeploymentError
 
 __all__ = ["Efficiency", "Matmul", "ideal"]
 
+_SIXTEEN_BIT = frozenset({"bf16", "fp16"})
+
 
 def _check(constants: Any, fractions: tuple[str, ...]) -> None:
     """Raise DeploymentError for a fraction outside (0, 1], or a time or size below 0 or not finite."""
@@ -137,7 +139,14 @@ class Efficiency:
         return replace(self, **changes)
 
     def scaled(
-        self, *, bandwidth: float = 1.0, compute: float = 1.0, kv: float = 1.0, experts: float = 1.0, wire: float = 1.0
+        self,
+        *,
+        bandwidth: float = 1.0,
+        compute: float = 1.0,
+        kv: float = 1.0,
+        experts: float = 1.0,
+        quantised: float = 1.0,
+        wire: float = 1.0,
     ) -> Efficiency:
         """The same kernels under other software: every rate times a factor, and never above its peak.
 
@@ -146,10 +155,13 @@ class Efficiency:
             compute: on the FLOP/s of matmuls and of prefill attention.
             kv: on the bandwidth of decode attention.
             experts: on both rates of grouped expert matmuls, beside ``bandwidth`` and ``compute``.
+            quantised: on both rates of matmuls in 8- and 4-bit math, beside the others: kernel tables time other
+                scalings (per block, per tensor) than engines run.
             wire: on the bandwidth of collectives; their latency is divided by it.
         """
 
-        def times(matmul: Matmul, rate: float) -> Matmul:
+        def times(name: str, matmul: Matmul, rate: float) -> Matmul:
+            rate *= 1.0 if name in _SIXTEEN_BIT else quantised
             return replace(
                 matmul,
                 mfu_max=min(1.0, matmul.mfu_max * compute * rate),
@@ -158,8 +170,8 @@ class Efficiency:
 
         return replace(
             self,
-            matmul=tuple((name, times(m, 1.0)) for name, m in self.matmul),
-            grouped=tuple((name, times(m, experts)) for name, m in self.grouped or self.matmul),
+            matmul=tuple((name, times(name, m, 1.0)) for name, m in self.matmul),
+            grouped=tuple((name, times(name, m, experts)) for name, m in self.grouped or self.matmul),
             kv_bw_max=min(1.0, self.kv_bw_max * kv),
             kv_sqrt=self.kv_sqrt / kv,
             prefill_mfu_max=min(1.0, self.prefill_mfu_max * compute),

@@ -69,7 +69,7 @@ def check_parallel(deployment: Deployment) -> None:
         )
     if deployment.tp % deployment.attention_dp:
         raise DeploymentError(
-            f"attention_dp={deployment.attention_dp} must divide tp={deployment.tp}: it splits the tensor-parallel ranks"
+            f"attention_dp={deployment.attention_dp} must divide tp={deployment.tp}: it splits those ranks into groups"
         )
     if deployment.pp > deployment.model.num_layers:
         raise DeploymentError(f"pp={deployment.pp} exceeds the model's {deployment.model.num_layers} layers")

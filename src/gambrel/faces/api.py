@@ -121,8 +121,9 @@ def pricer(*, form: str = "serial") -> Callable[[Deployment], CostModel]:
 
     def make(d: Deployment) -> CostModel:
         # Replicas and routing do not change what a step costs.
-        key = (d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.max_num_seqs, d.max_num_batched_tokens,
-               d.block_size, d.gpu_memory_utilization, d.engine, d.engine_version, id(d.model))  # fmt: skip
+        key = (d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.max_num_seqs,
+               d.max_num_batched_tokens, d.block_size, d.gpu_memory_utilization, d.engine, d.engine_version,
+               id(d.model))  # fmt: skip
         if key not in made:
             made[key] = cost_model(d.with_(replicas=1), form=form)
         return made[key]

@@ -1,0 +1,67 @@
+"""Rows whose deployment is not what their columns say, with the evidence: compared like all others, never fitted.
+
+Each rule names what in the row or among its neighbours contradicts the columns. A bad error with a known cause is
+still an error and stays in every table; a fit that bends to it would spoil all other predictions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gambrel.calibrate.table import Row
+
+__all__ = ["suspicious"]
+
+_AIC: Final = "aiconfigurator-silicon"
+
+
+_RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
+    (
+        lambda r: r.source == _AIC and r.gpu.startswith("GB200") and (r.tp or 1) > 8,
+        "disaggregated prefill and decode on a rack, published as one tensor-parallel group",
+    ),
+    (
+        lambda r: r.source == _AIC and "DeepSeek-R1" in r.model and r.engine == "TensorRT-LLM",
+        "some runs used multi-token prediction; rows do not say which",
+    ),
+    (
+        lambda r: r.source == _AIC and "aic-internal" in r.notes and r.engine_version.startswith("1.3"),
+        "release candidate of one run each; some 2.5 times slower than the rest",
+    ),
+    (
+        lambda r: r.source.startswith("TensorRT-LLM") and r.gpu.startswith("GH200") and r.tp == 2,
+        "two GH200 are slower than one: joined by a network, not by NVLink",
+    ),
+    (
+        lambda r: r.source == "sariekr-gpu_conc",
+        "time per token grows with the client's concurrency, on faster GPUs too: bound by the client",
+    ),
+    (
+        lambda r: r.source == "AccelMark" and "suite D" in r.notes and r.mode == "rate",
+        "repeated 28k prompts: completes twice what the same GPU does offline",
+    ),
+    (
+        lambda r: r.source == "AccelMark" and r.engine.lower().startswith("1cat"),
+        "experimental attention kernels; ten times slower than any other run of the device",
+    ),
+    (
+        lambda r: r.source.startswith("MLPerf"),
+        "submissions are tuned by hand and do not state engine, lengths or parallelism",
+    ),
+    (
+        lambda r: r.source.startswith("dstack") and r.mode == "rate",
+        "multi-step scheduling, which no current engine does",
+    ),
+    (
+        lambda r: r.source.startswith("ANL") and "Max1550" in r.gpu,
+        "the same configuration stands twice in the table, ten times apart",
+    ),
+)
+
+
+def suspicious(row: Row) -> str:
+    """The known cause of a row that contradicts its columns, or ``""``."""
+    return next((cause for applies, cause in _RULES if applies(row)), "")
