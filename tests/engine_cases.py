@@ -58,8 +58,17 @@ class Case:
     workload: Workload
 
 
+MIXED: dict[str, dict[str, bool]] = {"mixed": {}}
+POLICIES = MIXED | {
+    "promise": {"promise_output": True},
+    "train": {"static_batch": True},
+    "train that promises": {"static_batch": True, "promise_output": True},
+    "prompts first": {"prefill_first": True},
+}
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, policies: dict[str, dict[str, bool]] = MIXED) -> Case:
     """Small replicas under every limit that can bind, and requests that each fit alone."""
     n = draw(st.integers(1, 40))
     lengths = st.lists(st.integers(1, draw(st.sampled_from([1, 5, 60]))), min_size=n, max_size=n)
@@ -85,6 +94,7 @@ def cases(draw: st.DrawFn) -> Case:
         chunked_prefill=chunked,
         reserve_full_prompt=draw(st.booleans()),
         watermark_blocks=draw(st.integers(0, 3)),
+        **policies[draw(st.sampled_from(sorted(policies)))],
     )
     return Case(
         affine_table(budget, max_num_seqs, window, form=draw(st.sampled_from(["serial", "max"]))), limits, workload

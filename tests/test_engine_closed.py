@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_cases import Case, affine_table, cases, constant_table
+from engine_cases import POLICIES, Case, affine_table, cases, constant_table
 from gambrel.core.errors import WorkloadError
 from gambrel.core.workload import Workload
 from gambrel.engine import ROUTINGS, Limits, Replay, replay, run_of
@@ -21,7 +21,7 @@ THINK = {"none": 0.0, "instant": 1e-9, "short": 5e-3, "long": 2.0}
 @st.composite
 def closed(draw: st.DrawFn) -> Case:
     """A case whose requests are sent by a few users, with any pauses and starts."""
-    case = draw(cases())
+    case = draw(cases(POLICIES))
     n = len(case.workload)
     users = draw(st.integers(1, n + 2))
     scale = THINK[draw(st.sampled_from(sorted(THINK)))]

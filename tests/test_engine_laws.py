@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from engine_cases import Case, affine_table, cases, poisson
+from engine_cases import POLICIES, Case, affine_table, cases, poisson
 from gambrel.core.step import Step
 from gambrel.core.workload import Workload
 from gambrel.engine import Limits, Replay, Replicas, Requests, replay, run_replica
@@ -49,14 +49,14 @@ def test_fast_equals_naive_at_four_loads(load: str, window: int, reserve: bool) 
     assert (int(fast.requests.preemptions.sum()) > 0) == (load == "KV-tight")
 
 
-@given(cases())
+@given(cases(POLICIES))
 @settings(max_examples=400)
 def test_fast_equals_naive(case: Case) -> None:
     fast = replay(case.table, case.limits, case.workload)
     assert_same(fast, replay(case.table, case.limits, case.workload, oracle=True))
 
 
-@given(cases())
+@given(cases(POLICIES))
 @settings(max_examples=200)
 def test_laws(case: Case) -> None:
     requests = Requests.of(case.workload)
@@ -102,7 +102,7 @@ def test_laws(case: Case) -> None:
     assert ((used >= 0) & (used <= case.limits.num_kv_blocks)).all()
 
 
-@given(cases())
+@given(cases(POLICIES))
 @settings(max_examples=30)
 def test_same_input_same_bytes(case: Case) -> None:
     for routing in ("round_robin", "least_outstanding"):
@@ -112,7 +112,7 @@ def test_same_input_same_bytes(case: Case) -> None:
         assert one.floats.tobytes() == two.floats.tobytes()
 
 
-@given(cases())
+@given(cases(POLICIES))
 @settings(max_examples=60)
 def test_a_clock_can_be_stopped_and_resumed(case: Case) -> None:
     from gambrel.engine.kernel import advance
@@ -155,7 +155,7 @@ def test_the_kernels_run_without_a_compiler() -> None:
     """The same source under NUMBA_DISABLE_JIT, for debugging, to the same bytes."""
     script = (
         "import hashlib, sys; sys.path.insert(0, 'tests')\n"
-        "from engine_cases import affine_table, poisson\n"
+        "from engine_cases import POLICIES, affine_table, poisson\n"
         "from gambrel.engine import Limits, replay\n"
         "digest = hashlib.sha256()\n"
         "for routing, oracle in (('round_robin', False), ('round_robin', True), ('least_outstanding', False)):\n"

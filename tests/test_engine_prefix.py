@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_cases import Case, affine_table, cases, hashed, poisson
+from engine_cases import POLICIES, Case, affine_table, cases, hashed, poisson
 from gambrel.core.workload import Ints, Workload
 from gambrel.engine import ROUTINGS, Limits, Replicas, Requests, replay, run_replica
 from gambrel.engine import state as at
@@ -20,7 +20,7 @@ from test_engine_laws import assert_same
 @st.composite
 def shared(draw: st.DrawFn) -> Case:
     """A case whose prompts, and some answers, follow paths of a small tree; hashes chained or not, of any size."""
-    case = draw(cases())
+    case = draw(cases(POLICIES))
     workload = case.workload
     granule = draw(st.sampled_from([1, 2, 3, 5, 16]))
     chained = draw(st.booleans())

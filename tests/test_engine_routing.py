@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_cases import Case, affine_table, cases, constant_table, hashed, poisson
+from engine_cases import POLICIES, Case, affine_table, cases, constant_table, hashed, poisson
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.workload import Workload
 from gambrel.engine import ROUTINGS, Limits, replay
@@ -17,7 +17,7 @@ from gambrel.engine import state as at
 from gambrel.engine.routing import looking
 
 
-@given(cases(), st.integers(1, 5), st.sampled_from(sorted(ROUTINGS)))
+@given(cases(POLICIES), st.integers(1, 5), st.sampled_from(sorted(ROUTINGS)))
 @settings(max_examples=100)
 def test_requests_are_conserved_and_match_the_oracle(case: Case, replicas: int, routing: str) -> None:
     fast = replay(case.table, case.limits, case.workload, replicas=replicas, routing=routing, series=True)
@@ -33,7 +33,7 @@ def test_requests_are_conserved_and_match_the_oracle(case: Case, replicas: int, 
     assert ((fast.series.kv_usage >= 0) & (fast.series.kv_usage <= 1)).all()
 
 
-@given(cases(), st.integers(2, 5))
+@given(cases(POLICIES), st.integers(2, 5))
 @settings(max_examples=150)
 def test_least_outstanding_is_what_it_says(case: Case, replicas: int) -> None:
     """Counted afterwards from the finish times: no replica had fewer unfinished requests than the one chosen."""
@@ -113,7 +113,7 @@ def test_a_session_stays_where_it_began_and_new_ones_are_dealt_in_turn() -> None
         replay(affine_table(1024, 64), Limits(64, 1024, 2000), nameless, replicas=3, routing="session_sticky")
 
 
-@given(cases(), st.integers(2, 5))
+@given(cases(POLICIES), st.integers(2, 5))
 @settings(max_examples=100)
 def test_power_of_two_takes_the_better_of_its_draws(case: Case, replicas: int) -> None:
     played = replay(case.table, case.limits, case.workload, replicas=replicas, routing="power_of_two")

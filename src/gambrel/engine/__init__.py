@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from gambrel.engine.policies import POLICIES
 from gambrel.engine.routing import ROUTINGS, run_replica
 from gambrel.engine.simulation import Replay, check_fits, limits_of, max_request_tokens, replay, run_of, simulate
 from gambrel.engine.state import Limits, Replicas, Requests
 
 __all__ = [
+    "POLICIES",
     "ROUTINGS",
     "Limits",
     "Replay",

@@ -28,6 +28,7 @@ from gambrel.engine.cache_kernel import append, cover, join, match, release, tak
 from gambrel.engine.compiled import compiled
 from gambrel.engine.state import (
     AFTER,
+    ASKED,
     BATCH_MAX,
     BATCH_S,
     BEFORE,
@@ -40,6 +41,7 @@ from gambrel.engine.state import (
     CLOCK,
     CONTEXT,
     CONTEXT_WINDOWED,
+    DECODED,
     DECODES,
     ENDED,
     FINISH,
@@ -49,11 +51,13 @@ from gambrel.engine.state import (
     FRESH,
     GAP_TOTAL,
     GENERATED,
+    JOINED,
     LAST_FINISHED,
     NEVER,
     NEXT,
     NUM_ADMITTED,
     NUM_BUCKETS,
+    NUM_JOINED,
     NUM_SAMPLES,
     NUM_SAMPLES_MAX,
     NUM_SEEN,
@@ -66,16 +70,24 @@ from gambrel.engine.state import (
     PARTIAL_TARGET,
     PREEMPTED,
     PREFILL_S,
+    PROMISED,
+    REMAINING,
     REQUEST,
+    RETRACT_STEPS,
     RING_AFTER,
     RING_BEFORE,
     SAMPLE_EVERY,
     SAMPLE_ORIGIN,
     SEEN,
+    SHARE,
+    SHARE_DECAY,
+    SHARE_FIRST,
+    SHARE_LEAST,
     SPARE,
     STACK,
     STEPS,
     TAIL,
+    TICKS,
     USED_MAX,
     USED_S,
 )
@@ -129,6 +141,7 @@ def advance(
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
     chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
+    promise_output: bool, static_batch: bool, prefill_first: bool,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
@@ -141,7 +154,14 @@ def advance(
     mask = ring.shape[1] - 1
     windowed = window > 0
 
-    step, decodes, context = ints[replica, STEPS], ints[replica, DECODES], ints[replica, CONTEXT]
+    step, decodes, context = ints[replica, TICKS], ints[replica, DECODES], ints[replica, CONTEXT]
+    steps, promised, num_joined = ints[replica, STEPS], ints[replica, PROMISED], ints[replica, NUM_JOINED]
+    remaining_all, asked, share, decoded = (
+        ints[replica, REMAINING],
+        ints[replica, ASKED],
+        floats[replica, SHARE],
+        floats[replica, DECODED],
+    )
     context_windowed, below = ints[replica, CONTEXT_WINDOWED], ints[replica, BELOW_WINDOW]
     tail, partial, done, target = (
         ints[replica, TAIL],
@@ -170,220 +190,282 @@ def advance(
                 break
             if arrival[waiting] > clock:
                 clock = arrival[waiting]
+                share = SHARE_FIRST
                 if sample_at < clock:
                     sample_at = sample(replica, arrival, follow, ints, floats, samples, clock, 0, 0, 0)
         if clock >= until:
             break
 
-        # Running sequences first. Decoders that begin a block need one; the last admitted give way until all fit.
+        # Running sequences first: decoders that begin a block need one; the last admitted give way until all fit. Then
+        # prompts. Or the other way round, and decoders only where no prompt can be computed.
         admit = True
-        need = offsets[replica, phase]
-        while need > free:
-            victim = tail
-            tail = slots[replica, BEFORE, victim]
-            admit = False
-            cached = done
-            if victim == partial:
-                partial = -1
-            else:
-                cached = step + slots[replica, OFFSET, victim]
-                offsets[replica, slots[replica, BUCKET, victim]] -= 1
-                if slots[replica, BUCKET, victim] == phase:
-                    need -= 1
-                i = slots[replica, RING_BEFORE, victim]
-                j = slots[replica, RING_AFTER, victim]
-                if i >= 0:
-                    slots[replica, RING_AFTER, i] = j
-                else:
-                    ring[replica, slots[replica, FINISH, victim] & mask] = j
-                if j >= 0:
-                    slots[replica, RING_BEFORE, j] = i
-                decodes -= 1
-                context -= cached
-                if windowed:
-                    if cached < window:
-                        below -= 1
-                        context_windowed -= cached + 1
-                        if cached + slots[replica, FINISH, victim] - step + 1 >= window:
-                            crossings[replica, (step + window - cached - 1) & mask] -= 1
-                    else:
-                        context_windowed -= window
-                token_s[replica, victim] = clock
-                slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - (
-                    slots[replica, FINISH, victim] - step + 1
-                )
-            if prefix_caching:
-                free += release(
-                    replica, victim, cached, block_size, False, ints, slots, cache, units, unit_offsets, unit_sizes
-                )
-            else:
-                free += (cached + block_size - 1) // block_size
-            preemptions[slots[replica, REQUEST, victim]] += 1
-            slots[replica, STACK, preempted] = victim
-            preempted += 1
-        free -= need
-        if prefix_caching and need > 0:
-            take(replica, need, ints, cache)
-
-        budget = max_num_batched_tokens - decodes
-        running = decodes
+        advancing = decodes
+        budget = max_num_batched_tokens
+        running = 0
         completed = 0
         pre_tokens = 0
         pre_chunks = 0
         pairs = 0
         pairs_windowed = 0
-        if partial >= 0:
-            running += 1
-            if budget > 0:
-                chunk = min(target - done, budget)
-                blocks = (done + chunk + block_size - 1) // block_size - (done + block_size - 1) // block_size
-                if blocks > free:
-                    # It is the last of the running, so it gives way itself.
+        for part in range(2):
+            if (part == 1) == prefill_first:
+                if pre_tokens > 0:
+                    advancing = 0
+                    continue
+                need = offsets[replica, phase]
+                while need > free:
+                    victim = tail
+                    tail = slots[replica, BEFORE, victim]
+                    admit = False
+                    cached = done
+                    if victim == partial:
+                        partial = -1
+                    else:
+                        cached = step + slots[replica, OFFSET, victim]
+                        offsets[replica, slots[replica, BUCKET, victim]] -= 1
+                        if slots[replica, BUCKET, victim] == phase:
+                            need -= 1
+                        i = slots[replica, RING_BEFORE, victim]
+                        j = slots[replica, RING_AFTER, victim]
+                        if i >= 0:
+                            slots[replica, RING_AFTER, i] = j
+                        else:
+                            ring[replica, slots[replica, FINISH, victim] & mask] = j
+                        if j >= 0:
+                            slots[replica, RING_BEFORE, j] = i
+                        decodes -= 1
+                        context -= cached
+                        if windowed:
+                            if cached < window:
+                                below -= 1
+                                context_windowed -= cached + 1
+                                if cached + slots[replica, FINISH, victim] - step + 1 >= window:
+                                    crossings[replica, (step + window - cached - 1) & mask] -= 1
+                            else:
+                                context_windowed -= window
+                        left = slots[replica, FINISH, victim] - step + 1
+                        remaining_all -= left
+                        asked -= output[slots[replica, REQUEST, victim]]
+                        if prefill_first:
+                            joined = -1
+                            for k in range(num_joined):
+                                if slots[replica, JOINED, k] == victim:
+                                    joined = k
+                            if joined >= 0:  # its last token came with the end of its prompt
+                                num_joined -= 1
+                                slots[replica, JOINED, joined] = slots[replica, JOINED, num_joined]
+                            else:
+                                token_s[replica, victim] = decoded
+                        else:
+                            token_s[replica, victim] = clock
+                        slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - left
                     if prefix_caching:
                         free += release(
-                            replica, partial, done, block_size, False,
-                            ints, slots, cache, units, unit_offsets, unit_sizes,
-                        )  # fmt: skip
+                            replica,
+                            victim,
+                            cached,
+                            block_size,
+                            False,
+                            ints,
+                            slots,
+                            cache,
+                            units,
+                            unit_offsets,
+                            unit_sizes,
+                        )
                     else:
-                        free += (done + block_size - 1) // block_size
-                    tail = slots[replica, BEFORE, partial]
-                    admit = False
-                    preemptions[slots[replica, REQUEST, partial]] += 1
-                    slots[replica, STACK, preempted] = partial
+                        free += (cached + block_size - 1) // block_size
+                    preemptions[slots[replica, REQUEST, victim]] += 1
+                    slots[replica, STACK, preempted] = victim
                     preempted += 1
-                    partial = -1
                     running -= 1
-                else:
-                    free -= blocks
-                    budget -= chunk
-                    pre_tokens = chunk
-                    pre_chunks = 1
-                    pairs = _pairs(done, chunk, 0)
-                    if windowed:
-                        pairs_windowed = _pairs(done, chunk, window)
-                    done += chunk
-                    if prefix_caching:
-                        take(replica, blocks, ints, cache)
-                        cover(
-                            replica, partial, done // block_size,
-                            prompt[slots[replica, REQUEST, partial]] // block_size,
-                            slots, cache, units, unit_offsets, unit_sizes,
-                        )  # fmt: skip
-                    if done == target:
-                        slots[replica, FRESH, 0] = partial
-                        completed = 1
-                        partial = -1
+                if not admit and tail >= 0:
+                    slots[replica, AFTER, tail] = -1
+                free -= need
+                if prefix_caching and need > 0:
+                    take(replica, need, ints, cache)
+                advancing = decodes
+                budget -= decodes
+                if prefill_first:
+                    if admit:
+                        share = max(share - SHARE_DECAY, SHARE_LEAST)
+                    else:
+                        share = min((asked - remaining_all + RETRACT_STEPS * decodes) / (asked + 1), 1.0)
+            else:
+                running = decodes
+                if partial >= 0:
+                    running += 1
+                    if budget > 0:
+                        chunk = min(target - done, budget)
+                        blocks = (done + chunk + block_size - 1) // block_size - (done + block_size - 1) // block_size
+                        if blocks > free:
+                            # It is the last of the running, so it gives way itself.
+                            if prefix_caching:
+                                free += release(
+                                    replica, partial, done, block_size, False,
+                                    ints, slots, cache, units, unit_offsets, unit_sizes,
+                                )  # fmt: skip
+                            else:
+                                free += (done + block_size - 1) // block_size
+                            tail = slots[replica, BEFORE, partial]
+                            admit = False
+                            preemptions[slots[replica, REQUEST, partial]] += 1
+                            slots[replica, STACK, preempted] = partial
+                            preempted += 1
+                            partial = -1
+                            running -= 1
+                        else:
+                            free -= blocks
+                            budget -= chunk
+                            pre_tokens = chunk
+                            pre_chunks = 1
+                            pairs = _pairs(done, chunk, 0)
+                            if windowed:
+                                pairs_windowed = _pairs(done, chunk, window)
+                            done += chunk
+                            if prefix_caching:
+                                take(replica, blocks, ints, cache)
+                                cover(
+                                    replica, partial, done // block_size,
+                                    prompt[slots[replica, REQUEST, partial]] // block_size,
+                                    slots, cache, units, unit_offsets, unit_sizes,
+                                )  # fmt: skip
+                            if done == target:
+                                slots[replica, FRESH, 0] = partial
+                                completed = 1
+                                partial = -1
 
-        # Then the waiting line, unless somebody was preempted: preempted requests first, then in order of arrival.
-        if admit and partial < 0:
-            while budget > 0 and running < max_num_seqs:
-                if preempted > 0:
-                    slot = slots[replica, STACK, preempted - 1]
-                    i = slots[replica, REQUEST, slot]
-                    tokens = prompt[i] + slots[replica, GENERATED, slot]
-                elif waiting >= 0 and arrival[waiting] <= clock:
-                    slot = -1
-                    i = waiting
-                    tokens = prompt[i]
-                else:
-                    break
-                found = 0  # blocks in the cache
-                evictable = 0  # of these, free now
-                hit = 0  # tokens that need no computing; the last block is computed again if all is there
-                known = prefix_caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
-                if known:
-                    found, evictable = match(
-                        replica, i, slot, prompt[i] // block_size, cache, units, unit_offsets, unit_sizes
-                    )
-                    hit = min(found, (tokens - 1) // block_size) * block_size
-                if tokens - hit > budget and not chunked_prefill:
-                    break
-                chunk = min(tokens - hit, budget)
-                blocks = (hit + chunk + block_size - 1) // block_size - found
-                room = blocks
-                if hit + chunk < tokens and reserve_full_prompt:
-                    room = (tokens + block_size - 1) // block_size - found
-                room += evictable
-                if running > 0:
-                    room += watermark_blocks
-                if room > free:
-                    break
-                if slot >= 0:
-                    preempted -= 1
-                else:
-                    free_slots -= 1
-                    slot = slots[replica, SPARE, free_slots]
-                    slots[replica, REQUEST, slot] = waiting
-                    slots[replica, GENERATED, slot] = 0
-                    scheduled[waiting] = clock
-                    hits[waiting] = hit
-                    waiting = follow[waiting]
-                    ints[replica, NUM_STARTED] += 1
-                free -= blocks + evictable
-                if prefix_caching:
-                    if found > 0:
-                        join(
-                            replica, slot, prompt[i] // block_size,
-                            ints, slots, cache, units, unit_offsets, unit_sizes,
-                        )  # fmt: skip
-                    take(replica, blocks, ints, cache)
-                    slots[replica, ORDER, slot] = ints[replica, NUM_ADMITTED]
-                    ints[replica, NUM_ADMITTED] += 1
-                if known:
-                    cover(
-                        replica, slot, (hit + chunk) // block_size, prompt[i] // block_size,
-                        slots, cache, units, unit_offsets, unit_sizes,
-                    )  # fmt: skip
-                slots[replica, BEFORE, slot] = tail
-                slots[replica, AFTER, slot] = -1
-                if tail >= 0:
-                    slots[replica, AFTER, tail] = slot
-                tail = slot
-                running += 1
-                budget -= chunk
-                pre_tokens += chunk
-                pre_chunks += 1
-                pairs += _pairs(hit, chunk, 0)
-                if windowed:
-                    pairs_windowed += _pairs(hit, chunk, window)
-                if hit + chunk < tokens:
-                    partial = slot
-                    done = hit + chunk
-                    target = tokens
-                    break
-                slots[replica, FRESH, completed] = slot
-                completed += 1
-        elif tail >= 0:
-            slots[replica, AFTER, tail] = -1
+                # Then the waiting line, unless somebody was preempted: preempted requests first, then by arrival.
+                if admit and partial < 0 and not (static_batch and running > 0):
+                    batch_new = 0  # tokens that prompts completed in this step will generate
+                    if prefill_first and completed > 0:
+                        i = slots[replica, REQUEST, slots[replica, FRESH, 0]]
+                        batch_new = output[i] - slots[replica, GENERATED, slots[replica, FRESH, 0]]
+                    while budget > 0 and running < max_num_seqs:
+                        if preempted > 0:
+                            slot = slots[replica, STACK, preempted - 1]
+                            i = slots[replica, REQUEST, slot]
+                            tokens = prompt[i] + slots[replica, GENERATED, slot]
+                        elif waiting >= 0 and arrival[waiting] <= clock:
+                            slot = -1
+                            i = waiting
+                            tokens = prompt[i]
+                        else:
+                            break
+                        found = 0  # blocks in the cache
+                        evictable = 0  # of these, free now
+                        hit = 0  # tokens that need no computing; the last block is computed again if all is there
+                        known = prefix_caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
+                        if known:
+                            found, evictable = match(
+                                replica, i, slot, prompt[i] // block_size, cache, units, unit_offsets, unit_sizes
+                            )
+                            hit = min(found, (tokens - 1) // block_size) * block_size
+                        if tokens - hit > budget and not chunked_prefill:
+                            break
+                        chunk = min(tokens - hit, budget)
+                        blocks = (hit + chunk + block_size - 1) // block_size - found
+                        room = blocks
+                        if hit + chunk < tokens and reserve_full_prompt:
+                            room = (tokens + block_size - 1) // block_size - found
+                        room += evictable
+                        if running > 0:
+                            room += watermark_blocks
+                        if room > free:
+                            break
+                        if promise_output:
+                            whole = (prompt[i] + output[i] + block_size - 2) // block_size
+                            if promised + whole > num_kv_blocks:
+                                break
+                            promised += whole
+                        if prefill_first:
+                            new = output[i]
+                            if slot >= 0:
+                                new -= slots[replica, GENERATED, slot]
+                            kept = (free - evictable) * block_size - batch_new - share * remaining_all
+                            if running > 0 and tokens - hit + new + block_size >= kept:
+                                break
+                            batch_new += new
+                        if slot >= 0:
+                            preempted -= 1
+                        else:
+                            free_slots -= 1
+                            slot = slots[replica, SPARE, free_slots]
+                            slots[replica, REQUEST, slot] = waiting
+                            slots[replica, GENERATED, slot] = 0
+                            scheduled[waiting] = clock
+                            hits[waiting] = hit
+                            waiting = follow[waiting]
+                            ints[replica, NUM_STARTED] += 1
+                        free -= blocks + evictable
+                        if prefix_caching:
+                            if found > 0:
+                                join(
+                                    replica, slot, prompt[i] // block_size,
+                                    ints, slots, cache, units, unit_offsets, unit_sizes,
+                                )  # fmt: skip
+                            take(replica, blocks, ints, cache)
+                            slots[replica, ORDER, slot] = ints[replica, NUM_ADMITTED]
+                            ints[replica, NUM_ADMITTED] += 1
+                        if known:
+                            cover(
+                                replica, slot, (hit + chunk) // block_size, prompt[i] // block_size,
+                                slots, cache, units, unit_offsets, unit_sizes,
+                            )  # fmt: skip
+                        slots[replica, BEFORE, slot] = tail
+                        slots[replica, AFTER, slot] = -1
+                        if tail >= 0:
+                            slots[replica, AFTER, tail] = slot
+                        tail = slot
+                        running += 1
+                        budget -= chunk
+                        pre_tokens += chunk
+                        pre_chunks += 1
+                        pairs += _pairs(hit, chunk, 0)
+                        if windowed:
+                            pairs_windowed += _pairs(hit, chunk, window)
+                        if hit + chunk < tokens:
+                            partial = slot
+                            done = hit + chunk
+                            target = tokens
+                            break
+                        slots[replica, FRESH, completed] = slot
+                        completed += 1
+                elif tail >= 0:
+                    slots[replica, AFTER, tail] = -1
 
-        if decodes + pre_chunks == 0:
+        if advancing + pre_chunks == 0:
             # Everything that ran was preempted for itself; the blocks are free again, so the next pass admits.
             continue
 
         # What the step costs.
-        kv = context + decodes
-        kv_windowed = context_windowed
+        kv = 0
+        kv_windowed = 0
+        if advancing > 0:
+            kv = context + decodes
+            kv_windowed = context_windowed
         if not windowed:
             kv_windowed = kv
             pairs_windowed = pairs
         compute, weights, memory, wire, host, seconds = _parts(
             linear, linear_compute, linear_weights, collective, overhead, head, head_compute, head_weights, lines,
-            decodes + pre_tokens, decodes + completed, decodes, kv, kv_windowed,
+            advancing + pre_tokens, advancing + completed, advancing, kv, kv_windowed,
             pre_tokens, pre_chunks, pairs, pairs_windowed,
         )  # fmt: skip
         if pre_tokens > 0:
             marginal = seconds
-            if decodes > 0:
+            if advancing > 0:
                 marginal -= _parts(
                     linear, linear_compute, linear_weights, collective, overhead,
                     head, head_compute, head_weights, lines,
-                    decodes, decodes, decodes, kv, kv_windowed, 0, 0, 0, 0,
+                    advancing, advancing, advancing, kv, kv_windowed, 0, 0, 0, 0,
                 )[5]  # fmt: skip
             prefill_s += max(marginal, 0.0)
         start = clock
         clock = start + seconds
         used = num_kv_blocks - free
-        batch = decodes + pre_chunks
+        batch = advancing + pre_chunks
+        steps += 1
         busy_s += seconds
         batch_s += seconds * batch
         used_s += seconds * used
@@ -405,70 +487,90 @@ def advance(
             bound3 += seconds
         else:
             bound4 += seconds
-        if decodes > 0:
+        if advancing > 0:
+            if prefill_first:  # prompts may have had steps of their own in between
+                start = decoded
+                decoded = clock
+                for k in range(num_joined):
+                    gap = clock - token_s[replica, slots[replica, JOINED, k]]
+                    gap_total += gap
+                    bits[replica, 0] = gap
+                    histogram[
+                        replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)
+                    ] += 1
+                advancing -= num_joined
+                num_joined = 0
             gap = clock - start
-            gap_total += gap * decodes
+            gap_total += gap * advancing
             bits[replica, 0] = gap
             histogram[replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += (
-                decodes
+                advancing
             )
+            advancing = decodes
         if sample_at < clock:
             sample_at = sample(replica, arrival, follow, ints, floats, samples, clock, running, preempted, used)
 
         # One token more for every decoder; the finishers of this step leave.
-        context += decodes
-        place = step & mask
-        slot = ring[replica, place]
-        if windowed:
-            # The next step reads one key more for each decoder below the window, except those that reach it now.
-            below -= crossings[replica, place]
-            crossings[replica, place] = 0
-            context_windowed += below
         last_finished = finished
-        if slot >= 0:
-            ring[replica, place] = -1
-            ended = 0
-            while slot >= 0:
-                last[slots[replica, REQUEST, slot]] = clock
-                finished += 1
-                cached = step + 1 + slots[replica, OFFSET, slot]
-                if prefix_caching:  # blocks are freed in order of admission, for that is the order of the queue
-                    i = ended
-                    while i > 0 and slots[replica, ORDER, slots[replica, ENDED, i - 1]] > slots[replica, ORDER, slot]:
-                        slots[replica, ENDED, i] = slots[replica, ENDED, i - 1]
-                        i -= 1
-                    slots[replica, ENDED, i] = slot
-                    ended += 1
-                else:
-                    free += (cached + block_size - 1) // block_size
-                context -= cached
-                decodes -= 1
-                offsets[replica, slots[replica, BUCKET, slot]] -= 1
-                if windowed:
-                    if cached < window:
-                        below -= 1
-                        context_windowed -= cached + 1
+        if advancing > 0 or not prefill_first:
+            context += decodes
+            remaining_all -= decodes
+            place = step & mask
+            slot = ring[replica, place]
+            if windowed:
+                # The next step reads one key more for each decoder below the window, except those that reach it now.
+                below -= crossings[replica, place]
+                crossings[replica, place] = 0
+                context_windowed += below
+            if slot >= 0:
+                ring[replica, place] = -1
+                ended = 0
+                while slot >= 0:
+                    last[slots[replica, REQUEST, slot]] = clock
+                    finished += 1
+                    cached = step + 1 + slots[replica, OFFSET, slot]
+                    asked -= output[slots[replica, REQUEST, slot]]
+                    if promise_output:
+                        promised -= (cached + block_size - 1) // block_size
+                    if prefix_caching:  # blocks are freed in order of admission, for that is the order of the queue
+                        i = ended
+                        while (
+                            i > 0 and slots[replica, ORDER, slots[replica, ENDED, i - 1]] > slots[replica, ORDER, slot]
+                        ):
+                            slots[replica, ENDED, i] = slots[replica, ENDED, i - 1]
+                            i -= 1
+                        slots[replica, ENDED, i] = slot
+                        ended += 1
                     else:
-                        context_windowed -= window
-                i = slots[replica, BEFORE, slot]
-                j = slots[replica, AFTER, slot]
-                if i >= 0:
-                    slots[replica, AFTER, i] = j
-                if j >= 0:
-                    slots[replica, BEFORE, j] = i
-                else:
-                    tail = i
-                slots[replica, SPARE, free_slots] = slot
-                free_slots += 1
-                slot = slots[replica, RING_AFTER, slot]
-            for k in range(ended):
-                slot = slots[replica, ENDED, k]
-                free += release(
-                    replica, slot, step + 1 + slots[replica, OFFSET, slot], block_size, True,
-                    ints, slots, cache, units, unit_offsets, unit_sizes,
-                )  # fmt: skip
-        step += 1
-        phase = block_size - 1 if phase == 0 else phase - 1
+                        free += (cached + block_size - 1) // block_size
+                    context -= cached
+                    decodes -= 1
+                    offsets[replica, slots[replica, BUCKET, slot]] -= 1
+                    if windowed:
+                        if cached < window:
+                            below -= 1
+                            context_windowed -= cached + 1
+                        else:
+                            context_windowed -= window
+                    i = slots[replica, BEFORE, slot]
+                    j = slots[replica, AFTER, slot]
+                    if i >= 0:
+                        slots[replica, AFTER, i] = j
+                    if j >= 0:
+                        slots[replica, BEFORE, j] = i
+                    else:
+                        tail = i
+                    slots[replica, SPARE, free_slots] = slot
+                    free_slots += 1
+                    slot = slots[replica, RING_AFTER, slot]
+                for k in range(ended):
+                    slot = slots[replica, ENDED, k]
+                    free += release(
+                        replica, slot, step + 1 + slots[replica, OFFSET, slot], block_size, True,
+                        ints, slots, cache, units, unit_offsets, unit_sizes,
+                    )  # fmt: skip
+            step += 1
+            phase = block_size - 1 if phase == 0 else phase - 1
 
         # Prompts completed in this step have their next token and decode from now on.
         for k in range(completed):
@@ -489,6 +591,8 @@ def advance(
             if remaining == 0:
                 last[i] = clock
                 finished += 1
+                if promise_output:
+                    promised -= (cached + block_size - 1) // block_size
                 if prefix_caching:
                     free += release(
                         replica, slot, cached, block_size, True, ints, slots, cache, units, unit_offsets, unit_sizes
@@ -506,6 +610,12 @@ def advance(
                 slots[replica, SPARE, free_slots] = slot
                 free_slots += 1
                 continue
+            if prefill_first:
+                token_s[replica, slot] = clock
+                slots[replica, JOINED, num_joined] = slot
+                num_joined += 1
+            remaining_all += remaining
+            asked += output[i]
             slots[replica, OFFSET, slot] = cached - step
             place = (cached + phase) % block_size
             slots[replica, BUCKET, slot] = place
@@ -532,7 +642,10 @@ def advance(
         if pause and last_finished > 0:
             break
 
-    ints[replica, STEPS], ints[replica, DECODES], ints[replica, CONTEXT] = step, decodes, context
+    ints[replica, TICKS], ints[replica, DECODES], ints[replica, CONTEXT] = step, decodes, context
+    ints[replica, STEPS], ints[replica, PROMISED], ints[replica, NUM_JOINED] = steps, promised, num_joined
+    ints[replica, REMAINING], ints[replica, ASKED] = remaining_all, asked
+    floats[replica, SHARE], floats[replica, DECODED] = share, decoded
     ints[replica, CONTEXT_WINDOWED], ints[replica, BELOW_WINDOW] = context_windowed, below
     ints[replica, TAIL], ints[replica, PARTIAL], ints[replica, PARTIAL_DONE], ints[replica, PARTIAL_TARGET] = (
         tail,

@@ -31,6 +31,10 @@ from gambrel.engine.state import (
     NUM_BUCKETS,
     PART_S,
     PREFILL_S,
+    RETRACT_STEPS,
+    SHARE_DECAY,
+    SHARE_FIRST,
+    SHARE_LEAST,
     STEPS,
     USED_MAX,
     USED_S,
@@ -48,6 +52,7 @@ def replay(
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
     chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
+    promise_output: bool, static_batch: bool, prefill_first: bool,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
@@ -64,6 +69,8 @@ def replay(
     stack = np.zeros(max_num_seqs, np.int64)  # preempted, the last one waits at the front
     num_running = 0
     num_preempted = 0
+    promised = 0
+    share = SHARE_FIRST
 
     # Blocks one by one, for prefix caching.
     some = num_kv_blocks if prefix_caching else 0
@@ -92,129 +99,174 @@ def replay(
         if num_running == 0 and num_preempted == 0:
             if waiting < 0:
                 break
-            clock = max(clock, arrival[waiting])
+            if arrival[waiting] > clock:
+                clock = arrival[waiting]
+                share = SHARE_FIRST
         budget = max_num_batched_tokens
         any_preempted = False
         num_scheduled = 0
-        while num_scheduled < num_running and budget > 0:
-            i = running[num_scheduled]
-            chunk = min(prompt[i] + generated[i] - computed[i], budget)
-            need = (computed[i] + chunk + block_size - 1) // block_size - held[i]
-            fits = True
-            while need > free:
-                num_running -= 1
-                victim = running[num_running]
-                if prefix_caching:
-                    row = row_of[victim]
-                    free += free_all(
-                        row, held[victim], shared[victim], computed[victim] // block_size, False, blocks[row],
-                        newer, older, owner, place, left, refs,
-                    )  # fmt: skip
-                else:
-                    free += held[victim]
-                held[victim] = 0
-                computed[victim] = 0
-                decoding[victim] = False
-                preemptions[victim] += 1
-                stack[num_preempted] = victim
-                num_preempted += 1
-                any_preempted = True
-                if victim == i:
-                    fits = False
-                    break
-            if not fits:
-                break
-            free -= need
-            if prefix_caching:
-                row = row_of[i]
-                for k in range(held[i], held[i] + need):
-                    blocks[row, k] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
-                if not decoding[i]:
-                    shared[i] = make_findable(
-                        i, shared[i], (computed[i] + chunk) // block_size, prompt[i] // block_size, blocks[row],
-                        starts, block_of, key_of, units, unit_offsets,
-                    )  # fmt: skip
-            held[i] += need
-            chunk_of[num_scheduled] = chunk
-            budget -= chunk
-            num_scheduled += 1
-        if not any_preempted:
-            while budget > 0 and num_running < max_num_seqs:
-                if num_preempted > 0:
-                    i = stack[num_preempted - 1]
-                elif waiting >= 0 and arrival[waiting] <= clock:
-                    i = waiting
-                else:
-                    break
-                tokens = prompt[i] + generated[i]
-                found = 0
-                evictable = 0
-                hit = 0
-                common = 0
-                if prefix_caching:
-                    common = found_blocks(i, prompt[i] // block_size, starts, block_of, units, unit_offsets)
-                    found = common
-                    if num_preempted > 0:
-                        found += left[row_of[i]]
-                        evictable += left[row_of[i]]
-                    number = 0
-                    for k in range(unit_offsets[i], unit_offsets[i + 1]):
-                        for key in range(starts[units[k]], starts[units[k] + 1]):
-                            if number < common and refs[block_of[key]] == 0:
-                                evictable += 1
-                            number += 1
-                    hit = min(found, (tokens - 1) // block_size) * block_size
-                if tokens - hit > budget and not chunked_prefill:
-                    break
-                chunk = min(tokens - hit, budget)
-                need = (hit + chunk + block_size - 1) // block_size - found
-                room = (tokens + block_size - 1) // block_size - found if reserve_full_prompt else need
-                room += evictable
-                if num_running > 0:
-                    room += watermark_blocks
-                if room > free:
-                    break
-                if num_preempted > 0:
-                    num_preempted -= 1
-                else:
-                    scheduled[i] = clock
-                    hits[i] = hit
-                    waiting = follow[i]
+        chunk_of[:] = 0
+        for turn in range(3):  # the running, the waiting; or prompts of both, and decoders if there was nothing to do
+            if turn == 1:
+                if not any_preempted and not (static_batch and num_running > 0):
+                    batch_new = 0
+                    for k in range(num_running):
+                        if (
+                            chunk_of[k] > 0
+                            and computed[running[k]] + chunk_of[k] == prompt[running[k]] + generated[running[k]]
+                        ):
+                            batch_new += output[running[k]] - generated[running[k]]
+                    while budget > 0 and num_running < max_num_seqs:
+                        if num_preempted > 0:
+                            i = stack[num_preempted - 1]
+                        elif waiting >= 0 and arrival[waiting] <= clock:
+                            i = waiting
+                        else:
+                            break
+                        tokens = prompt[i] + generated[i]
+                        found = 0
+                        evictable = 0
+                        hit = 0
+                        common = 0
+                        if prefix_caching:
+                            common = found_blocks(i, prompt[i] // block_size, starts, block_of, units, unit_offsets)
+                            found = common
+                            if num_preempted > 0:
+                                found += left[row_of[i]]
+                                evictable += left[row_of[i]]
+                            number = 0
+                            for k in range(unit_offsets[i], unit_offsets[i + 1]):
+                                for key in range(starts[units[k]], starts[units[k] + 1]):
+                                    if number < common and refs[block_of[key]] == 0:
+                                        evictable += 1
+                                    number += 1
+                            hit = min(found, (tokens - 1) // block_size) * block_size
+                        if tokens - hit > budget and not chunked_prefill:
+                            break
+                        chunk = min(tokens - hit, budget)
+                        need = (hit + chunk + block_size - 1) // block_size - found
+                        room = (tokens + block_size - 1) // block_size - found if reserve_full_prompt else need
+                        room += evictable
+                        if num_running > 0:
+                            room += watermark_blocks
+                        if room > free:
+                            break
+                        whole = (prompt[i] + output[i] - 1 + block_size - 1) // block_size
+                        if promise_output:
+                            if promised + whole > num_kv_blocks:
+                                break
+                            promised += whole
+                        if prefill_first:
+                            new = output[i] - generated[i]
+                            to_come = 0
+                            for k in range(num_running):
+                                if decoding[running[k]]:
+                                    to_come += output[running[k]] - generated[running[k]]
+                            kept = (free - evictable) * block_size - batch_new - share * to_come
+                            if num_running > 0 and tokens - hit + new + block_size >= kept:
+                                break
+                            batch_new += new
+                        if num_preempted > 0:
+                            num_preempted -= 1
+                        else:
+                            scheduled[i] = clock
+                            hits[i] = hit
+                            waiting = follow[i]
+                            if prefix_caching:
+                                num_spare -= 1
+                                row_of[i] = spare[num_spare]
+                        free -= need + evictable
+                        if prefix_caching:
+                            row = row_of[i]
+                            number = 0
+                            for k in range(unit_offsets[i], unit_offsets[i + 1]):
+                                for key in range(starts[units[k]], starts[units[k] + 1]):
+                                    if number < common:
+                                        block = block_of[key]
+                                        if refs[block] == 0:
+                                            pull(block, newer, older)
+                                        refs[block] += 1
+                                        blocks[row, number] = block
+                                        number += 1
+                            for k in range(common, found):  # its own, where they were
+                                block = blocks[row, k]
+                                pull(block, newer, older)
+                                refs[block] = 1
+                                owner[block] = -1
+                            left[row] = 0
+                            for k in range(found, found + need):
+                                blocks[row, k] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
+                            shared[i] = make_findable(
+                                i, common, (hit + chunk) // block_size, prompt[i] // block_size, blocks[row],
+                                starts, block_of, key_of, units, unit_offsets,
+                            )  # fmt: skip
+                        computed[i] = hit
+                        held[i] = found + need
+                        running[num_running] = i
+                        chunk_of[num_running] = chunk
+                        num_running += 1
+                        num_scheduled += 1
+                        budget -= chunk
+            elif turn == 0 or (prefill_first and num_scheduled == 0):
+                k = 0
+                while k < num_running and budget > 0:
+                    i = running[k]
+                    k += 1
+                    if prefill_first and decoding[i] != (turn == 2):
+                        continue
+                    chunk = min(prompt[i] + generated[i] - computed[i], budget)
+                    need = (computed[i] + chunk + block_size - 1) // block_size - held[i]
+                    fits = True
+                    while need > free:
+                        num_running -= 1
+                        victim = running[num_running]
+                        if prefix_caching:
+                            row = row_of[victim]
+                            free += free_all(
+                                row, held[victim], shared[victim], computed[victim] // block_size, False, blocks[row],
+                                newer, older, owner, place, left, refs,
+                            )  # fmt: skip
+                        else:
+                            free += held[victim]
+                        held[victim] = 0
+                        computed[victim] = 0
+                        decoding[victim] = False
+                        preemptions[victim] += 1
+                        stack[num_preempted] = victim
+                        num_preempted += 1
+                        any_preempted = True
+                        if victim == i:
+                            fits = False
+                            break
+                    if not fits:
+                        break
+                    free -= need
                     if prefix_caching:
-                        num_spare -= 1
-                        row_of[i] = spare[num_spare]
-                free -= need + evictable
-                if prefix_caching:
-                    row = row_of[i]
+                        row = row_of[i]
+                        for j in range(held[i], held[i] + need):
+                            blocks[row, j] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
+                        if not decoding[i]:
+                            shared[i] = make_findable(
+                                i, shared[i], (computed[i] + chunk) // block_size, prompt[i] // block_size, blocks[row],
+                                starts, block_of, key_of, units, unit_offsets,
+                            )  # fmt: skip
+                    held[i] += need
+                    chunk_of[k - 1] = chunk
+                    budget -= chunk
+                    num_scheduled += 1
+                if turn == 2:
+                    done = 0
+                    asked = 0
                     number = 0
-                    for k in range(unit_offsets[i], unit_offsets[i + 1]):
-                        for key in range(starts[units[k]], starts[units[k] + 1]):
-                            if number < common:
-                                block = block_of[key]
-                                if refs[block] == 0:
-                                    pull(block, newer, older)
-                                refs[block] += 1
-                                blocks[row, number] = block
-                                number += 1
-                    for k in range(common, found):  # its own, where they were
-                        block = blocks[row, k]
-                        pull(block, newer, older)
-                        refs[block] = 1
-                        owner[block] = -1
-                    left[row] = 0
-                    for k in range(found, found + need):
-                        blocks[row, k] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
-                    shared[i] = make_findable(
-                        i, common, (hit + chunk) // block_size, prompt[i] // block_size, blocks[row],
-                        starts, block_of, key_of, units, unit_offsets,
-                    )  # fmt: skip
-                computed[i] = hit
-                held[i] = found + need
-                running[num_running] = i
-                chunk_of[num_running] = chunk
-                num_running += 1
-                num_scheduled += 1
-                budget -= chunk
+                    for k in range(num_running):
+                        if decoding[running[k]]:
+                            number += 1
+                            done += generated[running[k]]
+                            asked += output[running[k]]
+                    if any_preempted:
+                        share = min((done + RETRACT_STEPS * number) / (asked + 1), 1.0)
+                    else:
+                        share = max(share - SHARE_DECAY, SHARE_LEAST)
         if num_scheduled == 0:
             continue
 
@@ -226,10 +278,12 @@ def replay(
         pre_chunks = 0
         pairs = 0
         pairs_windowed = 0
-        for k in range(num_scheduled):
+        for k in range(num_running):
             i = running[k]
             c = computed[i]
             chunk = chunk_of[k]
+            if chunk == 0:
+                continue
             if decoding[i]:
                 keys = c + 1
                 decodes += 1
@@ -274,7 +328,7 @@ def replay(
         kept = 0
         for k in range(num_running):
             i = running[k]
-            if k < num_scheduled:
+            if chunk_of[k] > 0:
                 computed[i] += chunk_of[k]
                 if computed[i] == prompt[i] + generated[i]:
                     if generated[i] == 0:
@@ -290,6 +344,7 @@ def replay(
                     if generated[i] == output[i]:
                         last[i] = clock
                         ints[0, FINISHED] += 1
+                        promised -= (computed[i] + block_size - 1) // block_size
                         if prefix_caching:
                             row = row_of[i]
                             full = computed[i] // block_size

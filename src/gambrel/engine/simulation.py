@@ -12,6 +12,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.run import Histogram, Run
+from gambrel.engine.policies import POLICIES
 from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.routing import ROUTINGS
 from gambrel.engine.series import joined
@@ -46,11 +47,13 @@ __all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "replay", 
 
 
 def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
-    """The scheduler's limits of one replica.
+    """The scheduler's limits of one replica, under the deployment's policy and engine version.
 
-    Admission follows the engine version: vLLM reserves the whole prompt's blocks from 0.19 on
-    (``scheduler_reserve_full_isl``, pull request 37307), only the first chunk's before. Its watermark defaults to 0.
+    Raises:
+        DeploymentError: limits that vLLM refuses, no memory for blocks, or an unknown policy.
     """
+    if deployment.policy not in POLICIES:
+        raise DeploymentError(f"unknown policy {deployment.policy!r}; known: {', '.join(POLICIES)}")
     if deployment.max_num_batched_tokens < deployment.max_num_seqs:
         raise DeploymentError(
             f"max_num_batched_tokens ({deployment.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -58,25 +61,15 @@ def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
         )
     if num_kv_blocks < 1:
         raise DeploymentError(f"{deployment.label}: no memory is left for KV blocks; use more or larger accelerators")
-    return Limits(
+    limits = Limits(
         deployment.max_num_seqs,
         deployment.max_num_batched_tokens,
         num_kv_blocks,
         deployment.block_size,
         deployment.chunked_prefill,
-        _version(deployment.engine_version) >= (0, 19),
         prefix_caching=deployment.prefix_caching,
     )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """Leading whole numbers of a dotted version; a name without any counts as newest."""
-    numbers: list[int] = []
-    for part in text.lstrip("vV").split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers) or (2**31,)
+    return POLICIES[deployment.policy](limits, deployment.engine_version)
 
 
 def max_request_tokens(workload: Workload) -> int:
@@ -100,6 +93,11 @@ def check_fits(workload: Workload, limits: Limits, max_model_len: int | None = N
             "which without chunked prefill must hold the longest sequence; raise it or allow chunked prefill"
         )
     needed = -(-(worst - 1) // limits.block_size)
+    if limits.request_blocks and needed > limits.request_blocks:
+        raise WorkloadError(
+            f"{lengths}, which need {needed} KV blocks of {limits.block_size} tokens; a slot has "
+            f"{limits.request_blocks}, an equal share for each of max_num_seqs {limits.max_num_seqs}"
+        )
     if needed > limits.num_kv_blocks:
         raise WorkloadError(
             f"{lengths}, which need {needed} KV blocks of {limits.block_size} tokens; a replica has "

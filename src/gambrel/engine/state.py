@@ -52,12 +52,29 @@ __all__ = ["NUM_SAMPLES_MAX", "Limits", "Replicas", "Requests"]
     SPARE_NODE,  # first of the unused anonymous extents
     ANONYMOUS,  # number of the first anonymous extent
     NUM_ADMITTED,  # admissions so far, resumed requests counted again
+    TICKS,  # steps in which decoders advanced, or could have: what the calendar counts
+    PROMISED,  # blocks promised to running requests to their end
+    REMAINING,  # tokens that decoders have still to generate, summed
+    ASKED,  # tokens they generate in all, summed
+    NUM_JOINED,  # decoders that joined since decoders last advanced
     NUM_INTS,
-) = range(28)
+) = range(33)
 
 # Places in Replicas.floats (seconds; BATCH_S and USED_S are sequence-seconds and block-seconds).
 NUM_PARTS = 5
-(CLOCK, BUSY_S, PREFILL_S, BATCH_S, USED_S, GAP_TOTAL, SAMPLE_EVERY, SAMPLE_ORIGIN, BOUND_S) = range(9)
+(
+    CLOCK,
+    BUSY_S,
+    PREFILL_S,
+    BATCH_S,
+    USED_S,
+    GAP_TOTAL,
+    SAMPLE_EVERY,
+    SAMPLE_ORIGIN,
+    DECODED,  # when decoders last advanced
+    SHARE,  # of the tokens still to generate, what is kept free for them
+    BOUND_S,
+) = range(11)
 PART_S = BOUND_S + NUM_PARTS
 NUM_FLOATS = PART_S + NUM_PARTS
 
@@ -80,8 +97,9 @@ NUM_FLOATS = PART_S + NUM_PARTS
     FILLED,  # of these, in the last unit
     ORDER,  # number of its admission
     ENDED,  # slots that end in this step
+    JOINED,  # slots that joined the decoders since they last advanced
     NUM_ROWS,
-) = range(18)
+) = range(19)
 
 # Rows of Replicas.cache: extents are shared units, then a preempted request's own by slot, then anonymous ones.
 (
@@ -96,6 +114,14 @@ NUM_FLOATS = PART_S + NUM_PARTS
 BUCKET_SHIFT = 47
 BUCKET_BASE = (1023 - 30) << 5
 NUM_BUCKETS = 60 << 5
+
+# What SGLang keeps free for decoders: a share of what they have still to generate, which falls with every step and is
+# estimated anew when it was too little. Defaults in its global_config.py at 0.4.9: SGLANG_INIT_NEW_TOKEN_RATIO,
+# SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR, SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS, retract_decode_steps.
+SHARE_FIRST = 0.7
+SHARE_LEAST = SHARE_FIRST * 0.14
+SHARE_DECAY = (SHARE_FIRST - SHARE_LEAST) / 600
+RETRACT_STEPS = 20
 
 LEAST, POWER, PREFIX = range(3)  # rules of routing that look at the replicas
 
@@ -115,7 +141,10 @@ class Limits:
 
     ``num_kv_blocks`` blocks of ``block_size`` tokens; ``reserve_full_prompt``: a request is admitted only if its
     whole prompt fits the free blocks, not only the first chunk; ``watermark_blocks`` stay free at admission
-    while anything runs; ``prefix_caching``: free blocks stay findable until they are handed out again.
+    while anything runs; ``prefix_caching``: free blocks stay findable until they are handed out again;
+    ``promise_output``: a request is admitted only if what all will ever need fits, so none is preempted;
+    ``static_batch``: nobody is admitted while anybody runs; ``prefill_first``: a step holds prompts only, if any can be
+    computed, else decoders only. ``request_blocks`` above 0: what one request may take, checked beforehand.
     """
 
     max_num_seqs: int
@@ -126,12 +155,17 @@ class Limits:
     reserve_full_prompt: bool = False
     watermark_blocks: int = 0
     prefix_caching: bool = False
+    promise_output: bool = False
+    static_batch: bool = False
+    prefill_first: bool = False
+    request_blocks: int = 0
 
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
         return (
             self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
             self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching,
+            self.promise_output, self.static_batch, self.prefill_first,
         )  # fmt: skip
 
 
@@ -246,6 +280,7 @@ class Replicas:
         floats = np.zeros((number, NUM_FLOATS))
         floats[:, [CLOCK, SAMPLE_ORIGIN]] = requests.arrival[0]
         floats[:, SAMPLE_EVERY] = sample_every_s
+        floats[:, SHARE] = SHARE_FIRST
         slots = np.zeros((number, NUM_ROWS, limits.max_num_seqs), np.int64)
         slots[:, SPARE] = np.arange(limits.max_num_seqs - 1, -1, -1)
         bits = np.zeros((number, 1))
