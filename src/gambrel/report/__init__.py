@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gambrel.report.image import render, write_images
     from gambrel.report.memory import HeldTokens, memory_bar, memory_vs_concurrency
     from gambrel.report.page import page_html, write_page
+    from gambrel.report.pareto import cost_vs_latency
     from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
     from gambrel.report.style import caption, theme
 
@@ -55,6 +56,7 @@ __all__ = [
     "cell_table",
     "cost_of_candidates",
     "cost_vs_batch",
+    "cost_vs_latency",
     "curve_report",
     "fix_table",
     "in_flight",
@@ -108,6 +110,7 @@ _MODULES = {
     "image": ("render", "write_images"),
     "memory": ("HeldTokens", "memory_bar", "memory_vs_concurrency"),
     "page": ("page_html", "write_page"),
+    "pareto": ("cost_vs_latency",),
     "service": (
         "batch_over_time",
         "kv_over_time",

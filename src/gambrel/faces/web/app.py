@@ -34,6 +34,8 @@ VIEWS: Final = ("explore", "traffic", "plan", "learn")
 
 def create_app(hosts: Collection[str] = LOOPBACK, token: str | None = None) -> Guard:
     """The ASGI application, guarded; ``hosts`` and ``token`` as in :class:`Guard`."""
+    from gambrel.faces.web import learn, planning, traffic
+
     application = Starlette(
         routes=[
             Route("/", page),
@@ -42,6 +44,9 @@ def create_app(hosts: Collection[str] = LOOPBACK, token: str | None = None) -> G
             Route("/assets/{name}", asset),
             Route("/api/catalog", catalog),
             Route("/api/explore", explore),
+            *traffic.ROUTES,
+            *planning.ROUTES,
+            *learn.ROUTES,
         ],
         exception_handlers={GambrelError: refused, HTTPException: missing, Exception: failed},
     )

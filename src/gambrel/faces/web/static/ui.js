@@ -400,9 +400,310 @@ function startExplore() {
   $("explore-form").addEventListener("submit", (event) => event.preventDefault());
 }
 
+// Traffic -----------------------------------------------------------------------------------------------------------
+
+let traffic = null; // the log that is open: what the server said about it
+const planQuery = () => new URLSearchParams(Object.entries({ log: traffic.id, start: traffic.start_s, stop: traffic.stop_s }).filter(([, v]) => v !== null && v !== undefined));
+
+function duration(seconds) {
+  const [n, unit] = seconds < 120 ? [seconds, "s"] : seconds < 7200 ? [seconds / 60, "min"] : seconds < 172800 ? [seconds / 3600, "h"] : [seconds / 86400, "days"];
+  return `${n < 10 ? n.toFixed(1) : Math.round(n)} ${unit}`;
+}
+
+function openTraffic(query) {
+  const log = query.get("log");
+  if (!log) { if (traffic) history.replaceState(null, "", `/traffic?${planQuery()}`); return; }
+  if (traffic?.id === log && traffic.start_s === numberOf(query.get("start")) && traffic.stop_s === numberOf(query.get("stop"))) return;
+  loadWindow(log, query.get("start"), query.get("stop"));
+}
+
+const numberOf = (text) => (text === null || text === "" ? null : Number(text));
+
+async function loadWindow(id, start, stop) {
+  const query = new URLSearchParams(Object.entries({ start_s: start, stop_s: stop }).filter(([, v]) => v !== null && v !== undefined && v !== ""));
+  try {
+    showTraffic(await ask(`/api/traffic/${encodeURIComponent(id)}?${query}`));
+    problem("traffic-problem", null);
+  } catch (error) { problem("traffic-problem", error); }
+}
+
+function showTraffic(found) {
+  traffic = found;
+  history.replaceState(null, "", `/traffic?${planQuery()}`);
+  const root = $("traffic-result");
+  forget(root);
+  const whole = found.span_s;
+  const range = (name, text, value) => {
+    const out = el("output", {}, duration(value * whole));
+    const input = el("input", { type: "range", id: `window-${name}`, min: "0", max: "1", step: "0.005", value: String(value), "aria-valuetext": out.textContent,
+      oninput: () => { out.textContent = duration(input.value * whole); input.setAttribute("aria-valuetext", out.textContent); } });
+    return el("label", { class: "slider" }, el("span", {}, `${text} `, out), input);
+  };
+  const part = found.start_s !== null || found.stop_s !== null;
+  const windowForm = el("form", { class: "panel window", onsubmit: (event) => {
+    event.preventDefault();
+    const start = Number($("window-start").value), stop = Number($("window-stop").value);
+    if (stop <= start) { problem("traffic-problem", new Error("the window ends before it starts")); return; }
+    loadWindow(found.id, start > 0 ? start * whole : null, stop < 1 ? stop * whole : null);
+  } },
+  range("start", "Window from", (found.start_s ?? 0) / whole || 0), range("stop", "to", Math.min(1, (found.stop_s ?? whole) / whole) || 1),
+  el("button", { type: "submit" }, "Use this window"),
+  el("button", { type: "button", hidden: !part, onclick: () => loadWindow(found.id, null, null) }, "Whole log"));
+  const quick = found.busiest.map((b) => el("button", { type: "button", onclick: () => loadWindow(found.id, b.start_s, b.stop_s) }, b.name));
+  root.replaceChildren(
+    el("h2", {}, found.name + (part ? ` from ${duration(found.start_s ?? 0)} to ${duration(found.stop_s ?? whole)}` : "")), el("p", { class: "caption" }, found.source), factList(found.facts),
+    found.warnings.length ? el("ul", { class: "warnings", "aria-label": "Before you believe it" }, ...found.warnings.map((w) => el("li", {}, w))) : "",
+    el("div", { class: "actions" }, el("a", { class: "go", href: `/plan?${planQuery()}`, id: "to-plan" }, "Plan for this traffic"), ...quick),
+    whole > 0 && found.has_arrivals ? windowForm : "",
+    show(found.items));
+}
+
+function upload(file) {
+  problem("traffic-problem", null);
+  if (file.size > 512e6) { problem("traffic-problem", new Error(`${file.name} is larger than 512 MB: gzip it, or cut it by time`)); return; }
+  const bar = $("upload"), note = $("drop-note");
+  const request = new XMLHttpRequest();
+  request.open("POST", `/api/traffic?name=${encodeURIComponent(file.name)}`);
+  bar.hidden = false;
+  bar.value = 0;
+  note.textContent = `sending ${file.name}`;
+  request.upload.onprogress = (event) => { bar.value = event.loaded / event.total; };
+  request.upload.onload = () => { bar.removeAttribute("value"); note.textContent = `reading ${file.name}`; };
+  request.onloadend = () => {
+    bar.hidden = true;
+    $("file").value = "";
+    note.textContent = "up to 512 MB; gzip is fine";
+    let found;
+    try { found = JSON.parse(request.responseText); } catch { found = { error: "the server does not answer: is gambrel ui still running?" }; }
+    if (request.status === 200) showTraffic(found); else problem("traffic-problem", new Error(found.error));
+  };
+  request.send(file);
+}
+
+async function generate(wanted) {
+  try {
+    problem("traffic-problem", null);
+    showTraffic(await send("/api/traffic/generate", wanted));
+  } catch (error) { problem("traffic-problem", error); }
+}
+
+async function startTraffic() {
+  const drop = $("drop");
+  $("file").addEventListener("change", (event) => { if (event.target.files[0]) upload(event.target.files[0]); });
+  for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]); });
+  $("sample").addEventListener("click", () => generate({}));
+  $("no-log").addEventListener("submit", (event) => { event.preventDefault(); generate({ profile: $("profile").value, rate: Number($("rate").value) }); });
+  const { profiles } = await ask("/api/profiles");
+  options($("profile"), [["", profiles.map((p) => [p.name, p.title])]], "chat");
+}
+
+// Plan --------------------------------------------------------------------------------------------------------------
+
+const METRICS = [["ttft", "TTFT: to the first token"], ["tpot", "TPOT: per further token"], ["itl", "ITL: between tokens"], ["e2e", "E2E: whole answer"]];
+let planning = null, events = null;
+
+function sloRow(metric = "ttft", stat = "p95", limit = "1s") {
+  const pick = (label, entries, chosen) => { const made = el("select", { "aria-label": label }); options(made, [["", entries]], chosen); return made; };
+  const row = el("div", { class: "slo" },
+    pick("Metric", METRICS, metric), pick("Statistic", ["p50", "p90", "p95", "p99", "mean", "max"].map((s) => [s, s]), stat),
+    el("input", { type: "text", value: limit, "aria-label": "Limit", placeholder: "1s or 50ms", required: true }),
+    el("button", { type: "button", "aria-label": "Remove this objective", onclick: () => { if ($("slos").children.length > 1) row.remove(); } }, "\u00d7"));
+  return row;
+}
+
+const slos = () => [...$("slos").children].map((row) => { const [metric, stat, limit] = row.querySelectorAll("select, input"); return `${metric.value}.${stat.value}<=${limit.value}`; });
+
+function startPlan() {
+  options($("plan-model"), modelGroups(), catalog.default.model);
+  $("slos").append(sloRow("ttft", "p95", "1s"), sloRow("tpot", "p95", "50ms"));
+  $("add-slo").addEventListener("click", () => { $("slos").append(sloRow("e2e", "p95", "30s")); $("slos").lastElementChild.querySelector("select").focus(); });
+  $("gpus").append(...catalog.gpus.map((g) => el("div", { class: "gpu" },
+    el("label", { class: "check" }, el("input", { type: "checkbox", value: g.name, checked: g.rentable }), gpuText({ ...g, usd_per_hour: null })),
+    el("input", { type: "number", min: "0.01", step: "any", "data-gpu": g.name, placeholder: g.usd_per_hour ? g.usd_per_hour.toFixed(2) : "no price", "aria-label": `$ per hour of ${g.title}` }))));
+  $("gpus").addEventListener("change", (event) => { if (event.target.type === "checkbox") $("all-gpus").checked = false; });
+  $("all-gpus").addEventListener("change", (event) => { if (event.target.checked) for (const box of $("gpus").querySelectorAll("[type=checkbox]")) box.checked = catalog.gpus.find((g) => g.name === box.value).rentable; else $("gpu-details").open = true; });
+  $("plan-form").addEventListener("submit", (event) => { event.preventDefault(); runPlan(); });
+  $("cancel").addEventListener("click", () => { if (planning) ask(`/api/plan/${planning}`, { method: "DELETE" }); $("cancel").disabled = true; });
+}
+
+function openPlan(query) {
+  const log = query.get("log");
+  $("plan-lead").textContent = "Every accelerator, parallelism and format is tried against your traffic, request by request, until the cheapest that meets the objectives is left.";
+  if (log) {
+    const wanted = [log, query.get("start"), query.get("stop")];
+    if (traffic?.id === log && String(traffic.start_s ?? "") === (wanted[1] ?? "") && String(traffic.stop_s ?? "") === (wanted[2] ?? "")) tellTraffic();
+    else ask(`/api/traffic/${encodeURIComponent(log)}?${new URLSearchParams(Object.entries({ start_s: wanted[1], stop_s: wanted[2] }).filter(([, v]) => v))}`)
+      .then((found) => { traffic = found; tellTraffic(); }, (error) => { traffic = null; tellTraffic(); problem("plan-problem", error); });
+  } else tellTraffic();
+  const id = query.get("plan");
+  if (id && id !== planning) { planning = id; follow(); }
+}
+
+function tellTraffic() {
+  const link = el("a", { href: traffic ? `/traffic?${planQuery()}` : "/traffic" }, traffic ? "change" : "Choose a log");
+  const part = traffic && (traffic.start_s !== null || traffic.stop_s !== null) ? `, from ${duration(traffic.start_s ?? 0)} to ${duration(traffic.stop_s ?? traffic.span_s)}` : "";
+  $("plan-traffic").replaceChildren(...(traffic ? [`${traffic.name}: ${count(traffic.num_requests)} requests${part} `, link] : ["No log yet. ", link, ", or ", el("button", { type: "button", class: "quiet", id: "plan-sample", onclick: async () => { traffic = await send("/api/traffic/generate", {}); tellTraffic(); } }, "use the sample log")]));
+  $("run").disabled = !traffic;
+}
+
+async function runPlan() {
+  problem("plan-problem", null);
+  const gpus = $("all-gpus").checked ? null : [...$("gpus").querySelectorAll("[type=checkbox]:checked")].map((box) => box.value);
+  const prices = Object.fromEntries([...$("gpus").querySelectorAll("[data-gpu]")].filter((i) => i.value).map((i) => [i.dataset.gpu, Number(i.value)]));
+  const words = (id) => $(id).value.split(",").map((w) => w.trim()).filter(Boolean);
+  const window_ = { id: traffic.id, start_s: traffic.start_s, stop_s: traffic.stop_s };
+  try {
+    const { id } = await send("/api/plan", { traffic: window_, model: $("plan-model").value, slo: slos(), gpus, prices, tp: words("plan-tp").map(Number), weights: words("plan-weights"), max_gpus: Number($("plan-most").value) });
+    planning = id;
+    const query = planQuery();
+    query.set("plan", id);
+    history.replaceState(null, "", `/plan?${query}`);
+    follow();
+  } catch (error) { problem("plan-problem", error); }
+}
+
+function follow() {
+  const progress = $("plan-progress");
+  events?.close();
+  events = new EventSource(`/api/plan/${encodeURIComponent(planning)}/events`);
+  $("run").disabled = true;
+  $("cancel").hidden = false;
+  $("cancel").disabled = false;
+  progress.className = "progress busy";
+  progress.textContent = "starting";
+  const end = (text) => {
+    events.close();
+    progress.className = "progress";
+    progress.textContent = text;
+    $("run").disabled = !traffic;
+    $("cancel").hidden = true;
+  };
+  let parts = 0;
+  events.onerror = () => { end(""); problem("plan-problem", new Error("this plan is no longer here: run it again")); };
+  events.onmessage = async (message) => {
+    const event = JSON.parse(message.data);
+    if (event.kind === "part") { parts += 1; progress.textContent = `${event.text} \u00b7 ${parts} parts in ${event.elapsed_s.toFixed(1)} s`; }
+    if (event.kind === "cancelled") end("cancelled");
+    if (event.kind === "failed") { end(""); forget($("plan-result")); $("plan-result").replaceChildren(); problem("plan-problem", new Error(event.text)); }
+    if (event.kind === "done") {
+      end(`done in ${event.elapsed_s.toFixed(1)} s`);
+      try { showPlan(await ask(`/api/plan/${planning}`)); } catch (error) { problem("plan-problem", error); }
+    }
+  };
+}
+
+function showPlan(found) {
+  const root = $("plan-result"), { report } = found;
+  forget(root);
+  const sections = report.sections.map((s) => el("section", {}, el("h2", {}, s.heading), s.sentence ? el("p", { class: "lead" }, s.sentence) : "", s.items.length ? show(s.items) : "", s.code ? el("pre", {}, s.code) : ""));
+  root.replaceChildren(
+    el("header", {}, el("h2", { id: "answer", tabindex: "-1" }, report.title), el("p", { class: "subtitle" }, report.subtitle),
+      el("ul", { class: "headline" }, ...report.headline.map((line) => el("li", {}, line))), factList(report.facts)),
+    el("nav", { class: "exports", "aria-label": "Files to take away" }, ...found.exports.map((e) => el("a", { href: `/api/plan/${planning}/export/${e.name}`, download: "" }, e.title))),
+    whatIf(found.whatif), ...sections,
+    el("p", { class: "basis" }, report.provenance.join(" ")));
+  $("answer").focus({ preventScroll: true });
+  $("answer").scrollIntoView({ block: "start", behavior: "auto" });
+  scrollBy(0, -80);
+}
+
+function whatIf(offer) {
+  const answer = el("div", { class: "told" }), grid = el("div", { class: "grid" }), told = el("p", { class: "lead", role: "status" });
+  const dials = [];
+  const ratio = (i) => 2 ** (i / 8);
+  const dial = (name, text, min, max, value, say, read) => {
+    const out = el("output", {}, say(value));
+    const input = el("input", { type: "range", id: `whatif-${name}`, min: String(min), max: String(max), step: "1", value: String(value), "aria-valuetext": say(value),
+      oninput: () => { out.textContent = say(Number(input.value)); input.setAttribute("aria-valuetext", out.textContent); again(); } });
+    dials.push([name, input, read, value]);
+    return el("label", { class: "slider" }, el("span", {}, `${text} `, out), input);
+  };
+  const times = (i) => `${ratio(i) < 10 ? ratio(i).toFixed(2) : ratio(i).toFixed(1)}\u00d7`;
+  const price = offer.usd_per_gpu_hour;
+  const sliders = [
+    dial("load", "Load", -16, Math.floor(8 * Math.log2(offer.most_load)), 0, times, ratio),
+    dial("prompt", "Prompt length", -16, 24, 0, times, ratio),
+    dial("replicas", "Replicas", 1, Math.max(8, 3 * offer.replicas), offer.replicas, String, (i) => i)];
+  if (price) sliders.push(dial("price", "$ per GPU-hour", -16, 16, 0, (i) => `$${(price * ratio(i)).toFixed(2)}`, (i) => price * ratio(i)));
+  let busy = false, dirty = false;
+  async function again() {
+    const started = performance.now();
+    if (busy) { dirty = true; return; }
+    busy = true;
+    do {
+      dirty = false;
+      const query = new URLSearchParams(dials.filter(([, input, , from]) => Number(input.value) !== from).map(([name, input, read]) => [name, String(read(Number(input.value)))]));
+      try {
+        const found = await ask(`/api/plan/${planning}/whatif?${query}`);
+        tellFacts(answer, found.facts);
+        told.textContent = found.holds ? "Every objective holds." : "An objective is missed.";
+        await update(grid, found.items);
+        (window.whatifs ||= []).push(performance.now() - started);
+      } catch (error) { told.textContent = error.message; }
+    } while (dirty);
+    busy = false;
+  }
+  again();
+  return el("section", { id: "whatif" }, el("h2", {}, "What if"), el("p", { class: "lead" }, "Move a slider: the chosen fleet is simulated again, request by request."),
+    el("div", { class: "panel whatif" }, ...sliders), told, answer, grid);
+}
+
+// Learn -------------------------------------------------------------------------------------------------------------
+
+const DIALS = {
+  batch: { text: "Batch", max: 80, value: slider.batch.value, index: slider.batch.index, say: (v) => `${count(v)} sequences` },
+  context: { text: "Context", max: 80, value: slider.context.value, index: slider.context.index, say: (v) => `${count(v)} tokens` },
+  step_ms: { text: "Step", min: 1, max: 100, value: (i) => i, index: (v) => v, say: (v) => `${v} ms` },
+  busy: { text: "Busy", min: 5, max: 98, value: (i) => i, index: (v) => v, say: (v) => `${v} %` },
+  cv: { text: "Spread of service times (CV)", max: 40, value: (i) => i, index: (v) => v, say: (v) => (v / 10).toFixed(1) },
+};
+let lessons = null;
+
+async function openLearn(query, [slug]) {
+  lessons ||= (await ask("/api/learn")).lessons;
+  const name = lessons.some((l) => l.slug === slug) ? slug : lessons[0].slug;
+  $("lesson-list").replaceChildren(...lessons.map((l) => el("a", { href: `/learn/${l.slug}`, "aria-current": l.slug === name ? "page" : null }, l.title)));
+  await showLesson(name, query);
+}
+
+async function showLesson(slug, query) {
+  const root = $("lesson");
+  forget(root);
+  let found;
+  try { found = await ask(`/api/learn/${slug}?${query}`); } catch { found = await ask(`/api/learn/${slug}`); query = new URLSearchParams(); }
+  const grid = el("div", { class: "grid wide" }), told = el("div", { class: "told" });
+  let busy = false, dirty = false;
+  async function again() {
+    history.replaceState(null, "", `/learn/${slug}?${query}`);
+    if (busy) { dirty = true; return; }
+    busy = true;
+    do {
+      dirty = false;
+      const next = await ask(`/api/learn/${slug}?${query}`);
+      tellFacts(told, next.facts);
+      await (await update(grid, next.items))();
+    } while (dirty);
+    busy = false;
+  }
+  const dials = Object.entries(found.dials).map(([name, value]) => {
+    const dial = DIALS[name], out = el("output", {}, dial.say(value));
+    const input = el("input", { type: "range", id: `dial-${name}`, min: String(dial.min || 0), max: String(dial.max), step: "1", value: String(dial.index(value)), "aria-valuetext": dial.say(value),
+      oninput: () => { const v = dial.value(Number(input.value)); query.set(name, v); out.textContent = dial.say(v); input.setAttribute("aria-valuetext", out.textContent); again(); } });
+    return el("label", { class: "slider" }, el("span", {}, `${dial.text} `, out), input);
+  });
+  const [first, ...rest] = found.paragraphs;
+  const copy = el("button", { type: "button", class: "copy", onclick: async () => { await navigator.clipboard?.writeText(location.href); copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy the link to this plot"; }, 1500); } }, "Copy the link to this plot");
+  root.replaceChildren(el("h2", {}, found.title), el("p", {}, first), el("p", { class: "formula" }, found.formula),
+    el("div", { class: "panel whatif" }, ...dials), told, grid, ...rest.map((text) => el("p", {}, text)), copy);
+  tellFacts(told, found.facts);
+  await (await update(grid, found.items))();
+}
+
 // The four views ----------------------------------------------------------------------------------------------------
 
-const views = { explore: openExplore };
+const views = { explore: openExplore, traffic: openTraffic, plan: openPlan, learn: openLearn };
 
 function open(address) {
   const [, view, ...rest] = address.pathname.split("/");
@@ -433,5 +734,7 @@ addEventListener("popstate", () => open(new URL(location.href)));
 
 catalog = await ask("/api/catalog");
 startExplore();
+startPlan();
+startTraffic();
 open(new URL(location.href));
 document.documentElement.dataset.ready = String(Math.round(performance.now()));
