@@ -192,6 +192,18 @@ def test_without_memory_a_preempted_request_computes_everything_again_with_it_ha
     assert caching.floats[at.PREFILL_S] < plain.floats[at.PREFILL_S]
 
 
+@given(cases(POLICIES), st.integers(1, 3))
+@settings(max_examples=100)
+def test_where_nothing_is_shared_only_the_preempted_gain(case: Case, replicas: int) -> None:
+    """The shortcut past the cache changes nothing."""
+    limits = replace(case.limits, prefix_caching=True)
+    fast, naive = (
+        replay(case.table, limits, case.workload, replicas=replicas, oracle=oracle) for oracle in (False, True)
+    )
+    for column in ("scheduled", "first", "last", "preemptions", "cached"):
+        assert getattr(fast.requests, column).tobytes() == getattr(naive.requests, column).tobytes(), column
+
+
 def test_sharing_shortens_prefill_and_queue() -> None:
     """A system prompt of 1,024 tokens before every question: the published 6.5 times too long TTFT is its neglect."""
     n = 2000

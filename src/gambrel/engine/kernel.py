@@ -140,8 +140,8 @@ def advance(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
-    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
-    promise_output: bool, static_batch: bool, prefill_first: bool,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: Any,
+    promise_output: bool, static_batch: bool, prefill_first: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
@@ -152,6 +152,8 @@ def advance(
     ``pause`` stops after a step in which a request ended: whoever waited for its answer may act on it.
     """
     mask = ring.shape[1] - 1
+    caching = prefix_caching is not None  # known when compiled: what is off costs nothing
+    prompts_first = prefill_first is not None
     windowed = window > 0
 
     step, decodes, context = ints[replica, TICKS], ints[replica, DECODES], ints[replica, CONTEXT]
@@ -208,7 +210,7 @@ def advance(
         pairs = 0
         pairs_windowed = 0
         for part in range(2):
-            if (part == 1) == prefill_first:
+            if (part == 1) == prompts_first:
                 if pre_tokens > 0:
                     advancing = 0
                     continue
@@ -246,7 +248,7 @@ def advance(
                         left = slots[replica, FINISH, victim] - step + 1
                         remaining_all -= left
                         asked -= output[slots[replica, REQUEST, victim]]
-                        if prefill_first:
+                        if prompts_first:
                             joined = -1
                             for k in range(num_joined):
                                 if slots[replica, JOINED, k] == victim:
@@ -259,7 +261,7 @@ def advance(
                         else:
                             token_s[replica, victim] = clock
                         slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - left
-                    if prefix_caching:
+                    if caching:
                         free += release(
                             replica,
                             victim,
@@ -282,11 +284,11 @@ def advance(
                 if not admit and tail >= 0:
                     slots[replica, AFTER, tail] = -1
                 free -= need
-                if prefix_caching and need > 0:
+                if caching and need > 0:
                     take(replica, need, ints, cache)
                 advancing = decodes
                 budget -= decodes
-                if prefill_first:
+                if prompts_first:
                     if admit:
                         share = max(share - SHARE_DECAY, SHARE_LEAST)
                     else:
@@ -300,7 +302,7 @@ def advance(
                         blocks = (done + chunk + block_size - 1) // block_size - (done + block_size - 1) // block_size
                         if blocks > free:
                             # It is the last of the running, so it gives way itself.
-                            if prefix_caching:
+                            if caching:
                                 free += release(
                                     replica, partial, done, block_size, False,
                                     ints, slots, cache, units, unit_offsets, unit_sizes,
@@ -323,7 +325,7 @@ def advance(
                             if windowed:
                                 pairs_windowed = _pairs(done, chunk, window)
                             done += chunk
-                            if prefix_caching:
+                            if caching:
                                 take(replica, blocks, ints, cache)
                                 cover(
                                     replica, partial, done // block_size,
@@ -338,7 +340,7 @@ def advance(
                 # Then the waiting line, unless somebody was preempted: preempted requests first, then by arrival.
                 if admit and partial < 0 and not (static_batch and running > 0):
                     batch_new = 0  # tokens that prompts completed in this step will generate
-                    if prefill_first and completed > 0:
+                    if prompts_first and completed > 0:
                         i = slots[replica, REQUEST, slots[replica, FRESH, 0]]
                         batch_new = output[i] - slots[replica, GENERATED, slots[replica, FRESH, 0]]
                     while budget > 0 and running < max_num_seqs:
@@ -355,7 +357,7 @@ def advance(
                         found = 0  # blocks in the cache
                         evictable = 0  # of these, free now
                         hit = 0  # tokens that need no computing; the last block is computed again if all is there
-                        known = prefix_caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
+                        known = caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
                         if known:
                             found, evictable = match(
                                 replica, i, slot, prompt[i] // block_size, cache, units, unit_offsets, unit_sizes
@@ -378,7 +380,7 @@ def advance(
                             if promised + whole > num_kv_blocks:
                                 break
                             promised += whole
-                        if prefill_first:
+                        if prompts_first:
                             new = output[i]
                             if slot >= 0:
                                 new -= slots[replica, GENERATED, slot]
@@ -398,7 +400,7 @@ def advance(
                             waiting = follow[waiting]
                             ints[replica, NUM_STARTED] += 1
                         free -= blocks + evictable
-                        if prefix_caching:
+                        if caching:
                             if found > 0:
                                 join(
                                     replica, slot, prompt[i] // block_size,
@@ -488,7 +490,7 @@ def advance(
         else:
             bound4 += seconds
         if advancing > 0:
-            if prefill_first:  # prompts may have had steps of their own in between
+            if prompts_first:  # prompts may have had steps of their own in between
                 start = decoded
                 decoded = clock
                 for k in range(num_joined):
@@ -512,7 +514,7 @@ def advance(
 
         # One token more for every decoder; the finishers of this step leave.
         last_finished = finished
-        if advancing > 0 or not prefill_first:
+        if advancing > 0 or not prompts_first:
             context += decodes
             remaining_all -= decodes
             place = step & mask
@@ -532,7 +534,7 @@ def advance(
                     asked -= output[slots[replica, REQUEST, slot]]
                     if promise_output:
                         promised -= (cached + block_size - 1) // block_size
-                    if prefix_caching:  # blocks are freed in order of admission, for that is the order of the queue
+                    if caching:  # blocks are freed in order of admission, for that is the order of the queue
                         i = ended
                         while (
                             i > 0 and slots[replica, ORDER, slots[replica, ENDED, i - 1]] > slots[replica, ORDER, slot]
@@ -593,7 +595,7 @@ def advance(
                 finished += 1
                 if promise_output:
                     promised -= (cached + block_size - 1) // block_size
-                if prefix_caching:
+                if caching:
                     free += release(
                         replica, slot, cached, block_size, True, ints, slots, cache, units, unit_offsets, unit_sizes
                     )
@@ -610,7 +612,7 @@ def advance(
                 slots[replica, SPARE, free_slots] = slot
                 free_slots += 1
                 continue
-            if prefill_first:
+            if prompts_first:
                 token_s[replica, slot] = clock
                 slots[replica, JOINED, num_joined] = slot
                 num_joined += 1

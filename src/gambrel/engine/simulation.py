@@ -5,7 +5,7 @@ The event loops live in the kernel modules, which import numba; they are importe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,7 +143,15 @@ def replay(
             f"{workload.source or workload.name}: routing session_sticky needs a session column; "
             "name one when reading the log, or route by prefix_aware or least_outstanding"
         )
-    requests = Requests.of(workload, _prefixes(workload, limits))
+    prefixes = _prefixes(workload, limits)
+    if limits.prefix_caching and prefixes is None and not oracle:
+        # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
+        plain = replay(
+            table, replace(limits, prefix_caching=False), workload, replicas=replicas, routing=routing, series=series
+        )
+        if not plain.requests.preemptions.any():
+            return plain
+    requests = Requests.of(workload, prefixes)
     every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
     served, assigned = ROUTINGS[routing](table, limits, requests, replicas, every, oracle)
     ints, floats, histogram = Replicas.total(served)
@@ -161,6 +169,8 @@ def _prefixes(workload: Workload, limits: Limits) -> Prefixes | None:
         if size == limits.block_size and all(a is b for a, b in zip(known, parts, strict=True)):
             return prefixes
     prefixes = Prefixes.of(workload, limits.block_size)
+    if len(prefixes.sizes) == 0:
+        return None
     _KNOWN.insert(0, (parts, limits.block_size, prefixes))
     del _KNOWN[2:]
     return prefixes

@@ -161,11 +161,11 @@ class Limits:
     request_blocks: int = 0
 
     def arguments(self) -> tuple[Any, ...]:
-        """In the order of the kernels."""
+        """In the order of the kernels; what they are compiled without is None."""
         return (
             self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
-            self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching,
-            self.promise_output, self.static_batch, self.prefill_first,
+            self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching or None,
+            self.promise_output, self.static_batch, self.prefill_first or None,
         )  # fmt: skip
 
 
