@@ -30,7 +30,7 @@ from gambrel.calibrate.predict import Predictor, Skip
 from gambrel.calibrate.suspicious import suspicious
 from gambrel.calibrate.table import read_table
 from gambrel.catalog.accelerators import accelerator
-from gambrel.catalog.efficiency import efficiency
+from gambrel.catalog.efficiency import kernel_efficiency
 from gambrel.cost import Roofline
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.7, 0.7, 0.5, 1.0), strict=Tr
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
 STEP = 0.1  # of a logarithm, for differences
-ROWS_A_GROUP = 30  # rows of one source, model, accelerator and engine that are used at most: enough to see all shapes
+ROWS_A_GROUP = 20  # rows of one source, model, accelerator and engine that are used at most: enough to see all shapes
 ITERATIONS = 7
 
 
@@ -126,8 +126,8 @@ def applied(theta: Floats, base: Efficiency, entry: Entry) -> Efficiency:
 
 
 def bare(deployment: Deployment) -> Efficiency:
-    """Kernel constants without what the shipped engine entry does to them."""
-    return efficiency(deployment.accelerator, "none")
+    """Kernel constants without an engine."""
+    return kernel_efficiency(deployment.accelerator)
 
 
 class Table:

@@ -106,8 +106,8 @@ def accuracy_page(found: Validation, extra: Sequence[str] = ()) -> str:
             "## Decisions", "",
             (f"Of {len(regrets)} choices between measured configurations under a limit on time per token, following the"
             f" prediction loses a median of {sizes[len(sizes) // 2]:.0%} of the throughput that the best measured"
-            f" configuration has, {sizes[int(len(sizes) * 0.9)]:.0%} at the 90th percentile; {sum(r < 0.05 for r in sizes)}"
-            " lose less than 5 %."), "",
+            f" configuration has, {sizes[int(len(sizes) * 0.9)]:.0%} at the 90th percentile;"
+            f" {sum(r < 0.05 for r in sizes)} lose less than 5 %."), "",
         ]  # fmt: skip
     lines += list(extra)
     worst = sorted(clean, key=lambda c: -abs(c.log_error))[:25]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gambrel.calibrate.constants import BOUND, applicable, moved, prior_sigma
+from gambrel.calibrate.constants import BOUND, TIMES, applicable, moved, prior_sigma
 from gambrel.calibrate.evidence import require_server_bound
 from gambrel.calibrate.predict import simulated
 from gambrel.core.errors import WorkloadError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gambrel.core.efficiency import Efficiency
     from gambrel.core.step import Floats
 
-__all__ = ["Calibration", "Parameter", "calibrate", "error_document", "log_errors"]
+__all__ = ["Calibration", "Parameter", "calibrate", "calibration_document", "error_document", "log_errors"]
 
 _NOISE: Final = {"tpot": 0.02, "e2e": 0.03, "output_tok_s": 0.03, "ttft": 0.08}
 """One-sigma repeatability of each metric's log: what a fit weighs them by. Scaled up where residuals are larger."""
@@ -45,7 +45,8 @@ _ALIKE: Final = 0.9  # correlation from which two constants cannot be told apart
 class Parameter:
     """A fitted constant as a multiple of its default, with its 95 % interval.
 
-    ``told`` is whether the measurements decided it: False means the prior did.
+    ``told`` is whether the measurements decided it: False means the prior did. ``default`` is what it multiplies:
+    seconds for host times, 1 for factors on what kernels reach.
     """
 
     name: str
@@ -102,11 +103,13 @@ def log_errors(
 ) -> tuple[Floats, list[tuple[int, str]]]:
     """(log of predicted over measured, (point, metric) of each) at the constants of ``price``; throughput inverted."""
     errors, names = [], []
-    priced: dict[int, Roofline] = {}
+    priced: dict[tuple[object, ...], Roofline] = {}
     for i, point in enumerate(points):
-        key = id(point.deployment)  # levels of one sweep share the object, and its compiled tables
+        d = point.deployment  # levels of one sweep share compiled tables
+        key = (d.model.name, d.label, d.max_num_seqs, d.max_num_batched_tokens, d.engine_version,
+               d.gpu_memory_utilization)  # fmt: skip
         if key not in priced:
-            priced[key] = price(point.deployment)
+            priced[key] = price(d)
         figures = simulated(point.deployment, priced[key], point.workload, point.measured)
         for metric, figure in point.measured.items():
             if metric not in _NOISE or (metric in {"e2e", "output_tok_s"} and "tpot" in point.measured):
@@ -151,8 +154,8 @@ def calibrate(
         return np.concatenate([errors_at(theta)[0] / noise, theta / sigma])
 
     found = least_squares(
-        residuals, np.zeros(len(names)), bounds=(-BOUND, BOUND), loss="soft_l1", f_scale=3.0, diff_step=[_STEP] * len(names),
-        x_scale=sigma, max_nfev=30,
+        residuals, np.zeros(len(names)), bounds=(-BOUND, BOUND), loss="soft_l1", f_scale=3.0,
+        diff_step=[_STEP] * len(names), x_scale=sigma, max_nfev=12,
     )  # fmt: skip
     theta = np.asarray(found.x, dtype=np.float64)
     error = errors_at(theta)[0]
@@ -163,10 +166,11 @@ def calibrate(
     wide = np.maximum(
         _Z95 * np.sqrt(np.diag(covariance)), _bootstrap(jacobian, error, noise * scale, sigma, theta, where, seed)
     )
+    first = base(points[0].deployment)
     parameters = tuple(
         Parameter(
             n, math.exp(t), math.exp(t - w), math.exp(t + w),
-            bool(math.sqrt(covariance[k, k]) < _TOLD * sigma[k]), 1.0,
+            bool(math.sqrt(covariance[k, k]) < _TOLD * sigma[k]), float(getattr(first, n)) if n in TIMES else 1.0,
         )
         for k, (n, t, w) in enumerate(zip(names, theta, wide, strict=True))
     )  # fmt: skip
@@ -257,6 +261,26 @@ def _alike(names: Sequence[str], covariance: Floats) -> tuple[tuple[str, str, fl
         for i in range(len(names)) for j in range(i)
         if abs(correlation[i, j]) > _ALIKE
     )  # fmt: skip
+
+
+def calibration_document(c: Calibration) -> dict[str, Any]:
+    """The machine-readable answer of ``gambrel calibrate``: constants (seconds, or factors), errors as fractions."""
+    return {
+        "parameters": {
+            p.name: {"value": p.value * p.default, "low": p.low * p.default, "high": p.high * p.default,
+                     "default": p.default, "multiple": p.value}
+            for p in c.parameters
+        },
+        "error": {
+            "default": error_document(c.default_errors), "in_sample": error_document(c.in_sample),
+            "held_out": error_document(c.held_out),
+        },
+        "identifiable": c.identifiable,
+        "indistinguishable": [{"constants": [a, b], "correlation": r} for a, b, r in c.alike],
+        "levels": [p.label for p in c.points],
+        "noise_scale": c.noise_scale,
+        "spread": c.spread,
+    }  # fmt: skip
 
 
 def error_document(errors: Mapping[str, Floats]) -> dict[str, Any]:

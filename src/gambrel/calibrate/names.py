@@ -155,8 +155,8 @@ _SIXTEEN: Final = frozenset({"bf16", "fp16", "half", "float16", "bfloat16"})
 def weights_name(text: str, model: Model, accelerator: Accelerator) -> str:
     """The weight format a table means; a blank means what the checkpoint holds.
 
-    A checkpoint's own variant of a format (fp8 in blocks, int4 for experts only) goes before the common one. Experts that
-    are published in mxfp4 alone stay so: tables label such runs by what the device computes in.
+    A checkpoint's own variant of a format (fp8 in blocks, int4 for experts only) goes before the common one. Experts
+    that are published in mxfp4 alone stay so: tables label such runs by what the device computes in.
     """
     word = re.sub(r"[-_/ ]", "", text.lower())
     sixteen = "bf16" if "bf16" in accelerator.peak_flops else "fp16"

@@ -1,8 +1,8 @@
 """What to measure next: the level that tells the most about the constants still unknown, for the time it takes.
 
 A constant that no measured level depends on keeps its prior. Each candidate level is simulated with the fitted
-constants moved a little; how far its figures move, against how well such figures repeat, is what measuring it would add. Worth is
-the fall of the summed log variance of the constants, per second of measuring.
+constants moved a little; how far its figures move, against how well such figures repeat, is what measuring it would
+add. Worth is the fall of the summed log variance of the constants, per second of measuring.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gambrel.calibrate.names import Models
 from gambrel.calibrate.predict import Predictor
+from gambrel.calibrate.profile import load_profile
 from gambrel.calibrate.table import read_table
 from gambrel.calibrate.validate import validate
 from gambrel.catalog.accelerators import accelerator
@@ -44,10 +45,10 @@ def validate_tables(paths: Iterable[Path], models: Path | None = None, profile: 
     """Every row of the tables, predicted and compared.
 
     Raises:
-        WorkloadError: a table that cannot be read.
+        WorkloadError: a table or profile that cannot be read.
         CatalogError: no such directory of models.
     """
-    del profile
     rows = [row for path in paths for row in read_table(path)]
-    predictor = Predictor(default_price(), Models(models), accelerator)
+    price = default_price() if profile is None else default_price(load_profile(profile).apply)
+    predictor = Predictor(price, Models(models), accelerator)
     return validate(rows, predictor, stated_spread)

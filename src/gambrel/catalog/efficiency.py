@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gambrel.core.accelerator import Accelerator
 
-__all__ = ["constants", "efficiency", "engine_entry"]
+__all__ = ["constants", "efficiency", "engine_entry", "kernel_efficiency"]
 
 _FILE: Final = Path(__file__).with_name("data") / "efficiency.toml"
 _ENGINES: Final = Path(__file__).with_name("data") / "engines.toml"
@@ -118,31 +118,8 @@ def _scaled(table: tuple[tuple[str, Matmul], ...], share: float) -> tuple[tuple[
     return tuple((name, replace(m, mfu_half_tokens=m.mfu_half_tokens * share)) for name, m in table)
 
 
-@cache
-def _made(family: str, ridge_share: float, note: str, engine: str, version: str | None, vendor: str) -> Efficiency:
-    base, basis = _family(family)
-    entry, phrase = engine_entry(engine, version, vendor)
-    own = replace(
-        base,
-        **{k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry},
-        matmul=_scaled(base.matmul, ridge_share),
-        grouped=_scaled(base.grouped, ridge_share),
-        basis=f"{basis}{note}; {phrase}",
-    )
-    return own.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})
-
-
-def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | None = None) -> Efficiency:
-    """The default constants of an accelerator under an engine generation; never fails, and says what it borrowed.
-
-    A matmul's compute ramp (``mfu_half_tokens``) is a share of the ridge point: an accelerator with a lower ridge than
-    the one that was measured leaves it at proportionally fewer tokens.
-
-    Args:
-        accelerator: its ``family`` picks the constants: fitted, a sister family's, or the median of all.
-        engine: ``vllm``, ``sglang``, ``tensorrt-llm``; another name gets vLLM's host times and says so.
-        version: e.g. ``0.11``; None for the newest known generation.
-    """
+def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
+    """(the ridge point over that of what was measured, at most 1; what to say when the accelerator itself was not)."""
     data = constants()
     source = accelerator.family if accelerator.family in data["families"] else data["stand_ins"].get(accelerator.family)
     fitted = data["families"][source or "default"]
@@ -150,5 +127,43 @@ def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | No
     ridge = accelerator.ridge(math_format) if math_format else math.inf
     mine = accelerator.name in fitted.get("accelerators", ())
     note = "" if mine or accelerator.family != source else f"; {accelerator.name} itself was not measured"
-    share = min(1.0, ridge / fitted["ridge"])
-    return _made(accelerator.family, share, note, engine, version or None, accelerator.vendor)
+    return min(1.0, ridge / fitted["ridge"]), note
+
+
+@cache
+def _kernels(family: str, ridge_share: float, note: str) -> Efficiency:
+    base, basis = _family(family)
+    return replace(
+        base,
+        matmul=_scaled(base.matmul, ridge_share),
+        grouped=_scaled(base.grouped, ridge_share),
+        basis=f"{basis}{note}",
+    )
+
+
+def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
+    """What kernels of the accelerator's family reach, without any engine: no host time, no factor of software.
+
+    A matmul's compute ramp (``mfu_half_tokens``) is a share of the ridge point: an accelerator with a lower ridge than
+    the one that was measured leaves it at proportionally fewer tokens.
+    """
+    return _kernels(accelerator.family, *_fitted_for(accelerator))
+
+
+@cache
+def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str) -> Efficiency:
+    entry, phrase = engine_entry(engine, version, vendor)
+    host = {k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry}
+    own = replace(kernels, **host, basis=f"{kernels.basis}; {phrase}")
+    return own.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})
+
+
+def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | None = None) -> Efficiency:
+    """The default constants of an accelerator under an engine generation; never fails, and says what it borrowed.
+
+    Args:
+        accelerator: its ``family`` picks the constants: fitted, a sister family's, or the median of all.
+        engine: ``vllm``, ``sglang``, ``tensorrt-llm``, ...; another name gets vLLM's entry and says so.
+        version: e.g. ``0.11``; None for the newest known generation.
+    """
+    return _made(kernel_efficiency(accelerator), engine, version or None, accelerator.vendor)

@@ -1,0 +1,76 @@
+"""A log of real requests with their times, replayed request by request: the hardest comparison, as queues build up.
+
+The engine's own number of KV blocks is used where the log's source reports it, so that the error is the cost model's and
+the scheduler's, not the memory estimate's.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.calibrate.predict import Predictor
+from gambrel.core.errors import WorkloadError
+from gambrel.core.units import MS
+from gambrel.core.workload import Workload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Run
+    from gambrel.core.step import Floats
+    from gambrel.cost import Roofline
+
+__all__ = ["Timed", "read_timed", "replay_errors"]
+
+_COLUMNS = ("arrival_s", "input_tokens", "output_tokens", "ttft_ms", "e2e_ms", "tpot_ms")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Requests and what each took: ``ttft_s``, ``tpot_s`` and ``e2e_s`` float64[n], in order of arrival."""
+
+    workload: Workload
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+
+
+def read_timed(path: Path) -> Timed:
+    """A CSV of arrival, lengths and measured times, one row a request.
+
+    Raises:
+        WorkloadError: unreadable, or without one of the columns.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([float(r[name]) for r in rows]) for name in _COLUMNS}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise WorkloadError(f"{path.name}: needs columns {', '.join(_COLUMNS)} ({error!r})") from None
+    order = np.argsort(columns["arrival_s"], kind="stable")
+    kept = {name: values[order] for name, values in columns.items()}
+    workload = Workload(
+        kept["arrival_s"], kept["input_tokens"].astype(np.int64), kept["output_tokens"].astype(np.int64), name=path.stem
+    )
+    return Timed(workload, kept["ttft_ms"] * MS, kept["tpot_ms"] * MS, kept["e2e_ms"] * MS)
+
+
+def replay_errors(
+    timed: Timed, deployment: Deployment, priced: Roofline, num_kv_blocks: int | None = None
+) -> dict[str, float]:
+    """Signed errors (0.05 = 5 % too long) of the mean TTFT, TPOT and E2E and of the 99th percentile of TTFT."""
+    blocks = num_kv_blocks or priced.memory().num_kv_blocks
+    table = priced.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
+    run: Run = Predictor.run(deployment, table, blocks, timed.workload)[0]
+    ttft = run.ttft_s + priced.efficiency.request_s
+    return {
+        "ttft": float(ttft.mean() / timed.ttft_s.mean() - 1.0),
+        "ttft_p99": float(np.percentile(ttft, 99) / np.percentile(timed.ttft_s, 99) - 1.0),
+        "tpot": float(np.nanmean(run.tpot_s) / np.nanmean(timed.tpot_s) - 1.0),
+        "e2e": float(run.e2e_s.mean() / timed.e2e_s.mean() - 1.0),
+    }

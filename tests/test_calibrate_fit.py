@@ -1,0 +1,143 @@
+"""Fits recover what made the measurements, and say what they could not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from gambrel.calibrate.constants import moved
+from gambrel.calibrate.evidence import Point, point_of_lengths, point_of_run
+from gambrel.calibrate.fit import Calibration, calibrate, calibration_document
+from gambrel.calibrate.next_level import next_levels
+from gambrel.calibrate.predict import simulated
+from gambrel.calibrate.profile import load_profile, profile_of, write_profile
+from gambrel.calibrate.table import Figure
+from gambrel.catalog.efficiency import kernel_efficiency
+from gambrel.core.errors import WorkloadError
+from gambrel.cost import Roofline
+from gambrel.engine import simulate
+from gambrel.faces import api
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.efficiency import Efficiency
+
+TRUTH = {"bandwidth": 0.85, "compute": 0.8, "kv": 0.8, "step_s": 3.0, "layer_s": 1.3, "seq_s": 2.0, "request_s": 2.0}
+LEVELS = [(1, 128, 128), (1, 2048, 64), (8, 512, 64), (32, 512, 64), (64, 256, 64), (64, 4096, 32)]
+ASKED = {"tpot": Figure(1.0), "ttft": Figure(1.0)}
+
+
+def base(deployment: Deployment) -> Efficiency:
+    host = {"step_s": 5e-4, "layer_s": 1e-5, "seq_s": 8e-6, "request_s": 0.01}
+    return kernel_efficiency(deployment.accelerator).with_(**host)
+
+
+def twin() -> Deployment:
+    return api.deployment("meta-llama/Llama-3.1-8B", "h100-sxm", max_num_seqs=64, max_num_batched_tokens=2048)
+
+
+def measured_levels(noise: float = 0.02) -> list[Point]:
+    """What a client would have measured on a server with the true constants, each figure a little off."""
+    deployment, rng = twin(), np.random.default_rng(7)
+    server = Roofline(deployment, moved(base(deployment), TRUTH))
+    points = []
+    for users, prompt, output in LEVELS:
+        lengths = {"prompt_tokens": prompt, "output_tokens": output, "users": users}
+        asked = point_of_lengths(deployment, ASKED, **lengths)  # type: ignore[arg-type]
+        exact = simulated(deployment, server, asked.workload, ASKED)
+        figures = {m: Figure(v * float(np.exp(rng.normal(0.0, noise)))) for m, v in exact.items()}
+        points.append(point_of_lengths(deployment, figures, **lengths))  # type: ignore[arg-type]
+    return points
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Calibration:
+    return calibrate(measured_levels(), base)
+
+
+def test_the_constants_of_a_twin_lie_within_their_intervals(fitted: Calibration) -> None:
+    inside = {p.name: p.low <= TRUTH[p.name] <= p.high for p in fitted.parameters}
+    assert all(inside.values()), inside
+    told = {p.name: p for p in fitted.parameters if p.told}
+    assert "compute" in told
+    assert told["compute"].value == pytest.approx(TRUTH["compute"], rel=0.1)
+
+
+def test_levels_left_out_are_predicted_far_better_than_by_default(fitted: Calibration) -> None:
+    document = calibration_document(fitted)
+    before, after = document["error"]["default"]["tpot"], document["error"]["held_out"]["tpot"]
+    assert before["median_ape"] > 0.2
+    assert after["median_ape"] < 0.05
+    assert set(document) >= {"parameters", "error", "identifiable"}
+    assert all(e["low"] <= e["value"] <= e["high"] for e in document["parameters"].values())
+
+
+def test_a_constant_no_level_depends_on_keeps_its_prior_and_the_next_level_would_tell(fitted: Calibration) -> None:
+    alone = calibrate([measured_levels()[0]], base)
+    assert not alone.identifiable["seq_s"]
+    assert not alone.identifiable["kv"]
+    advice = next_levels(alone, limit=1)[0]
+    assert advice.gain > 0
+    assert f"concurrency {advice.users}" in advice.advice
+    assert len(fitted.parameters) == len(alone.parameters)
+
+
+def test_one_stream_cannot_tell_bandwidth_from_host_time() -> None:
+    alone = calibrate([measured_levels()[0]], base)
+    pairs = {frozenset((a, b)) for a, b, _ in alone.alike}
+    assert pairs or not alone.identifiable["bandwidth"]
+
+
+def test_a_level_bound_by_its_client_is_refused() -> None:
+    points = measured_levels()[:2]
+    bound = Point("c512", points[0].deployment, points[0].workload, points[0].measured, client_bound=True)
+    with pytest.raises(WorkloadError, match=r"bound by the client.*c512"):
+        calibrate([*points, bound], base)
+
+
+def test_one_profile_is_of_one_accelerator() -> None:
+    point = measured_levels()[0]
+    other = api.deployment("meta-llama/Llama-3.1-8B", "a100-sxm-80")
+    with pytest.raises(WorkloadError, match="one accelerator and engine"):
+        calibrate([point, Point("b", other, point.workload, point.measured)], base)
+
+
+def test_a_profile_survives_its_file_and_leaves_other_accelerators_alone(fitted: Calibration, tmp_path: Path) -> None:
+    written = profile_of(fitted)
+    write_profile(written, tmp_path / "p.toml")
+    read = load_profile(tmp_path / "p.toml")
+    assert read.multiples == pytest.approx(dict(written.multiples), rel=1e-5)
+    deployment, other = twin(), api.deployment("meta-llama/Llama-3.1-8B", "a100-sxm-80")
+    changed = read.apply(base(deployment), deployment)
+    assert changed.step_s == pytest.approx(5e-4 * written.multiples["step_s"], rel=1e-5)
+    assert changed.basis.startswith("calibrated")
+    assert read.apply(base(other), other) == base(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("accelerator = 'h100-sxm'", "no engine"), ("x = [", "cannot be read"),
+     ("accelerator='a'\nengine='b'\n[constants.speed]\nvalue=1", "unknown constant 'speed'"),
+     ("accelerator='a'\nengine='b'\n[constants.kv]\nvalue=-1\nlow=1\nhigh=1", "above 0")],
+)  # fmt: skip
+def test_a_bad_profile_is_one_clear_line(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(WorkloadError, match=says):
+        load_profile(path)
+
+
+def test_a_run_with_its_own_arrivals_is_evidence_too() -> None:
+    deployment = twin()
+    closed = point_of_lengths(deployment, ASKED, prompt_tokens=256, output_tokens=32, users=4)
+    run = simulate(deployment, Roofline(deployment, base(deployment)), closed.workload, series=False)
+    point = point_of_run(run, deployment, users=4)
+    again = simulated(deployment, Roofline(deployment, base(deployment).with_(request_s=0.0)), point.workload, ASKED)
+    assert again["tpot"] == pytest.approx(point.measured["tpot"].value, rel=0.02)
+    opened = point_of_run(run, deployment)
+    assert not opened.workload.closed_loop
+    assert opened.workload.arrival_s[0] == 0.0

@@ -1,0 +1,149 @@
+"""Published rows become deployments and requests as their sources mean them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gambrel.calibrate.harness import workload_of
+from gambrel.calibrate.names import Models, engine_key, engine_version, model_key, weights_name
+from gambrel.calibrate.predict import Predictor
+from gambrel.calibrate.published import default_price
+from gambrel.calibrate.setting import deployments
+from gambrel.calibrate.table import read_table
+from gambrel.calibrate.validate import validate
+from gambrel.catalog.accelerators import accelerator
+from gambrel.core.errors import CatalogError, WorkloadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gambrel.calibrate.table import Row
+
+HEAD = (
+    "id,source,date,model,gpu,n_gpus,tp,pp,ep,engine,engine_version,weight_dtype,kv_dtype,isl,osl,mode,"
+    "concurrency_or_rate,output_tok_s,ttft_ms_mean,ttft_ms_p50,tpot_ms_mean,e2e_ms,quality,notes\n"
+)
+
+
+def rows(tmp_path: Path, *lines: str) -> list[Row]:
+    path = tmp_path / "table.csv"
+    path.write_text(HEAD + "\n".join(lines) + "\n")
+    return read_table(path)
+
+
+CLOSED = (
+    "a1,bench,2025-11,meta-llama/Llama-3.1-8B-Instruct-FP8,H100-SXM-80GB,2,2,1,1,vLLM,0.11,fp8,,1024,128,concurrency,8,,"
+    "120,110,8.5,,A,made up"
+)
+
+
+def test_units_become_si_and_means_go_before_medians(tmp_path: Path) -> None:
+    (row,) = rows(tmp_path, CLOSED)
+    assert row.measured["tpot"].value == pytest.approx(0.0085)
+    assert (row.measured["ttft"].value, row.measured["ttft"].statistic) == (pytest.approx(0.12), "mean")
+    assert "e2e" not in row.measured
+    assert row.num_gpus == 2
+
+
+@pytest.mark.parametrize(
+    ("published", "shipped"),
+    [("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8", "llama-3.1-8b"),
+     ("nvidia/Llama-3.3-70B-Instruct-FP4", "llama-3.3-70b"),
+     ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"), ("deepseek-ai/DeepSeek-R1-0528", "deepseek-r1"),
+     ("TheBloke/Llama-2-7B-AWQ", "llama-2-7b"), ("amd/Llama-3.1-405B-Instruct-FP8-KV", "llama-3.1-405b")],
+)  # fmt: skip
+def test_variants_of_a_model_have_its_shapes(published: str, shipped: str) -> None:
+    assert model_key(published) == shipped
+    assert Models()(published).num_layers > 0
+
+
+def test_an_unknown_model_says_what_is_near() -> None:
+    with pytest.raises(CatalogError, match="nearest"):
+        Models()("nobody/Unheard-Of-9B")
+
+
+def test_configs_of_a_directory_go_first(tmp_path: Path) -> None:
+    (tmp_path / "acme--Tiny-1B.json").write_text(
+        '{"model_type":"llama","hidden_size":64,"intermediate_size":128,"num_attention_heads":4,"num_hidden_layers":2,'
+        '"num_key_value_heads":2,"vocab_size":100}'
+    )
+    models = Models(tmp_path)
+    assert models("acme/Tiny-1B").num_layers == 2
+    assert models("acme/Tiny-1B-Instruct-FP8").num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "gpu", "found"),
+    [("fp8", "h100-sxm", "fp8-tensor"), ("", "h100-sxm", "bf16"), ("", "v100s-pcie-32", "fp16"),
+     ("nvfp4", "b200-sxm", "nvfp4"),
+     ("w4a16", "a100-sxm-80", "int4"), ("w8a8-int8", "a100-sxm-80", "int8"), ("w8a16", "a100-sxm-80", "w8a16"),
+     ("fp8/fp4", "b200-sxm", "nvfp4"), ("fp8/fp4", "h100-sxm", "fp8-tensor"), ("bf16", "v100s-pcie-32", "fp16")],
+)  # fmt: skip
+def test_weight_formats_as_tables_spell_them(text: str, gpu: str, found: str) -> None:
+    assert weights_name(text, Models()("meta-llama/Llama-3.1-8B"), accelerator(gpu)) == found
+
+
+def test_gpt_oss_stays_mxfp4_whatever_its_run_is_labelled() -> None:
+    assert weights_name("fp8", Models()("openai/gpt-oss-20b"), accelerator("h100-sxm")) == "mxfp4"
+
+
+def test_a_version_that_is_not_stated_is_the_newest_of_its_month() -> None:
+    assert engine_version("vLLM", "", "2024-10") == "0.6"
+    assert engine_version("TensorRT-LLM", "", "2024-10") == "0.13"
+    assert engine_version("vLLM", "0.7.3", "2026-04") == "0.7.3"
+    assert engine_key("vllm-ascend") == "vllm"
+    assert engine_key("Deepspeed-MII") == "deepspeed"
+
+
+def test_accelerators_counted_twice_are_counted_once(tmp_path: Path) -> None:
+    line = ("a2,bench,2026-03,deepseek-ai/DeepSeek-V3,B200-SXM-180GB,64,64,1,8,SGLang,0.5.9,fp4,,1024,1024,concurrency,"
+            "64,,300,,20,,C,attention_dp=1")  # fmt: skip
+    (row,) = rows(tmp_path, line)
+    (deployment,) = deployments(row, Models(), accelerator)
+    assert (deployment.num_gpus, deployment.tp, deployment.ep, deployment.attention_dp) == (8, 8, 8, 1)
+    (row,) = rows(tmp_path, line.replace("64,64,1,8", "8,1,1,8").replace("attention_dp=1", "attention_dp=8"))
+    (deployment,) = deployments(row, Models(), accelerator)
+    assert (deployment.num_gpus, deployment.tp, deployment.attention_dp) == (8, 8, 8)
+
+
+def test_harness_lengths(tmp_path: Path) -> None:
+    (fixed,) = rows(tmp_path, CLOSED)
+    workload = workload_of(fixed)
+    assert workload is not None
+    assert workload.closed_loop == 8
+    assert set(workload.prompt_tokens.tolist()) == {1024}
+    (ranged,) = rows(tmp_path, CLOSED.replace("made up", "InferenceX-db-dump; nominal"))
+    drawn = workload_of(ranged)
+    assert drawn is not None
+    assert drawn.prompt_tokens.min() >= 0.79 * 1024
+    assert drawn.prompt_tokens.max() <= 1024
+    assert drawn.prompt_tokens.mean() == pytest.approx(0.9 * 1024, rel=0.03)
+
+
+def test_validation_covers_every_mode_and_counts_what_it_skips(tmp_path: Path) -> None:
+    table = rows(
+        tmp_path, CLOSED,
+        CLOSED.replace("a1,", "b1,").replace("concurrency,8,,", "rate,2,,"),
+        CLOSED.replace("a1,", "c1,").replace("concurrency,8,,120,110,8.5,", "offline,16,900,,,,"),
+        CLOSED.replace("a1,", "d1,").replace(",A,", ",D,"),
+        CLOSED.replace("a1,", "e1,").replace("H100-SXM-80GB", "NoSuchChip"),
+    )  # fmt: skip
+    found = validate(table, Predictor(default_price(), Models(), accelerator), lambda _, m: 0.2 if m == "ttft" else 0.1)
+    assert {(c.row.id, c.metric) for c in found.comparisons} == {
+        ("a1", "ttft"), ("a1", "tpot"), ("b1", "ttft"), ("b1", "tpot"), ("c1", "output_tok_s"),
+    }  # fmt: skip
+    assert sum(found.skipped.values()) == 2
+    document = found.document()
+    assert set(document) >= {"rows", "summary", "skipped"}
+    assert set(document["rows"][0]) == {"id", "metric", "measured", "predicted", "low", "high"}
+    assert all(r["low"] < r["predicted"] < r["high"] for r in document["rows"])
+    assert {"engine", "gpu", "metric", "n", "median_ape", "p90_ape", "bias"} <= set(document["summary"][0])
+
+
+def test_a_table_without_its_columns_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,gpu\n1,h100\n")
+    with pytest.raises(WorkloadError, match="no column model, mode"):
+        read_table(path)
