@@ -13,7 +13,23 @@ if TYPE_CHECKING:
     from gambrel.core.slo import SLO, Verdict
     from gambrel.core.step import MemoryBudget
 
-__all__ = ["Candidate", "Cell", "Fix", "LoadPoint", "Plan", "Pricing"]
+__all__ = [
+    "BreakEven",
+    "Candidate",
+    "Cell",
+    "Chance",
+    "Fix",
+    "FrontPoint",
+    "LoadPoint",
+    "Month",
+    "Outlook",
+    "Plan",
+    "PriceMode",
+    "Pricing",
+    "Setting",
+    "SettingStep",
+    "Surer",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +121,115 @@ class LoadPoint:
     kv_usage_max: float
 
 
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """The chance that an objective holds on another stretch of the same traffic, were steps as well known as stated.
+
+    ``objective`` is a name like ``ttft.p95``, ``backlog``, or ``all`` for everything at once. ``slack`` is by how much
+    all steps could be slower before it breaks on the log itself: infinite where none tried was slow enough.
+    """
+
+    objective: str
+    chance: float
+    slack: float
+
+
+@dataclass(frozen=True, slots=True)
+class Surer:
+    """What a given confidence costs with the chosen shape; ``replicas`` is None where no number of them gives it."""
+
+    confidence: float
+    replicas: int | None
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPoint:
+    """A deployment that no other beats in dollars, TTFT, TPOT and headroom at once.
+
+    ``ttft_s`` and ``tpot_s`` are p95; ``headroom`` is the margin to the nearest objective.
+    """
+
+    deployment: Deployment
+    usd_per_hour: float
+    ttft_s: float
+    tpot_s: float
+    headroom: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """At what price per accelerator-hour another accelerator's best deployment would cost what the chosen one does.
+
+    For the chosen accelerator itself, ``break_even`` is the price above which ``rival`` wins.
+    """
+
+    deployment: Deployment
+    usd_per_gpu_hour: float
+    break_even: float
+    rival: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingStep:
+    """A setting one step from the chosen: each objective then, the load it carries, and both in words."""
+
+    value: float
+    verdicts: tuple[Verdict, ...]
+    carries: float
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An engine setting with the reason for its value and what one step either way costs or brings."""
+
+    name: str
+    value: float
+    reason: str
+    steps: tuple[SettingStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PriceMode:
+    """A point of the curve as an offer: how fast one user's answer comes, and what its tokens cost.
+
+    ``speed`` and ``price`` are multiples of the slowest, cheapest point. Steady decode of full batches on one replica:
+    the lowest price that speed can have.
+    """
+
+    batch: int
+    tokens_per_s: float
+    usd_per_mtok: float
+    speed: float
+    price: float
+    meets_slo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """A month of growth: the load multiple, and the fewest replicas of the chosen shape that hold then."""
+
+    month: int
+    load: float
+    replicas: int | None
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """The plan as the traffic grows by ``growth`` a month: how long it lasts, what it takes, what would be best then.
+
+    ``lasts`` is the months until the first objective breaks; ``then`` is the cheapest for the last month, chosen anew.
+    """
+
+    growth: float
+    lasts: float
+    months: tuple[Month, ...]
+    then: Candidate | None
+    then_because: str = ""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The answer: what to rent, what it will do, why not the others."""
@@ -131,3 +256,12 @@ class Plan:
     wall_s: float
     num_considered: int
     num_simulated: int
+    biggest_gpu_because: str = ""
+    chances: tuple[Chance, ...] = ()
+    chance_basis: str = ""
+    surer: tuple[Surer, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    break_even: tuple[BreakEven, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    price_modes: tuple[PriceMode, ...] = ()
+    outlook: Outlook | None = None

@@ -317,6 +317,10 @@ def plan_command(
         float, typer.Option("--confidence", help="Chance that the objectives hold; 0.5 takes the prediction as it is.")
     ] = 0.5,
     spare: Annotated[int, typer.Option("--spare", help="Hold with this many replicas down (N+1 is 1).")] = 0,
+    growth: Annotated[
+        float | None, typer.Option("--growth", help="Share by which the load grows each month, e.g. 0.15.")
+    ] = None,
+    months: Annotated[int, typer.Option("--months", help="Months of --growth to look ahead.")] = 6,
     out: Annotated[Path | None, typer.Option("--out", help="Write the plan file, TOML or .json.")] = None,
     check: Annotated[
         Path | None, typer.Option("--check", help="Instead of planning: does this plan file hold on --workload?")
@@ -346,6 +350,9 @@ def plan_command(
     talk_warnings(requests)
     with progress_on_stderr() as progress:
         plan = api.plan(model, requests, objectives, gpus=chosen_devices, progress=progress, **axes)
+        if growth is not None:
+            progress("growth")
+            plan = plan_outputs.with_outlook(plan, requests, chosen_devices, axes, growth, months)
     if out is not None:
         plan_outputs.write_plan(
             out,

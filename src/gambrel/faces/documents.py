@@ -170,6 +170,8 @@ def candidate_document(c: Candidate) -> dict[str, Any]:
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """The result of ``gambrel plan``."""
+    from gambrel.faces.plan_answers import answers_document
+
     biggest = plan.biggest_gpu
     demo = plan.demo_plan
     return {
@@ -223,4 +225,5 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "num_considered": plan.num_considered,
         "num_simulated": plan.num_simulated,
         "wall_s": plan.wall_s,
+        **answers_document(plan),
     }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
     from gambrel.core.plan import Plan
     from gambrel.core.workload import Workload
@@ -56,6 +57,20 @@ def write_plan(path: Path, plan: Plan, workload: Workload, **asked: Any) -> None
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise GambrelError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def with_outlook(
+    plan: Plan, workload: Workload, devices: Sequence[Accelerator], axes: dict[str, Any], growth: float, months: int
+) -> Plan:
+    """The plan with what growth asks of it."""
+    from dataclasses import replace
+
+    from gambrel.faces import api
+    from gambrel.plan import Space
+    from gambrel.plan.growth import outlook
+
+    space = Space(tuple(devices), **axes)
+    return replace(plan, outlook=outlook(plan, workload, space, api.pricer(), growth, months))
 
 
 def load_plan(path: Path) -> PlanFile:

@@ -268,7 +268,7 @@ def against_table(plan: Plan) -> Table:
         rows.append(("too small", f"{names}; nearest {small[0].deployment.label}: {small[0].lost_because}"))
     b = plan.biggest_gpu
     if b is not None and b is plan.chosen:
-        rows.append(("biggest GPU", "it is the right one here"))
+        rows.append(("biggest GPU", plan.biggest_gpu_because or "it is the right one here"))
     elif b is not None and b.feasible:
         extra, idle = human.per_hour(plan.biggest_gpu_extra_usd_per_hour), human.percent(b.idle_share)
         text = f"{b.deployment.label} holds too, for {extra} more; {idle} of what it can carry stays unused"
@@ -289,6 +289,8 @@ def last_column_left(table: Table) -> Table:
 
 def plan_tables(plan: Plan) -> list[RenderableType]:
     """The answer, why, against what, and what next."""
+    from gambrel.faces.plan_answers import answers_tables
+
     c = plan.chosen
     blocks: list[RenderableType] = [
         answer_table(plan),
@@ -319,5 +321,6 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
     if plan.cheaper_fixes:
         fix_rows = [[f.change, human.per_hour(f.usd_per_hour), f.effect] for f in plan.cheaper_fixes]
         blocks += [last_column_left(grid("before an upgrade", ["change", "cost", "effect"], fix_rows)), ""]
+    blocks += answers_tables(plan)
     done = f"{plan.num_considered:,} settings, {plan.num_simulated:,} simulated, {plan.wall_s:.1f} s"
     return [*blocks, facts("next", [("measure", plan.measure_next), ("searched", done)])]

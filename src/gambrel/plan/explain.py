@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gambrel.core.plan import Cell, Fix, LoadPoint
+from gambrel.core.plan import Cell, LoadPoint
 from gambrel.plan.search import METRICS, Bench, fewest_replicas, judge
 from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Run
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Workload
 
 __all__ = [
+    "TOLERANCE",
     "Loads",
     "Slower",
     "alone_workload",
     "carries",
     "cells",
-    "fixes",
     "intervals",
     "load_sweep",
     "measure_next",
@@ -229,68 +229,42 @@ def bisect(low: float, high: float, holds_at: Callable[[float], bool]) -> float:
     return low
 
 
-def carries(deployment: Deployment, bench: Bench, loads: Loads, slo: SLO, most: float = MOST_CARRIED) -> float:
-    """The load multiple at which the first objective breaks, to ``TOLERANCE``; ``most`` when none breaks by then."""
+def carries(
+    deployment: Deployment,
+    bench: Bench,
+    loads: Loads,
+    slo: SLO,
+    most: float = MOST_CARRIED,
+    guess: float = 1.0,
+    coarse: float = 0.0,
+) -> float:
+    """The load multiple at which the first objective breaks, or ``most`` when none breaks by then.
+
+    To ``TOLERANCE`` of a multiple, or to ``coarse`` of itself where that is more. ``guess`` is where to look first.
+    """
 
     def holds_at(load: float) -> bool:
         return all(met_objectives(deployment, bench, loads.at(load), slo).values())
 
-    low, high = 0.0, 1.0
+    widen = 2.0 if guess == 1.0 else 1.2
+    low, high = 0.0, min(guess, most)
     while holds_at(high):
         if high >= most:
             return most
-        low, high = high, min(most, 2.0 * high)
-    return bisect(low, high, holds_at)
-
-
-def changes(d: Deployment) -> list[tuple[str, Deployment]]:
-    """Settings one step from a deployment's that cost nothing or one replica, each with its name."""
-    found: list[tuple[str, Deployment]] = []
-    if "fp8" in d.accelerator.peak_flops:
-        if d.kv != "fp8":
-            found.append(("KV cache in fp8", d.with_(kv="fp8")))
-        if d.weight_format.element_bits >= 16:
-            found.append(("weights in fp8", d.with_(weights="fp8")))
-    seqs, tokens = d.max_num_seqs, d.max_num_batched_tokens
-    found += [(f"max_num_seqs {n}", d.with_(max_num_seqs=n)) for n in (2 * seqs, seqs // 2) if 1 <= n <= tokens]
-    found += [
-        (f"max_num_batched_tokens {n}", d.with_(max_num_batched_tokens=n))
-        for n in (2 * tokens, tokens // 2)
-        if n >= seqs
-    ]
-    if d.replicas > 1 and d.routing != "least_outstanding":
-        found.append(("route to the least busy replica", d.with_(routing="least_outstanding")))
-    found.append(("one replica more", d.with_(replicas=d.replicas + 1)))
-    return found
-
-
-def fixes(
-    deployment: Deployment,
-    pricer: Callable[[Deployment], CostModel],
-    loads: Loads,
-    slo: SLO,
-    breaks: Mapping[str, float],
-) -> tuple[Fix, ...]:
-    """Changes that cost nothing or little, each with the load it carries; the best first.
-
-    Judged by the load multiple at which the first objective breaks, against the chosen settings'.
-    """
-    now = min(breaks.values(), default=float("inf"))
-    if not np.isfinite(now):
-        return ()
-    longest = int((loads.workload.prompt_tokens + loads.workload.output_tokens).max())
-    found = []
-    for name, changed in changes(deployment):
-        cost_model = pricer(changed)
-        if cost_model.memory().kv_tokens < longest:
-            continue
-        load = carries(changed, Bench.of(cost_model), loads, slo, most=2.0 * now)
-        if load > now + TOLERANCE:
-            more = "more than " if load >= 2.0 * now else ""
-            effect = f"holds to {more}{load:.2f}x of today's load instead of {now:.2f}x"
-            found.append((load, Fix(name, effect, changed.usd_per_hour or float("nan"), load >= 1.0)))
-    found.sort(key=lambda item: (item[1].usd_per_hour, -item[0], item[1].change))
-    return tuple(fix for _, fix in found)
+        low, high = high, min(most, widen * high)
+    while low == 0.0 and high > 2 * TOLERANCE:  # broken at the guess: find a load that holds
+        below = high / widen
+        if holds_at(below):
+            low = below
+        else:
+            high = below
+    while high - low > max(TOLERANCE, coarse * low):
+        middle = (low + high) / 2
+        if holds_at(middle):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def intervals(deployment: Deployment, cost_model: CostModel, workload: Workload) -> dict[str, tuple[float, float]]:

@@ -161,6 +161,7 @@ class PlanFile:
     utilisation: float | None = None
     goodput: float | None = None
     breaks_at: float | None = None
+    chance: float | None = None
     in_flight_at_break: float | None = None
     kv_tokens: int = 0
     kv_usage_max: float | None = None
@@ -252,6 +253,7 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
         utilisation=None if pricing is None else finite(pricing.utilisation),
         goodput=finite(c.goodput),
         breaks_at=finite(min(plan.breaks_at.values(), default=math.inf)),
+        chance=next((c.chance for c in plan.chances if c.objective == "all"), None),
         in_flight_at_break=in_flight(plan),
         kv_tokens=m.kv_tokens,
         kv_usage_max=finite(plan.run.kv_usage_max),
@@ -290,7 +292,10 @@ def predictions(plan: Plan) -> list[Predicted]:
         low, high = plan.intervals.get(v.objective.name, (math.nan, math.nan))
         breaks = plan.breaks_at.get(v.objective.name, math.inf)
         o = v.objective
-        found.append(Predicted(o.name, o.limit_s, finite(v.reached_s), finite(low), finite(high), finite(breaks)))
+        chance = next((c.chance for c in plan.chances if c.objective == o.name), None)
+        found.append(
+            Predicted(o.name, o.limit_s, finite(v.reached_s), finite(low), finite(high), finite(breaks), chance)
+        )
     return found
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gambrel.core.errors import DoesNotFit, InfeasiblePlan
-from gambrel.core.plan import Candidate, Plan
+from gambrel.core.plan import Candidate, Cell, Chance, Fix, LoadPoint, Plan, Setting, Surer
+from gambrel.plan.chance import chances, surer
+from gambrel.plan.compare import biggest_because, break_even_prices, pareto_front
 from gambrel.plan.explain import (
     MOST_CARRIED,
     SHORT_PROMPT,
@@ -15,18 +18,18 @@ from gambrel.plan.explain import (
     alone_workload,
     carries,
     cells,
-    fixes,
     intervals,
     load_sweep,
     measure_next,
     offered_rps,
 )
 from gambrel.plan.launch import vllm_command
-from gambrel.plan.search import Bench, Search, Trial, in_full, judge, rank, search
+from gambrel.plan.search import WORKERS, Bench, Search, Trial, in_full, judge, rank, search
+from gambrel.plan.settings import fixes, neighbours, price_modes, settings
 from gambrel.report.humanise import seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gambrel.core.deployment import Deployment
     from gambrel.core.model import Model
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
     from gambrel.plan.space import Space
+
+COARSE = 0.05
+"""Relative tolerance of what a loser could carry: its idle share is shown in whole per cent."""
 
 __all__ = ["plan"]
 
@@ -64,17 +70,14 @@ def plan(
     deployment = best.candidate.deployment
     cost_model = pricer(deployment)
     bench = Bench.of(cost_model)
-    progress("load sweep")
-    loads = Loads(workload)
-    points, breaks = load_sweep(deployment, bench, loads, slo)
-    best = with_idle_share(best, min(breaks.values()))
-    progress("cheaper fixes")
-    cheaper = fixes(deployment, pricer, loads, slo, breaks)
-    progress("intervals")
-    demo, hits = demo_plan(found, slo, workload, pricer)
-    progress("what the others could carry")
-    others = losers(found, best, slo, pricer, loads)
-    biggest = biggest_gpu(best, others, space)
+    around = Surroundings(found, best, deployment, cost_model, workload, slo, space, pricer, Loads(workload))
+    with ThreadPoolExecutor(WORKERS) as pool:  # the parts are independent; each is deterministic
+        parts = [pool.submit(part) for part in (around.load, around.others, around.sureness, around.tests)]
+        for part, word in zip(parts, ("load and settings", "the others", "chances", "tests"), strict=True):
+            part.result()
+            progress(word)
+    best = around.best
+    biggest = biggest_gpu(best, around.losers, space)
     extra = (
         biggest.usd_per_hour - best.candidate.usd_per_hour if biggest is not None and biggest.feasible else float("nan")
     )
@@ -85,23 +88,86 @@ def plan(
         slo=slo,
         chosen=best.candidate,
         run=bench.run(deployment, workload, series=True),
-        alternatives=others,
+        alternatives=around.losers,
         biggest_gpu=biggest,
         biggest_gpu_extra_usd_per_hour=extra,
-        demo_plan=demo,
-        demo_plan_hits=hits,
-        cells=cells(deployment, bench, workload, best.run),
-        loads=points,
-        breaks_at=breaks,
-        cheaper_fixes=cheaper,
-        intervals=intervals(deployment, cost_model, workload),
-        measure_next=measure_next(deployment, cost_model, workload, slo, best.run),
+        biggest_gpu_because=biggest_because(best.candidate, biggest, around.losers),
+        demo_plan=around.demo,
+        demo_plan_hits=around.demo_hits,
+        cells=around.cells,
+        loads=around.points,
+        breaks_at=around.breaks,
+        cheaper_fixes=around.fixes,
+        intervals=around.intervals,
+        measure_next=around.measure_next,
         launch=vllm_command(deployment),
         basis=cost_model.basis,
+        chances=around.chances,
+        chance_basis=around.chance_basis,
+        surer=around.surer,
+        front=pareto_front(found.tried),
+        break_even=break_even_prices(best.candidate, around.losers),
+        settings=around.settings,
+        price_modes=price_modes(deployment, cost_model, workload, slo),
         wall_s=time.perf_counter() - started,
         num_considered=found.num_considered,
         num_simulated=found.num_simulated,
     )
+
+
+@dataclass
+class Surroundings:
+    """What stands around the decision, in parts that do not wait for each other; every part fills its own fields."""
+
+    found: Search
+    best: Trial
+    deployment: Deployment
+    cost_model: CostModel
+    workload: Workload
+    slo: SLO
+    space: Space
+    pricer: Callable[[Deployment], CostModel]
+    loads: Loads
+    points: tuple[LoadPoint, ...] = ()
+    breaks: Mapping[str, float] = field(default_factory=dict)
+    fixes: tuple[Fix, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    losers: tuple[Candidate, ...] = ()
+    chances: tuple[Chance, ...] = ()
+    chance_basis: str = ""
+    surer: tuple[Surer, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    measure_next: str = ""
+    cells: tuple[Cell, ...] = ()
+    demo: Candidate | None = None
+    demo_hits: str = ""
+
+    def load(self) -> None:
+        """Where the chosen deployment breaks, and what its settings do."""
+        bench = Bench.of(self.cost_model)
+        self.points, self.breaks = load_sweep(self.deployment, bench, self.loads, self.slo)
+        now = min(self.breaks.values())
+        near = neighbours(self.deployment, self.pricer, self.loads, self.slo, self.breaks)
+        self.fixes = fixes(near, now)
+        self.settings = settings(self.deployment, bench, self.best.run, self.slo, near, now)
+        self.best = with_idle_share(self.best, now)
+
+    def others(self) -> None:
+        """What the others could carry."""
+        self.losers = losers(self.found, self.best, self.slo, self.pricer, self.loads)
+
+    def sureness(self) -> None:
+        """How sure the choice is, and what more certainty costs."""
+        self.chances, self.chance_basis = chances(self.deployment, self.cost_model, self.workload, self.slo)
+        self.surer = surer(self.deployment, self.cost_model, self.workload, self.slo, self.space.spare)
+        self.intervals = intervals(self.deployment, self.cost_model, self.workload)
+        self.measure_next = measure_next(self.deployment, self.cost_model, self.workload, self.slo, self.best.run)
+
+    def tests(self) -> None:
+        """What a demo shows and hides."""
+        bench = Bench.of(self.cost_model)
+        self.demo, self.demo_hits = demo_plan(self.found, self.slo, self.workload, self.pricer)
+        self.cells = cells(self.deployment, bench, self.workload, self.best.run)
 
 
 def with_idle_share(trial: Trial, load: float) -> Trial:
@@ -129,7 +195,7 @@ def losers(
             candidate = replace(candidate, lost_because=reason)
             if deployment.accelerator.name not in seen:
                 seen.add(deployment.accelerator.name)
-                load = carries(deployment, Bench.of(pricer(deployment)), loads, slo)
+                load = carries(deployment, Bench.of(pricer(deployment)), loads, slo, coarse=COARSE)
                 candidate = with_idle_share(replace(trial, candidate=candidate), load).candidate
         rows.append(candidate)
     rows.sort(key=lambda c: (not c.feasible, c.usd_per_hour, c.deployment.label))

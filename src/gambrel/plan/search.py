@@ -19,7 +19,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.formats import weight_format
-from gambrel.core.plan import Candidate, Pricing
+from gambrel.core.plan import Candidate, FrontPoint, Pricing
 from gambrel.core.units import GIB
 from gambrel.engine import limits_of, replay, run_of
 from gambrel.plan.safety import PREDICTION, Safety
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRICS",
+    "WORKERS",
     "Bench",
     "Search",
     "Trial",
@@ -70,10 +71,14 @@ class Trial:
 
 @dataclass
 class Search:
-    """What the search found: the best trial of every shape that was simulated, and the rest with their reasons."""
+    """What the search found: the best trial of every shape that was simulated, and the rest with their reasons.
+
+    ``tried`` is every deployment that was simulated and holds, whether or not it was the best of its shape.
+    """
 
     trials: list[Trial] = field(default_factory=list)
     ruled_out: list[Candidate] = field(default_factory=list)
+    tried: list[FrontPoint] = field(default_factory=list)
     num_simulated: int = 0
     num_considered: int = 0
 
@@ -225,6 +230,14 @@ def in_full(trial: Trial, slo: SLO) -> Trial:
     return replace(trial, candidate=replace(trial.candidate, latency=latency, goodput=slo.goodput(trial.run)))
 
 
+def front_point(trial: Trial) -> FrontPoint:
+    """The trial as people weigh it: dollars, TTFT, TPOT and headroom."""
+    c, run = trial.candidate, trial.run
+    headroom = min((v.margin for v in c.verdicts), default=math.nan)
+    ttft, tpot = run.distribution("ttft").p95, run.distribution("tpot").p95
+    return FrontPoint(c.deployment, c.usd_per_hour, ttft, 0.0 if math.isnan(tpot) else tpot, headroom)
+
+
 def miss(verdicts: tuple[Verdict, ...]) -> str:
     """The objective missed by most, in words; an empty string when all hold."""
     worst = min((v for v in verdicts if not v.met), key=lambda v: v.margin, default=None)
@@ -268,7 +281,10 @@ class Hunter:
     def try_out(self, bench: Bench, deployment: Deployment) -> Trial:
         """Simulate and count."""
         self.found.num_simulated += 1
-        return judge(deployment, bench, self.workload, self.slo)
+        trial = judge(deployment, bench, self.workload, self.slo)
+        if trial.candidate.feasible:
+            self.found.tried.append(front_point(trial))
+        return trial
 
     def rule_out(
         self, deployment: Deployment, memory: MemoryBudget, stage: str, reason: str, bounds: tuple[Verdict, ...] = ()
@@ -442,12 +458,14 @@ def search(
         for found in pool.map(explore, groups.values()):
             total.trials += found.trials
             total.ruled_out += found.ruled_out
+            total.tried += found.tried
             total.num_simulated += found.num_simulated
             total.num_considered += found.num_considered
         finalists = total.feasible[:FINALISTS]
         for before, (after, found) in zip(finalists, pool.map(refine, finalists), strict=True):
             progress(f"batch limits of {before.candidate.deployment.label}")
             total.trials[total.trials.index(before)] = after
+            total.tried += found.tried
             total.num_simulated += found.num_simulated
             total.num_considered += found.num_considered
     return total

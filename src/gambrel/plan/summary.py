@@ -26,7 +26,8 @@ def sentence(file: PlanFile, deployment: Deployment) -> str:
     cost = "" if file.price is None else f" for {per_hour(file.price.usd_per_hour)}"
     month = "" if file.price is None else f", about ${file.price.usd_per_hour * HOURS:,.0f} a month"
     room = "" if file.breaks_at is None else f", with room for {max(0.0, file.breaks_at - 1):.0%} more traffic"
-    return f"Rent {cards}{cost}{month}: it meets every target on the log{room}."
+    sure = "" if file.chance is None else f" (chance that all targets hold: {percent(min(file.chance, 0.97))})"
+    return f"Rent {cards}{cost}{month}: it meets every target on the log{room}{sure}."
 
 
 def markdown_summary(file: PlanFile, deployment: Deployment) -> str:
