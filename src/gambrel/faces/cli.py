@@ -16,7 +16,7 @@ import typer
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
 from gambrel.faces import calibrate_commands, measure_commands, plan_outputs, serve_commands, web_commands
-from gambrel.faces.console import emit, show, talk
+from gambrel.faces.console import emit, show, talk, write_report
 
 if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
@@ -461,18 +461,6 @@ def progress_on_stderr() -> Any:
             yield lambda word: status.update(f"planning: {word}")
 
     return context()
-
-
-def write_report(report: Any, html: Path | None, images: Path | None) -> None:
-    """The page and the plots, with a word on where they are."""
-    from gambrel.report import write_images, write_page
-
-    if html is not None:
-        write_page(html, report)
-        talk(f"report: {html}")
-    if images is not None:
-        written = write_images(images, report)
-        talk(f"plots: {len(written)} files in {images}")
 
 
 def main() -> None:

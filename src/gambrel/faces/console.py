@@ -9,10 +9,13 @@ import typer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from rich.console import RenderableType
 
-__all__ = ["emit", "show", "talk"]
+    from gambrel.report.document import Report
+
+__all__ = ["emit", "show", "talk", "write_report"]
 
 
 def show(blocks: Iterable[RenderableType]) -> None:
@@ -34,3 +37,15 @@ def emit(document: Mapping[str, Any]) -> None:
     from gambrel.faces.documents import dump
 
     typer.echo(dump(document))
+
+
+def write_report(report: Report, html: Path | None, images: Path | None) -> None:
+    """The page and the plots, with a word on where they are."""
+    from gambrel.report import write_images, write_page
+
+    if html is not None:
+        write_page(html, report)
+        talk(f"report: {html}")
+    if images is not None:
+        written = write_images(images, report)
+        talk(f"plots: {len(written)} files in {images}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gambrel.core.errors import EndpointError, GambrelError
+from gambrel.core.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gambrel.measure.sweep import Closed, Open, Progress, Ramp, Replay
+    from gambrel.report.sweep import MeasuredLevel, MeasuredSweep
 
-__all__ = ["register"]
+__all__ = ["measure_tables", "measured_sweep", "register", "watched"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 REFRESH_S = 0.5  # drawing shares the client's interpreter, so it is rare and small
@@ -96,6 +99,10 @@ def measure_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Raw records; else measure-DATE-TIME.jsonl.gz here.")
     ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a self-contained report page.")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Write every plot as PNG and SVG into this folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a live endpoint over a sweep of load: latency, throughput, errors, and how far to trust them."""
@@ -108,7 +115,7 @@ def measure_command(
     definitions = {k: metric(v).name for k, v in _pairs(define or [], "--define").items()}
     levels = _levels(concurrency, rate, ramp, workload, prompt, output, arrivals, cv, time_scale)
     path = out or Path(time.strftime("measure-%Y%m%d-%H%M%S.jsonl.gz"))
-    with _target(url, model, embedded=embedded) as (where, name), _watched() as progress:
+    with _target(url, model, embedded=embedded) as (where, name), watched() as progress:
         endpoint = Endpoint(
             where,
             name,
@@ -137,6 +144,11 @@ def measure_command(
     if definitions:
         document |= recording_figures(read_recording(path), definitions=definitions)
     typer.echo(f"records: {path}", err=True)
+    if html is not None or images is not None:
+        from gambrel.faces.console import write_report
+        from gambrel.report.sweep import sweep_report
+
+        write_report(sweep_report(measured_sweep(document)), html, images)
     if as_json:
         from gambrel.faces.documents import dump
 
@@ -161,7 +173,7 @@ def selfcheck_command(
     from gambrel.measure.selfcheck import selfcheck
 
     asked = sorted({n for text in [*(streams or []), *(more or [])] or ["32,128"] for n in counts(text, "--streams")})
-    with _watched() as progress:
+    with watched() as progress:
         document = selfcheck(asked, processes=processes, progress=progress)
     if as_json:
         from gambrel.faces.documents import dump
@@ -257,7 +269,7 @@ def _pairs(texts: list[str], what: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[Progress]:
+def watched() -> Iterator[Progress]:
     """Progress that is drawn on stderr: a live line on a terminal, one line a level elsewhere."""
     from gambrel.measure.sweep import Progress
 
@@ -336,6 +348,70 @@ def measure_tables(document: Mapping[str, Any]) -> list[RenderableType]:
     if notes:
         blocks.append(facts("", notes))
     return blocks
+
+
+def measured_sweep(document: Mapping[str, Any]) -> MeasuredSweep:
+    """The document that ``gambrel measure --json`` prints as what a report draws; null and NaN are both unknown."""
+    from gambrel.report.sweep import MeasuredSweep
+
+    settings = document.get("settings", {})
+    repeats = settings.get("repeats", 1)
+    length = "full length forced" if settings.get("ignore_eos") else "answers end by themselves"
+    first, says = next(iter(document["levels"]), None), document.get("definitions", {})
+    names = {w: first[f"{w}_s"]["definition"] for w in ("ttft", "tpot", "e2e")} if first else {}
+    return MeasuredSweep(
+        source=document["source"],
+        model=document["model"],
+        levels=tuple(_measured_level(level) for level in document["levels"]),
+        definitions={w: f"{n}: {says[n]}" if n in says else n for w, n in names.items()},
+        notes=tuple(document.get("notes", ())),
+        basis=(
+            f"Measured by gambrel {__version__}; raw records in {document.get('records', 'no named file')}.",
+            f"{settings.get('api', 'chat')} requests, {length}"
+            + (f"; every figure is the median of {repeats} repeats." if repeats > 1 else "; one pass over the levels."),
+        ),
+    )
+
+
+def _measured_level(level: Mapping[str, Any]) -> MeasuredLevel:
+    from gambrel.core.run import Distribution
+    from gambrel.report.sweep import MeasuredLevel, Trust
+
+    def known(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    def spread(word: str) -> Distribution:
+        block = level[f"{word}_s"]
+        mean, p50, p90, p95, p99, most = (known(block[s]) for s in ("mean", "p50", "p90", "p95", "p99", "max"))
+        return Distribution(mean, p50, p90, p95, p99, most, round(block["count"]))
+
+    closed, fidelity = level["mode"] == "closed", level["fidelity"]
+    return MeasuredLevel(
+        label=level["label"],
+        mode="closed" if closed else "open" if level["mode"] == "open" else "other",
+        requested=known(level["requested_concurrency"] if closed else level["requested_rate_rps"]),
+        delivered=known(level["delivered_concurrency"] if closed else level["delivered_rate_rps"]),
+        prompt_tokens=known(level["prompt_tokens"]["asked"]),
+        output_tokens=known(level["output_tokens"]),
+        num_ok=level["num_ok"],
+        num_errors=level["num_errors"],
+        window_s=known(level["window_s"]),
+        output_tokens_per_s=known(level["output_tokens_per_s"]),
+        requests_per_s=known(level["requests_per_s"]),
+        ttft=spread("ttft"),
+        tpot=spread("tpot"),
+        e2e=spread("e2e"),
+        trust=Trust(
+            client_bound=bool(fidelity.get("client_bound")),
+            reasons=tuple(fidelity.get("reasons", ())),
+            late_p99_s=known(fidelity.get("dispatch_late_s", {}).get("p99")),
+            loop_lag_p99_s=known(fidelity.get("loop_lag_s", {}).get("p99")),
+            merged_reads_share=known(fidelity.get("merged_reads_share")),
+            cpu_share=known(fidelity.get("cpu_share")),
+        ),
+        server_batch=known(level["server_batch_mean"]),
+        warnings=tuple(level["warnings"]),
+    )
 
 
 COLUMNS = (("ttft", "p50"), ("ttft", "p99"), ("tpot", "p50"), ("itl", "p99"), ("e2e", "p50"))

@@ -39,15 +39,19 @@ if TYPE_CHECKING:
     from gambrel.report.pareto import cost_vs_latency
     from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
     from gambrel.report.style import caption, theme
+    from gambrel.report.sweep import MeasuredLevel, MeasuredSweep, Trust, sweep_report
 
 __all__ = [
     "CHARTS",
     "Fact",
     "HeldTokens",
+    "MeasuredLevel",
+    "MeasuredSweep",
     "Report",
     "Section",
     "Table",
     "TrafficView",
+    "Trust",
     "arrivals_over_time",
     "batch_over_time",
     "bursts",
@@ -77,6 +81,7 @@ __all__ = [
     "render",
     "shown_candidates",
     "step_vs_context",
+    "sweep_report",
     "theme",
     "time_bound_by",
     "write_images",
@@ -119,6 +124,7 @@ _MODULES = {
         "time_bound_by",
     ),
     "style": ("caption", "theme"),
+    "sweep": ("MeasuredLevel", "MeasuredSweep", "Trust", "sweep_report"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

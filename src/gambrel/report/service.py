@@ -34,14 +34,14 @@ LONG: Final = {
 _SHOWN: Final = ("p50", "p95", "p99")
 
 
-def _unit(values: Sequence[float]) -> tuple[float, str]:
+def unit_of(values: Sequence[float]) -> tuple[float, str]:
     """Milliseconds for short figures; seconds where most are long, or any is so long that ms would need a million."""
     finite = np.array([v for v in values if math.isfinite(v) and v > 0])
     short = len(finite) and float(np.median(finite)) < 0.4 and float(finite.max()) < 10.0
     return (1e-3, "ms") if short else (1.0, "s")
 
 
-def _log_domain(values: Sequence[float] | Floats, *, room: float = 0.0) -> tuple[float, float]:
+def log_domain(values: Sequence[float] | Floats, *, room: float = 0.0) -> tuple[float, float]:
     """Limits that hold the finite positive values, at least a factor of four, ``room`` of the height free on top."""
     finite = [v for v in values if math.isfinite(v) and v > 0] or [1.0]
     low, high = min(finite) / 1.25, max(finite) * 1.25
@@ -66,8 +66,8 @@ def latency_vs_load(
         key=list(PERCENTILE_COLOURS).index,
     )
     values = [p.latency[metric].percentile(s) for p in points for s in shown]
-    scale, unit = _unit(values)
-    low, high = _log_domain([*values, *(o.limit_s for o in limits)], room=0.16)
+    scale, unit = unit_of(values)
+    low, high = log_domain([*values, *(o.limit_s for o in limits)], room=0.16)
     domain = (0.0, 1.04 * max((p.load for p in points), default=1.0))
     x = linear("load", "load (multiples of the log's rate)", domain, axis={"labelExpr": f"{PLAIN_LABEL} + 'x'"})
     y = log("value", f"{LONG[metric]} ({unit})", (low / scale, high / scale))
@@ -139,7 +139,7 @@ def latency_cdf(run: Run, slo: SLO | None = None) -> Spec:
     share = np.unique(np.concatenate([np.linspace(0, 0.95, 96), np.linspace(0.95, 1.0, 51)]))
     colours = {"tpot": GREEN, "ttft": BLUE, "e2e": PINK}
     limits = [] if slo is None else [o for o in slo.objectives if o.metric in curves]
-    low, high = _log_domain(
+    low, high = log_domain(
         [
             *(float(v[0]) for v in curves.values()),
             *(float(v[-1]) for v in curves.values()),
