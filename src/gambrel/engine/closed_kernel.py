@@ -77,7 +77,7 @@ def serve_closed(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
-    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: Any,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     promise_output: bool, static_batch: bool, prefill_first: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,

@@ -140,7 +140,7 @@ def advance(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
-    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: Any,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     promise_output: bool, static_batch: bool, prefill_first: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
@@ -152,8 +152,7 @@ def advance(
     ``pause`` stops after a step in which a request ended: whoever waited for its answer may act on it.
     """
     mask = ring.shape[1] - 1
-    caching = prefix_caching is not None  # known when compiled: what is off costs nothing
-    prompts_first = prefill_first is not None
+    prompts_first = prefill_first is not None  # known when compiled: the order of a step costs nothing
     windowed = window > 0
 
     step, decodes, context = ints[replica, TICKS], ints[replica, DECODES], ints[replica, CONTEXT]
@@ -261,7 +260,7 @@ def advance(
                         else:
                             token_s[replica, victim] = clock
                         slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - left
-                    if caching:
+                    if prefix_caching:
                         free += release(
                             replica,
                             victim,
@@ -284,7 +283,7 @@ def advance(
                 if not admit and tail >= 0:
                     slots[replica, AFTER, tail] = -1
                 free -= need
-                if caching and need > 0:
+                if prefix_caching and need > 0:
                     take(replica, need, ints, cache)
                 advancing = decodes
                 budget -= decodes
@@ -302,7 +301,7 @@ def advance(
                         blocks = (done + chunk + block_size - 1) // block_size - (done + block_size - 1) // block_size
                         if blocks > free:
                             # It is the last of the running, so it gives way itself.
-                            if caching:
+                            if prefix_caching:
                                 free += release(
                                     replica, partial, done, block_size, False,
                                     ints, slots, cache, units, unit_offsets, unit_sizes,
@@ -325,7 +324,7 @@ def advance(
                             if windowed:
                                 pairs_windowed = _pairs(done, chunk, window)
                             done += chunk
-                            if caching:
+                            if prefix_caching:
                                 take(replica, blocks, ints, cache)
                                 cover(
                                     replica, partial, done // block_size,
@@ -357,7 +356,7 @@ def advance(
                         found = 0  # blocks in the cache
                         evictable = 0  # of these, free now
                         hit = 0  # tokens that need no computing; the last block is computed again if all is there
-                        known = caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
+                        known = prefix_caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
                         if known:
                             found, evictable = match(
                                 replica, i, slot, prompt[i] // block_size, cache, units, unit_offsets, unit_sizes
@@ -400,7 +399,7 @@ def advance(
                             waiting = follow[waiting]
                             ints[replica, NUM_STARTED] += 1
                         free -= blocks + evictable
-                        if caching:
+                        if prefix_caching:
                             if found > 0:
                                 join(
                                     replica, slot, prompt[i] // block_size,
@@ -534,7 +533,7 @@ def advance(
                     asked -= output[slots[replica, REQUEST, slot]]
                     if promise_output:
                         promised -= (cached + block_size - 1) // block_size
-                    if caching:  # blocks are freed in order of admission, for that is the order of the queue
+                    if prefix_caching:  # blocks are freed in order of admission, for that is the order of the queue
                         i = ended
                         while (
                             i > 0 and slots[replica, ORDER, slots[replica, ENDED, i - 1]] > slots[replica, ORDER, slot]
@@ -595,7 +594,7 @@ def advance(
                 finished += 1
                 if promise_output:
                     promised -= (cached + block_size - 1) // block_size
-                if caching:
+                if prefix_caching:
                     free += release(
                         replica, slot, cached, block_size, True, ints, slots, cache, units, unit_offsets, unit_sizes
                     )

@@ -51,16 +51,14 @@ def replay(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
-    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: Any,
-    promise_output: bool, static_batch: bool, prefill_first: Any,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
+    promise_output: bool, static_batch: bool, prefill_first: bool,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
 ) -> None:  # fmt: skip
     """Run the whole waiting line of the first replica; results land in the same places as the fast kernel's."""
     n = len(arrival)
-    caching = prefix_caching is not None  # known when compiled: what is off costs nothing
-    prompts_first = prefill_first is not None
     computed = np.zeros(n, np.int64)  # tokens in the cache
     generated = np.zeros(n, np.int64)
     held = np.zeros(n, np.int64)  # KV blocks
@@ -75,7 +73,7 @@ def replay(
     share = SHARE_FIRST
 
     # Blocks one by one, for prefix caching.
-    some = num_kv_blocks if caching else 0
+    some = num_kv_blocks if prefix_caching else 0
     starts = np.zeros(len(unit_sizes) + 1, np.int64)  # first block of each unit in the hash table
     starts[1:] = np.cumsum(unit_sizes)
     block_of = np.full(starts[-1], -1, np.int64)  # the hash table
@@ -85,7 +83,7 @@ def replay(
     place = np.zeros(some, np.int64)  # which of its own blocks
     newer = np.arange(1, some + 2) % (some + 1)  # the queue of free blocks
     older = (np.arange(some + 1) - 1) % (some + 1)
-    rows = max_num_seqs if caching else 0
+    rows = max_num_seqs if prefix_caching else 0
     most = (np.max(prompt + output) + block_size - 1) // block_size
     blocks = np.zeros((rows, most), np.int64)  # of each request in the replica
     left = np.zeros(rows, np.int64)  # own blocks of a preempted request that are still cached
@@ -130,7 +128,7 @@ def replay(
                         evictable = 0
                         hit = 0
                         common = 0
-                        if caching:
+                        if prefix_caching:
                             common = found_blocks(i, prompt[i] // block_size, starts, block_of, units, unit_offsets)
                             found = common
                             if num_preempted > 0:
@@ -158,7 +156,7 @@ def replay(
                             if promised + whole > num_kv_blocks:
                                 break
                             promised += whole
-                        if prompts_first:
+                        if prefill_first:
                             new = output[i] - generated[i]
                             to_come = 0
                             for k in range(num_running):
@@ -174,11 +172,11 @@ def replay(
                             scheduled[i] = clock
                             hits[i] = hit
                             waiting = follow[i]
-                            if caching:
+                            if prefix_caching:
                                 num_spare -= 1
                                 row_of[i] = spare[num_spare]
                         free -= need + evictable
-                        if caching:
+                        if prefix_caching:
                             row = row_of[i]
                             number = 0
                             for k in range(unit_offsets[i], unit_offsets[i + 1]):
@@ -209,12 +207,12 @@ def replay(
                         num_running += 1
                         num_scheduled += 1
                         budget -= chunk
-            elif turn == 0 or (prompts_first and num_scheduled == 0):
+            elif turn == 0 or (prefill_first and num_scheduled == 0):
                 k = 0
                 while k < num_running and budget > 0:
                     i = running[k]
                     k += 1
-                    if prompts_first and decoding[i] != (turn == 2):
+                    if prefill_first and decoding[i] != (turn == 2):
                         continue
                     chunk = min(prompt[i] + generated[i] - computed[i], budget)
                     need = (computed[i] + chunk + block_size - 1) // block_size - held[i]
@@ -222,7 +220,7 @@ def replay(
                     while need > free:
                         num_running -= 1
                         victim = running[num_running]
-                        if caching:
+                        if prefix_caching:
                             row = row_of[victim]
                             free += free_all(
                                 row, held[victim], shared[victim], computed[victim] // block_size, False, blocks[row],
@@ -243,7 +241,7 @@ def replay(
                     if not fits:
                         break
                     free -= need
-                    if caching:
+                    if prefix_caching:
                         row = row_of[i]
                         for j in range(held[i], held[i] + need):
                             blocks[row, j] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
@@ -347,7 +345,7 @@ def replay(
                         last[i] = clock
                         ints[0, FINISHED] += 1
                         promised -= (computed[i] + block_size - 1) // block_size
-                        if caching:
+                        if prefix_caching:
                             row = row_of[i]
                             full = computed[i] // block_size
                             shared[i] = make_findable(

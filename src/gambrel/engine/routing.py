@@ -34,7 +34,7 @@ def run_replica(
 ) -> None:
     """Serve the waiting line of a single replica to the end; results land in ``requests`` and ``replica``."""
     loop: Callable[..., None]
-    arguments = _shared(table, limits, requests)
+    arguments = _shared(table, limits, requests, specialised=not oracle)
     if oracle:
         from gambrel.engine.naive_kernel import replay as loop
 
@@ -179,8 +179,10 @@ def by_rule(rule: int) -> Router:
     return route
 
 
-def _shared(table: StepTable, limits: Limits, requests: Requests) -> tuple[Any, ...]:
-    return (*table.arrays(), table.window, *limits.arguments(), *requests.arguments())
+def _shared(table: StepTable, limits: Limits, requests: Requests, *, specialised: bool = True) -> tuple[Any, ...]:
+    return (
+        *table.arrays(), table.window, *limits.arguments(specialised=specialised), *requests.arguments()
+    )  # fmt: skip
 
 
 ROUTINGS: dict[str, Router] = {

@@ -160,12 +160,12 @@ class Limits:
     prefill_first: bool = False
     request_blocks: int = 0
 
-    def arguments(self) -> tuple[Any, ...]:
-        """In the order of the kernels; what they are compiled without is None."""
+    def arguments(self, *, specialised: bool = True) -> tuple[Any, ...]:
+        """In the order of the kernels; ``specialised`` ones are compiled without ``prefill_first`` where it is None."""
         return (
             self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
-            self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching or None,
-            self.promise_output, self.static_batch, self.prefill_first or None,
+            self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching,
+            self.promise_output, self.static_batch, (self.prefill_first or None) if specialised else self.prefill_first,
         )  # fmt: skip
 
 
