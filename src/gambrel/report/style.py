@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "BLUE",
     "CAUSE_COLOURS",
     "CAUSE_TITLES",
+    "GREEN",
+    "GREY",
+    "ORANGE",
     "PERCENTILE_COLOURS",
     "Spec",
     "caption",
     "chart",
+    "rows",
     "theme",
     "title",
     "unbroken",

@@ -119,13 +119,11 @@ def train(dials: Dials) -> tuple[list[Fact], list[Spec]]:
     """Steps leave like trains: who comes waits for the next one, then rides it."""
     step = dials.step_ms / 1e3
     mean, worst = train_wait_s(step)
-    times = np.linspace(0.0, 3 * step, 121)
-    wait = (-times) % step
     ms, top = 1e3, 3e3 * step
     x = linear("t", "a request comes at (ms)", (0.0, top))
     y = linear("ms", "ms until its first token", (0.0, 2.35 * ms * step))
     parts = ("waiting for the train", "riding it: one step")
-    waits = [(float(t * ms), float(w * ms)) for t, w in zip(times, wait, strict=True)]
+    waits = [(ms * step * (i + late), ms * step * (1 - late)) for i in range(3) for late in (0, 1)]
     bands = [{"t": t, "low": 0.0, "high": w, "part": parts[0]} for t, w in waits]
     bands += [{"t": t, "low": w, "high": w + ms * step, "part": parts[1]} for t, w in waits]
     area = {

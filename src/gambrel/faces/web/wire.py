@@ -58,7 +58,7 @@ async def body(request: Request, most: int = MOST_JSON_BYTES) -> dict[str, Any]:
             raise GambrelError(f"the request is longer than {most:,} bytes")
     try:
         found = msgspec.json.decode(bytes(read))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise GambrelError(f"the request is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise GambrelError("the request must be a JSON object")

@@ -501,7 +501,7 @@ async function startTraffic() {
 
 // Plan --------------------------------------------------------------------------------------------------------------
 
-const METRICS = [["ttft", "TTFT: to the first token"], ["tpot", "TPOT: per further token"], ["itl", "ITL: between tokens"], ["e2e", "E2E: whole answer"]];
+const METRICS = [["ttft", "TTFT"], ["tpot", "TPOT"], ["itl", "ITL"], ["e2e", "E2E"]];
 let planning = null, events = null;
 
 function sloRow(metric = "ttft", stat = "p95", limit = "1s") {
@@ -602,7 +602,7 @@ function showPlan(found) {
     el("header", {}, el("h2", { id: "answer", tabindex: "-1" }, report.title), el("p", { class: "subtitle" }, report.subtitle),
       el("ul", { class: "headline" }, ...report.headline.map((line) => el("li", {}, line))), factList(report.facts)),
     el("nav", { class: "exports", "aria-label": "Files to take away" }, ...found.exports.map((e) => el("a", { href: `/api/plan/${planning}/export/${e.name}`, download: "" }, e.title))),
-    whatIf(found.whatif), ...sections,
+    sections[0], whatIf(found.whatif), ...sections.slice(1),
     el("p", { class: "basis" }, report.provenance.join(" ")));
   $("answer").focus({ preventScroll: true });
   $("answer").scrollIntoView({ block: "start", behavior: "auto" });
@@ -639,13 +639,14 @@ function whatIf(offer) {
         const found = await ask(`/api/plan/${planning}/whatif?${query}`);
         tellFacts(answer, found.facts);
         told.textContent = found.holds ? "Every objective holds." : "An objective is missed.";
-        await update(grid, found.items);
+        const rest = await update(grid, found.items);
+        await rest();
         (window.whatifs ||= []).push(performance.now() - started);
       } catch (error) { told.textContent = error.message; }
     } while (dirty);
     busy = false;
   }
-  again();
+  setTimeout(again);
   return el("section", { id: "whatif" }, el("h2", {}, "What if"), el("p", { class: "lead" }, "Move a slider: the chosen fleet is simulated again, request by request."),
     el("div", { class: "panel whatif" }, ...sliders), told, answer, grid);
 }
