@@ -395,12 +395,17 @@ def search_axes(
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Where to write the report and its plots.")] = Path("out"),
+    skip_measure: Annotated[bool, typer.Option("--skip-measure", help="Go without the measured engine.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole loop on this machine: a generated log, a plan for Llama-3.1-8B, the report."""
+    """The whole loop on this machine: a real engine measured, a generated log, a plan for Llama-3.1-8B, the reports."""
     from gambrel.faces import api
+    from gambrel.faces.demo import measure_act
     from gambrel.faces.documents import plan_document
 
+    measured = None if skip_measure else measure_act(out)
+    if measured is not None and not as_json:
+        show([*measure_commands.measure_tables(measured), ""])
     requests = api.load_workload("sample")
     talk(f"log: {requests.source}; objectives: ttft.p95<=1s, tpot.p95<=50ms")
     with progress_on_stderr() as progress:
@@ -409,7 +414,7 @@ def demo_command(
         )
     write_report(api.report_of(plan, requests), out / "report.html", out / "plots")
     if as_json:
-        emit(plan_document(plan))
+        emit(plan_document(plan) | ({} if measured is None else {"measured": measured}))
         return
     from gambrel.faces.tables import plan_tables
 
