@@ -28,6 +28,8 @@ class Deployment:
     each attend for their own sequences with their own copy of the attention (and shared) weights, while experts stay
     spread over all ranks: vLLM's and SGLang's data-parallel attention, TensorRT-LLM's ``enable_attention_dp``.
     ``policy`` names the engine's scheduling rule.
+    ``draft_tokens`` guesses a step (speculative decoding, multi-token prediction), each accepted with probability
+    ``acceptance`` after the one before it; a guess takes ``draft_cost`` of a decode step of one sequence.
     ``prefill_chunk`` of None means ``max_num_batched_tokens``.
     """
 
@@ -51,6 +53,9 @@ class Deployment:
     chunked_prefill: bool = True
     cuda_graphs: bool = True
     prefix_caching: bool = True
+    draft_tokens: int = 0
+    acceptance: float = 0.0
+    draft_cost: float = 0.0
     routing: str = "round_robin"
 
     def __post_init__(self) -> None:

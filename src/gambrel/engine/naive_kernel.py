@@ -56,8 +56,13 @@ def replay(
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
+    draft_tokens: int, draft_s: float, accepted: Any,
 ) -> None:  # fmt: skip
-    """Run the whole waiting line of the first replica; results land in the same places as the fast kernel's."""
+    """Run the whole waiting line of the first replica; results land in the same places as the fast kernel's.
+
+    Speculative decoding: a decoder computes ``draft_tokens`` guesses beside its token, never beyond its answer; the
+    next of ``accepted`` int64[m], over and over, says how many of them hold. Guessing takes ``draft_s`` seconds a step.
+    """
     n = len(arrival)
     computed = np.zeros(n, np.int64)  # tokens in the cache
     generated = np.zeros(n, np.int64)
@@ -70,6 +75,7 @@ def replay(
     num_running = 0
     num_preempted = 0
     promised = 0
+    num_drawn = 0
     share = SHARE_FIRST
 
     # Blocks one by one, for prefix caching.
@@ -214,8 +220,11 @@ def replay(
                     k += 1
                     if prefill_first and decoding[i] != (turn == 2):
                         continue
-                    chunk = min(prompt[i] + generated[i] - computed[i], budget)
-                    need = (computed[i] + chunk + block_size - 1) // block_size - held[i]
+                    chunk = prompt[i] + generated[i] - computed[i]
+                    if decoding[i] and draft_tokens > 0:
+                        chunk = min(1 + draft_tokens, output[i] - generated[i])
+                    chunk = min(chunk, budget)
+                    need = max((computed[i] + chunk + block_size - 1) // block_size - held[i], 0)
                     fits = True
                     while need > free:
                         num_running -= 1
@@ -271,6 +280,7 @@ def replay(
             continue
 
         decodes = 0
+        verified = 0
         sampled = 0
         kv = 0
         kv_windowed = 0
@@ -285,8 +295,9 @@ def replay(
             if chunk == 0:
                 continue
             if decoding[i]:
-                keys = c + 1
+                keys = c + chunk
                 decodes += 1
+                verified += chunk
                 kv += keys
                 kv_windowed += min(keys, window) if window > 0 else keys
             else:
@@ -294,11 +305,13 @@ def replay(
                 pre_chunks += 1
                 pairs += _pairs(c, chunk, 0)
                 pairs_windowed += _pairs(c, chunk, window)
-            if c + chunk == prompt[i] + generated[i]:
+            if decoding[i]:
+                sampled += chunk
+            elif c + chunk == prompt[i] + generated[i]:
                 sampled += 1
         parts = _parts(
             linear, linear_compute, linear_weights, collective, overhead, head, head_compute, head_weights, lines,
-            decodes + pre_tokens, sampled, decodes, kv, kv_windowed, pre_tokens, pre_chunks, pairs, pairs_windowed,
+            verified + pre_tokens, sampled, decodes, kv, kv_windowed, pre_tokens, pre_chunks, pairs, pairs_windowed,
         )  # fmt: skip
         seconds = parts[5]
         if pre_tokens > 0:
@@ -307,9 +320,12 @@ def replay(
                 marginal -= _parts(
                     linear, linear_compute, linear_weights, collective, overhead,
                     head, head_compute, head_weights, lines,
-                    decodes, decodes, decodes, kv, kv_windowed, 0, 0, 0, 0,
+                    verified, verified, decodes, kv, kv_windowed, 0, 0, 0, 0,
                 )[5]  # fmt: skip
             floats[0, PREFILL_S] += max(marginal, 0.0)
+        if decodes > 0 and draft_tokens > 0:
+            seconds += draft_s
+            floats[0, PART_S + 4] += draft_s
         clock = clock + seconds
         used = num_kv_blocks - free
         ints[0, STEPS] += 1
@@ -329,8 +345,14 @@ def replay(
         for k in range(num_running):
             i = running[k]
             if chunk_of[k] > 0:
-                computed[i] += chunk_of[k]
-                if computed[i] == prompt[i] + generated[i]:
+                emitted = 1
+                if decoding[i] and draft_tokens > 0:
+                    emitted = min(1 + accepted[num_drawn % len(accepted)], chunk_of[k])
+                    num_drawn += 1
+                    computed[i] += emitted
+                else:
+                    computed[i] += chunk_of[k]
+                if decoding[i] or computed[i] == prompt[i] + generated[i]:
                     if generated[i] == 0:
                         first[i] = clock
                     else:
@@ -340,7 +362,8 @@ def replay(
                         histogram[0, min(max((bits_int[0, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1
                     token_s[i] = clock
                     decoding[i] = True
-                    generated[i] += 1
+                    generated[i] += emitted
+                    histogram[0, 0] += emitted - 1  # guesses that hold come together with the token
                     if generated[i] == output[i]:
                         last[i] = clock
                         ints[0, FINISHED] += 1

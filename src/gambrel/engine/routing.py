@@ -38,7 +38,10 @@ def run_replica(
     if oracle:
         from gambrel.engine.naive_kernel import replay as loop
 
-        loop(*arguments, replica.ints, replica.floats, replica.histogram, replica.bits, replica.bits_int)
+        loop(
+            *arguments, replica.ints, replica.floats, replica.histogram, replica.bits, replica.bits_int,
+            limits.draft_tokens, limits.draft_s, limits.accepted(),
+        )  # fmt: skip
     else:
         from gambrel.engine.kernel import advance as loop
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.run import Histogram, Run
+from gambrel.core.step import Step
 from gambrel.engine.policies import POLICIES
 from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.routing import ROUTINGS
@@ -59,6 +60,8 @@ def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
             f"max_num_batched_tokens ({deployment.max_num_batched_tokens}) must be at least max_num_seqs "
             f"({deployment.max_num_seqs}), as vLLM requires: every running sequence takes one token a step"
         )
+    if not 0.0 <= deployment.acceptance < 1.0:
+        raise DeploymentError(f"acceptance must be at least 0 and below 1, got {deployment.acceptance!r}")
     if num_kv_blocks < 1:
         raise DeploymentError(f"{deployment.label}: no memory is left for KV blocks; use more or larger accelerators")
     limits = Limits(
@@ -68,6 +71,8 @@ def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
         deployment.block_size,
         deployment.chunked_prefill,
         prefix_caching=deployment.prefix_caching,
+        draft_tokens=deployment.draft_tokens,
+        acceptance=deployment.acceptance,
     )
     return POLICIES[deployment.policy](limits, deployment.engine_version)
 
@@ -133,11 +138,19 @@ def replay(
     """
     if routing not in ROUTINGS:
         raise DeploymentError(f"unknown routing {routing!r}; known: {', '.join(ROUTINGS)}")
-    if table.max_tokens < limits.max_num_batched_tokens or table.max_seqs < limits.max_num_seqs:
+    rows = limits.max_num_seqs * (1 + limits.draft_tokens)
+    if table.max_tokens < limits.max_num_batched_tokens or table.max_seqs < rows:
         raise DeploymentError(
-            f"the step table holds {table.max_tokens} tokens and {table.max_seqs} sequences; a step can have "
-            f"{limits.max_num_batched_tokens} and {limits.max_num_seqs}"
+            f"the step table holds {table.max_tokens} tokens and {table.max_seqs} sampled rows; a step can have "
+            f"{limits.max_num_batched_tokens} and {rows}"
         )
+    if limits.draft_tokens:
+        if workload.closed_loop or routing not in ("round_robin", "session_sticky"):
+            raise DeploymentError(
+                "speculative decoding runs in the plain scheduler, which serves open arrivals dealt beforehand; "
+                "use routing round_robin or session_sticky and a workload with arrival times"
+            )
+        oracle = True
     if routing == "session_sticky" and workload.session is None and not workload.closed_loop:
         raise WorkloadError(
             f"{workload.source or workload.name}: routing session_sticky needs a session column; "
@@ -192,7 +205,11 @@ def simulate(
     """
     limits = limits_of(deployment, cost_model.memory().num_kv_blocks)
     check_fits(workload, limits, deployment.max_model_len)
-    table = cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs)
+    rows = limits.max_num_seqs * (1 + limits.draft_tokens)
+    table = cost_model.compile(limits.max_num_batched_tokens, rows)
+    if limits.draft_tokens:
+        alone = table.cost(Step.decode(1, 1)).seconds
+        limits = replace(limits, draft_s=limits.draft_tokens * deployment.draft_cost * alone)
     played = replay(
         table,
         limits,

@@ -145,6 +145,8 @@ class Limits:
     ``promise_output``: a request is admitted only if what all will ever need fits, so none is preempted;
     ``static_batch``: nobody is admitted while anybody runs; ``prefill_first``: a step holds prompts only, if any can be
     computed, else decoders only. ``request_blocks`` above 0: what one request may take, checked beforehand.
+    ``draft_tokens`` are guessed for a decoder in every step, in ``draft_s`` seconds for all; each holds with
+    probability ``acceptance`` if those before it do.
     """
 
     max_num_seqs: int
@@ -159,6 +161,14 @@ class Limits:
     static_batch: bool = False
     prefill_first: bool = False
     request_blocks: int = 0
+    draft_tokens: int = 0
+    acceptance: float = 0.0
+    draft_s: float = 0.0
+
+    def accepted(self, num: int = 1 << 16) -> Ints:
+        """How many guesses hold, drawn ``num`` times with a fixed seed: int64[num] of 0 to ``draft_tokens``."""
+        held = np.random.default_rng(0).geometric(1.0 - self.acceptance, num) - 1
+        return np.minimum(held, self.draft_tokens).astype(np.int64)
 
     def arguments(self, *, specialised: bool = True) -> tuple[Any, ...]:
         """In the order of the kernels; ``specialised`` ones are compiled without ``prefill_first`` where it is None."""
