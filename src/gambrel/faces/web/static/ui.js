@@ -362,6 +362,7 @@ async function answer() {
     } catch (error) {
       problem("explore-problem", error);
       fillSetups(null);
+      for (const tp of document.querySelectorAll("[data-field=tp]")) if (!tp.options.length) options(tp, [["", ["", "1", "2", "4", "8"].map((n) => [n, n])]], "");
     }
   } while (explore.again);
   explore.busy = false;
