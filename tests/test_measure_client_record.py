@@ -127,6 +127,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         (encode(Header.now()) + b'\n{"kind":"request","index":"x"}\n', "line 2"),
         (b"", "header"),
     ],
+    ids=["version", "no header", "not json", "wrong type", "empty"],  # a header holds the time, an id must not
 )
 def test_what_is_no_record_file_is_said(tmp_path: Path, text: bytes, says: str) -> None:
     path = tmp_path / "x.jsonl"

@@ -318,7 +318,7 @@ def test_vllm_style_sample_reproduces_its_aggregates(shared_data: Path) -> None:
         (b"{", "not JSON"),
         (b'{"a": 1}', "no known result format"),
         (b"[]", "no known result format"),
-        (gzip.compress(b"{}")[:-4], "truncated or damaged gzip"),
+        (gzip.compress(b"{}", mtime=0)[:-4], "truncated or damaged gzip"),
         (json.dumps(VLLM | {"mean_ttft_ms": "soon"}).encode(), "'mean_ttft_ms': found 'soon'"),
         (json.dumps(VLLM | {"itls": [[0.1]]}).encode(), "itls has 1 requests, ttfts 4"),
         (json.dumps(VLLM | {"output_lens": None}).encode(), "'output_lens'"),
