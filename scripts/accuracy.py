@@ -30,7 +30,7 @@ def replayed(traces: Path) -> list[str]:
     timed, priced = read_timed(path), default_price()(deployment)
     lines = [
         "## Trace replay", "",
-        "300 requests that vLLM 0.19 served on an RTX 4090 (its KV cache saturates), request by request; signed errors.", "",
+        "300 requests that vLLM 0.19 served on an RTX 4090 (its KV cache saturates), each replayed; signed errors.", "",
         "| KV blocks | TTFT mean | TTFT p99 | TPOT mean | E2E mean |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for label, blocks in ((f"{REPORTED_BLOCKS}, as the engine reported", REPORTED_BLOCKS), ("as estimated", None)):
@@ -43,18 +43,18 @@ def held_out() -> list[str]:
     """The fit's held-out errors, as its script wrote them beside the constants."""
     lines = [
         "## Held out", "",
-        "Median error of time per token, end-to-end time and throughput, each model (or accelerator) predicted by"
-        " constants fitted without its own rows (`python scripts/fit_engines.py`, linearised).", "",
+        ("Median error of time per token, end-to-end time and throughput, each model (or accelerator) predicted by"
+         " constants fitted without its own rows (`python scripts/fit_engines.py`, linearised)."), "",
         "| engine | since | accelerators of | figures | without its model | without its accelerator |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for engine, entries in constants()["engines"].items():
-        for e in entries:
-            if e.get("rows"):
-                lines.append(
-                    f"| {engine} | {e['since']} | {e.get('vendor', 'NVIDIA')} | {e['rows']} |"
-                    f" {e['held_out_model']:.0%} | {e['held_out_gpu']:.0%} |"
-                )
+    lines += [
+        f"| {engine} | {e['since']} | {e.get('vendor', 'NVIDIA')} | {e['rows']} | {e['held_out_model']:.0%} |"
+        f" {e['held_out_gpu']:.0%} |"
+        for engine, entries in constants()["engines"].items()
+        for e in entries
+        if e.get("rows")
+    ]
     return [*lines, ""]
 
 

@@ -30,7 +30,7 @@ from gambrel.calibrate.predict import Predictor, Skip
 from gambrel.calibrate.suspicious import suspicious
 from gambrel.calibrate.table import read_table
 from gambrel.catalog.accelerators import accelerator
-from gambrel.catalog.efficiency import kernel_efficiency
+from gambrel.catalog.efficiency import constants, kernel_efficiency
 from gambrel.cost import Roofline
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ TIMES = ("step_s", "layer_s", "seq_s")
 KINDS = FACTORS + TIMES
 # One-sigma of the prior on each constant's logarithm: software moves rates little on the accelerators whose kernels
 # were measured, and much where none were; host times are known to a factor.
-TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.3, 0.5, 0.4, 0.8), strict=True))
+TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.3, 0.35, 0.4, 0.8), strict=True))
 LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.7, 0.7, 0.5, 1.0), strict=True))
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
@@ -211,7 +211,7 @@ def solve(i: int, jacobian: Floats, error: Floats, weight: Floats, theta: Floats
     normal = (jacobian * weight[:, None]).T @ jacobian / NOISE**2 + np.diag(precision)
     right = -(jacobian * weight[:, None]).T @ error / NOISE**2 - precision * theta
     covariance = np.linalg.inv(normal)
-    return covariance @ right, covariance
+    return np.asarray(covariance @ right), np.asarray(covariance)
 
 
 def fitted(table: Table, iterations: int) -> Solution:
@@ -303,7 +303,30 @@ def report(s: Solution, held: dict[str, Floats]) -> None:
         )
 
 
-def document(table: Table, s: Solution, held: dict[str, Floats], first: Floats) -> str:
+def sigma80(errors: Floats, few: float = 0.3) -> float:
+    """The sigma whose central 80 % holds 80 % of the errors, shrunk towards ``few`` where there are not many."""
+    own = float(np.percentile(np.abs(errors), 80)) / 1.2816
+    return float(np.exp((len(errors) * np.log(max(own, 0.02)) + 8 * np.log(few)) / (len(errors) + 8)))
+
+
+def spreads(table: Table, s: Solution, held: dict[str, Floats], i: int, first: Floats | None) -> list[str]:
+    """Stated one-sigma log errors of an entry: accelerators with measured kernels, others, and time to first token."""
+    families = constants()["families"]
+    measured = {name for f in families.values() for name in f.get("accelerators", ())}
+    mine = [n for n, (_, _, j) in enumerate(s.names) if j == i]
+    known = [n for n in mine if accelerator(table.rows[s.names[n][0]].gpu).name in measured]
+    rest = sorted(set(mine) - set(known))
+    both = np.maximum(np.abs(held["model"]), np.abs(held["gpu"]))
+    lines = []
+    if known:
+        lines.append(f"spread = {sigma80(both[known]):.3f}")
+    lines.append(f"spread_other = {sigma80(both[rest]) if rest else max(0.3, sigma80(both[mine])):.3f}")
+    if first is not None:
+        lines.append(f"ttft_spread = {sigma80(first, 0.6):.3f}")
+    return lines
+
+
+def document(table: Table, s: Solution, held: dict[str, Floats], first: Floats, first_errors: dict[int, Floats]) -> str:
     """The data file's fitted part."""
     owner = np.array([i for _, _, i in s.names])
     lines = []
@@ -319,10 +342,12 @@ def document(table: Table, s: Solution, held: dict[str, Floats], first: Floats) 
             value, low, high = (base * np.exp(s.theta[i, k] + d) for d in (0.0, -wide[k], wide[k]))
             lines.append(f"{kind} = {{ value = {value:.4g}, low = {low:.4g}, high = {high:.4g} }}")
         lines += [f"request_s = {first[i, 0]:.4g}", f"wait_steps = {first[i, 1]:.3g}"]
-        size = np.abs(np.expm1(held["model"][mine])) if mine.any() else np.array([np.nan])
+        size = np.abs(np.expm1(held["model"][mine])) if mine.any() else np.array([0.0])
         lines += [f'basis = "{e.basis}"', f"rows = {int(mine.sum())}"]
         if mine.any():
-            lines.append(f"held_out_median_error = {np.median(size):.3f}  # each model predicted without its own rows")
+            other = np.abs(np.expm1(held["gpu"][mine]))
+            lines += [f"held_out_model = {np.median(size):.3f}", f"held_out_gpu = {np.median(other):.3f}"]
+            lines += spreads(table, s, held, i, first_errors.get(i))
         lines += [f'source = "{"; ".join(rows) or "no rows: the defaults it started from"}"',
                   f'date = "{dt.datetime.now(dt.UTC).date()}"', ""]  # fmt: skip
     return "\n".join(lines)
@@ -333,15 +358,29 @@ def quoted(name: str) -> str:
     return f'"{name}"' if "." in name else name
 
 
+def shipped() -> Floats:
+    """The logarithms of the constants in the data file, entry by entry."""
+    theta = np.zeros((len(ENTRIES), len(KINDS)))
+    for i, e in enumerate(ENTRIES):
+        for found in constants()["engines"].get(e.engine, ()):
+            if found["since"] == e.since and found.get("vendor", "NVIDIA") == e.vendor:
+                base = [getattr(e, k) if k in TIMES else 1.0 for k in KINDS]
+                theta[i] = [np.log(found.get(k, {"value": b})["value"] / b) for k, b in zip(KINDS, base, strict=True)]
+    return theta
+
+
 def main() -> None:
     """Fit, print the errors, and write the data file if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, nargs="?", default=ROOT.parent / "shared" / "data" / "ground_truth")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="start from the constants in the data file")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     arguments = parser.parse_args()
     table = Table(chosen(arguments.directory))
     print(f"{len(table.rows)} rows")
+    if arguments.resume:
+        table.theta = shipped()
     s = fitted(table, arguments.iterations)
     held = {"model": held_out(table, s, "model"), "gpu": held_out(table, s, "gpu")}
     report(s, held)
@@ -353,7 +392,7 @@ def main() -> None:
               f"{np.median(size):.0%} / {np.percentile(size, 90):.0%}")  # fmt: skip
     if arguments.write:
         kept = DATA.read_text(encoding="utf-8").split(MARK)[0]
-        DATA.write_text(kept + MARK + "\n" + document(table, s, held, first), encoding="utf-8")
+        DATA.write_text(kept + MARK + "\n" + document(table, s, held, first, errors), encoding="utf-8")
 
 
 if __name__ == "__main__":

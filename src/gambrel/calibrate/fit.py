@@ -95,7 +95,19 @@ class Calibration:
     def spread(self) -> float:
         """One-sigma log error of a step to state from now on: of points the fit had not seen, at least 2 %."""
         seen = [v for m, v in self.held_out.items() if m != "ttft"] or list(self.held_out.values())
-        return max(0.02, float(np.sqrt(np.mean(np.concatenate(seen) ** 2))))
+        return max(0.02, _rms(np.concatenate(seen)))
+
+    @cached_property
+    def ttft_spread(self) -> float:
+        """The same of a time to first token; twice a step's where none was measured."""
+        seen = self.held_out.get("ttft")
+        return 2.0 * self.spread if seen is None else max(0.02, _rms(seen))
+
+
+def _rms(logs: Floats) -> float:
+    """Root of the mean square, each error at most at three times the median size: one wild point is not the spread."""
+    size = np.abs(logs)
+    return float(np.sqrt(np.mean(np.minimum(size, 3.0 * max(float(np.median(size)), 1e-3)) ** 2)))
 
 
 def log_errors(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
     from gambrel.core.workload import Ints
 
-__all__ = ["DATASET_LENGTHS", "row_lengths", "stream_interval", "workload_of"]
+__all__ = ["DATASET_LENGTHS", "row_lengths", "stream_interval", "token_limit", "workload_of"]
 
 _ROUNDS: Final = 10  # requests per user of a closed loop, as InferenceX sends
 _MOST: Final = 20_000  # requests of one replay: enough for any figure compared here
@@ -32,6 +32,30 @@ DATASET_LENGTHS: Final = {
     "gpt-j-6b": (778.0, 69.0),  # CNN-DailyMail 3.4.0, MLCommons inference reference
     "deepseek-r1": (800.0, 3880.0),  # mixed reasoning set, MLCommons v5.1 task description
 }
+
+
+# Limits on the 99th percentile of time per token of MLPerf's server scenarios, seconds: (server, interactive).
+# MLCommons inference rules v5.0 to v6.0.
+_TOKEN_LIMITS: Final = {
+    "gpt-j-6b": (math.inf, math.inf),
+    "llama-2-70b": (0.2, 0.04),
+    "llama-3.1-405b": (0.175, 0.08),
+    "mixtral-8x7b": (0.2, 0.2),
+    "deepseek-r1": (0.08, 0.015),
+}
+
+
+def token_limit(row: Row) -> float | None:
+    """The time per token that a submission had to keep, infinite for offline ones; None for rows of other sources.
+
+    Such rows are tuned: arrangement and batch limits are whatever gave the most tokens within the limit.
+    """
+    if not row.source.startswith("MLPerf"):
+        return None
+    server, interactive = next((v for k, v in _TOKEN_LIMITS.items() if k in row.model.lower()), (math.inf, math.inf))
+    if "nteractive" in row.notes:
+        return interactive
+    return server if row.mode == "rate" else math.inf
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, n: int) -> Ints:

@@ -7,12 +7,12 @@ once as such. Compiled step tables are kept per deployment, so a table of thousa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gambrel.calibrate.harness import row_lengths, stream_interval, workload_of
+from gambrel.calibrate.harness import row_lengths, stream_interval, token_limit, workload_of
 from gambrel.calibrate.setting import deployments
 from gambrel.core.errors import CatalogError, DeploymentError
 from gambrel.cost.memory import held_bytes
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from gambrel.calibrate.table import Figure, Row
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
+    from gambrel.core.efficiency import Efficiency
     from gambrel.core.run import Run
     from gambrel.core.step import StepTable
     from gambrel.core.workload import Workload
     from gambrel.cost import Roofline
+
+_TRIED: Final = (32, 128, 512, 2048)  # batch limits that a tuned submission is searched over
 
 __all__ = ["Prediction", "Predictor", "Skip", "read_figure", "simulated"]
 
@@ -39,12 +42,13 @@ class Skip(Exception):  # noqa: N818 - the answer "not compared", with its reaso
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A row's predicted figures by metric (SI), the deployment they stand for and the cost model's own spread."""
+    """A row's predicted figures by metric (SI), the deployment they stand for and the constants' own spreads."""
 
     row: Row
     deployment: Deployment
     figures: Mapping[str, float]
     spread: float
+    ttft_spread: float
     assumed: str = ""
 
 
@@ -92,6 +96,7 @@ class Predictor:
         self._price = pricer
         self._models = models
         self._find = find
+        self._saturated: dict[tuple[object, ...], tuple[float, float]] = {}
         self._tables: dict[tuple[Any, ...], tuple[StepTable, int, Roofline]] = {}
 
     def __call__(self, row: Row) -> Prediction:
@@ -109,17 +114,51 @@ class Predictor:
             raise Skip("lengths of prompts and answers not published")
         try:
             options = deployments(row, self._models, self._find)
+            limit = token_limit(row)
+            if limit is not None:
+                return self._tuned(row, options, limit)
             made = [self._figures(row, d) for d in options]
         except CatalogError as error:
             raise Skip(str(error).split(";", maxsplit=1)[0]) from None
         except DeploymentError as error:
             raise Skip(str(error)) from None
         best = max(range(len(made)), key=lambda i: (not made[i][2], made[i][0].get("output_tok_s", 0.0)))
-        figures, spread, assumed = made[best]
-        return Prediction(row, options[best], figures, spread, assumed)
+        figures, constants, assumed = made[best]
+        return Prediction(row, options[best], figures, constants.spread, constants.ttft_spread, assumed)
 
-    def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], float, str]:
-        """(figures by metric, spread, what had to be assumed to run at all) of one arrangement."""
+    def _tuned(self, row: Row, options: list[Deployment], limit: float) -> Prediction:
+        """The most tokens per second that any arrangement and batch limit gives within a limit on time per token."""
+        found: list[tuple[float, Deployment]] = []
+        for d in options:
+            for sequences in _TRIED if math.isfinite(limit) else _TRIED[-1:]:
+                tried = d.with_(max_num_seqs=sequences, max_num_batched_tokens=max(sequences, d.max_num_batched_tokens))
+                tokens, step = self._replica(row, tried)
+                if step <= limit:
+                    found.append((tokens * d.replicas, tried))
+        if not found:
+            raise Skip("no arrangement keeps the scenario's limit on time per token")
+        tokens, best = max(found, key=lambda f: f[0])
+        constants = self._compiled(best)[2].efficiency
+        return Prediction(row, best, {"output_tok_s": tokens}, constants.spread, constants.ttft_spread, "tuned")
+
+    def _replica(self, row: Row, deployment: Deployment) -> tuple[float, float]:
+        """(tokens per second, mean time per token) of one saturated replica with the row's lengths, remembered."""
+        table, blocks, priced = self._compiled(deployment)
+        prompt, output = row_lengths(row)
+        key = (id(table), prompt, output)
+        if key not in self._saturated:
+            held = held_bytes(deployment, prompt + output / 2) or 1.0
+            room = math.ceil(max(1.0, blocks * priced.memory().kv_bytes_per_block / held))
+            sequences = min(deployment.max_num_seqs, room)
+            workload = workload_of(replace(row, id=row.model, mode="offline", load=math.inf), saturating=3 * sequences)
+            if workload is None:
+                raise Skip("lengths of prompts and answers not published")
+            run, _ = self.run(deployment.with_(replicas=1), table, blocks, workload)
+            self._saturated[key] = (run.output_tokens_per_s, run.distribution("tpot").mean)
+        return self._saturated[key]
+
+    def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Efficiency, str]:
+        """(figures by metric, constants, what had to be assumed to run at all) of one arrangement."""
         table, blocks, priced = self._compiled(deployment)
         prompt, output = row_lengths(row)
         held = held_bytes(deployment, prompt + output / 2) or 1.0
@@ -139,7 +178,7 @@ class Predictor:
         if "ttft" in figures and not static:
             figures["ttft"] += self._outside(run, row, priced)
         figures.setdefault("output_tok_s", run.output_tokens_per_s)
-        return figures, priced.spread, assumed
+        return figures, priced.efficiency, assumed
 
     @staticmethod
     def run(deployment: Deployment, table: StepTable, blocks: int, workload: Workload) -> tuple[Run, str]:

@@ -33,7 +33,7 @@ class Profile:
     Attributes:
         multiples: by constant, times the shipped default.
         intervals: by constant, the 95 % interval of the multiple.
-        spread: one-sigma log error of a step on points the fit had not seen.
+        spread, ttft_spread: one-sigma log error of a step and of a time to first token on points not fitted.
         basis: one phrase: how many points of what, when.
     """
 
@@ -42,6 +42,7 @@ class Profile:
     multiples: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     spread: float
+    ttft_spread: float
     basis: str
 
     def fits(self, deployment: Deployment) -> bool:
@@ -52,7 +53,9 @@ class Profile:
         """The deployment's constants under the profile; unchanged where it is of another accelerator or engine."""
         if not self.fits(deployment):
             return efficiency
-        return moved(efficiency, self.multiples).with_(spread=self.spread, basis=self.basis)
+        return moved(efficiency, self.multiples).with_(
+            spread=self.spread, ttft_spread=max(self.spread, self.ttft_spread), basis=self.basis
+        )
 
 
 def profile_of(calibration: Calibration) -> Profile:
@@ -66,6 +69,7 @@ def profile_of(calibration: Calibration) -> Profile:
         multiples=calibration.multiples,
         intervals={p.name: (p.low, p.high) for p in calibration.parameters},
         spread=calibration.spread,
+        ttft_spread=calibration.ttft_spread,
         basis=f"calibrated: {len(calibration.points)} levels of {models} on {deployment.accelerator.name}, {today}",
     )
 
@@ -76,7 +80,7 @@ def write_profile(profile: Profile, path: Path) -> None:
         "# Constants of gambrel fitted to measurements: multiples of the shipped defaults, with 95 % intervals.",
         "# Use: any gambrel command with --profile THIS_FILE.",
         f'gambrel = "{__version__}"', f'accelerator = "{profile.accelerator}"', f'engine = "{profile.engine}"',
-        f'basis = "{profile.basis}"', f"spread = {profile.spread:.4g}", "",
+        f'basis = "{profile.basis}"', f"spread = {profile.spread:.4g}", f"ttft_spread = {profile.ttft_spread:.4g}", "",
     ]  # fmt: skip
     for name, value in profile.multiples.items():
         low, high = profile.intervals[name]
@@ -106,7 +110,9 @@ def load_profile(path: Path) -> Profile:
         if len(numbers) != len(figures):
             raise WorkloadError(f"{path.name}: constants.{name} needs value, low and high, each above 0")
         multiples[name], intervals[name] = numbers[0], (numbers[1], numbers[2])
+    spread = float(data.get("spread", 0.1))
     return Profile(
-        str(data["accelerator"]), str(data["engine"]), multiples, intervals, float(data.get("spread", 0.1)),
+        str(data["accelerator"]), str(data["engine"]), multiples, intervals, spread,
+        float(data.get("ttft_spread", 2.0 * spread)),
         str(data.get("basis", f"profile {path.name}")),
     )  # fmt: skip

@@ -37,8 +37,7 @@ def default_price(change: Callable[[Efficiency, Deployment], Efficiency] = lambd
 
 def stated_spread(prediction: Prediction, metric: str) -> float:
     """One-sigma log error of a predicted metric, as shipped."""
-    del metric
-    return prediction.spread
+    return prediction.ttft_spread if metric == "ttft" else prediction.spread
 
 
 def validate_tables(paths: Iterable[Path], models: Path | None = None, profile: Path | None = None) -> Validation:

@@ -1,7 +1,7 @@
 """A log of real requests with their times, replayed request by request: the hardest comparison, as queues build up.
 
-The engine's own number of KV blocks is used where the log's source reports it, so that the error is the cost model's and
-the scheduler's, not the memory estimate's.
+The engine's own number of KV blocks is used where the log's source reports it, so that the error is the cost model's
+and the scheduler's, not the memory estimate's.
 """
 
 from __future__ import annotations

@@ -58,6 +58,8 @@ def layout(row: Row, accelerator: Accelerator) -> Layout:
         attention_dp, tp = max(attention_dp, ep // tp), ep
     if tp is not None and tp > accelerator.max_tp and pp == 1:
         tp = accelerator.max_tp
+    if tp is not None and tp > _WIDEST and tp == gpus and ep == 1:  # nobody cuts matrices so thin: experts are spread
+        ep = attention_dp = tp
     if engine_key(row.engine) == "llama.cpp":  # layers are split over devices, which take turns
         return Layout(gpus, 1, gpus, 1, 1)
     if tp is not None and tp % ep:
@@ -125,7 +127,16 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         for tp in widths
         if tp <= most
     ]
+    if placed.tp is None and any(layer.moe is not None for _, layer in model.layers):
+        options += [_data_parallel(d) for d in options if d.tp > 1]
     return [_given_memory(d) for d in options] if engine == "tensorrt-llm" else options
+
+
+def _data_parallel(deployment: Deployment) -> Deployment:
+    """The same ranks with data-parallel attention and experts over all of them; limits are those of one group."""
+    n = deployment.tp
+    sequences, tokens = deployment.max_num_seqs * n, deployment.max_num_batched_tokens * n
+    return deployment.with_(ep=n, attention_dp=n, max_num_seqs=sequences, max_num_batched_tokens=tokens)
 
 
 def _given_memory(deployment: Deployment) -> Deployment:

@@ -151,10 +151,18 @@ def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
 
 
 @cache
-def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str) -> Efficiency:
+def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str, measured: bool) -> Efficiency:
     entry, phrase = engine_entry(engine, version, vendor)
     host = {k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry}
-    own = replace(kernels, **host, basis=f"{kernels.basis}; {phrase}")
+    spread = (
+        _value(entry["spread"]) if measured and "spread" in entry else _value(entry.get("spread_other", kernels.spread))
+    )
+    own = kernels.with_(
+        **host,
+        basis=f"{kernels.basis}; {phrase}",
+        spread=spread,
+        ttft_spread=max(spread, _value(entry.get("ttft_spread", 2.0 * spread))),
+    )
     return own.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})
 
 
@@ -166,4 +174,6 @@ def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | No
         engine: ``vllm``, ``sglang``, ``tensorrt-llm``, ...; another name gets vLLM's entry and says so.
         version: e.g. ``0.11``; None for the newest known generation.
     """
-    return _made(kernel_efficiency(accelerator), engine, version or None, accelerator.vendor)
+    fitted = constants()["families"].get(accelerator.family, {})
+    measured = accelerator.name in fitted.get("accelerators", ())
+    return _made(kernel_efficiency(accelerator), engine, version or None, accelerator.vendor, measured)

@@ -84,6 +84,7 @@ class Efficiency:
         wait_steps: steps a request waits on average until the engine looks at its queue.
         basis: one phrase for people: what the constants stand on.
         spread: one-sigma relative error of a predicted step (log scale), for intervals.
+        ttft_spread: the same of a predicted time to first token, which queues and clients make less certain.
     """
 
     matmul: tuple[tuple[str, Matmul], ...] = (("bf16", Matmul()),)
@@ -111,6 +112,7 @@ class Efficiency:
     wait_steps: float = 0.0
     basis: str = "spec sheet"
     spread: float = 0.0
+    ttft_spread: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self, fractions=("kv_bw_max", "prefill_mfu_max", "decode_attention_mfu", "allreduce_bw", "pcie_bw"))
