@@ -164,6 +164,8 @@ def replay(
         )
         if not plain.requests.preemptions.any():
             return plain
+    if prefixes is None:  # without rows where no kernel will look for any
+        prefixes = Prefixes.none(len(workload) if limits.prefix_caching or routing == "prefix_aware" else 0)
     requests = Requests.of(workload, prefixes)
     every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
     served, assigned = ROUTINGS[routing](table, limits, requests, replicas, every, oracle)
