@@ -184,17 +184,21 @@ class Run:
 
     @cached_property
     def _distributions(self) -> dict[str, Distribution]:
-        return {
-            "ttft": Distribution.of(self.ttft_s),
-            "tpot": Distribution.of(self.tpot_s),
-            "itl": self.itl.distribution(),
-            "e2e": Distribution.of(self.e2e_s),
-            "queue": Distribution.of(self.queue_s),
-        }
+        return {}
 
     def distribution(self, metric: str) -> Distribution:
-        """The distribution of ``ttft``, ``tpot``, ``itl``, ``e2e`` or ``queue`` in seconds."""
-        return self._distributions[metric]
+        """The distribution of ``ttft``, ``tpot``, ``itl``, ``e2e`` or ``queue`` in seconds; KeyError for others.
+
+        Made when first asked for: sorting every metric of every run would be a third of a search.
+        """
+        known = self._distributions
+        if metric not in known:
+            if metric == "itl":
+                known[metric] = self.itl.distribution()
+            else:
+                columns = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s", "queue": "queue_s"}
+                known[metric] = Distribution.of(getattr(self, columns[metric]))
+        return known[metric]
 
     @property
     def makespan_s(self) -> float:

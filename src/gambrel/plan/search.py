@@ -372,13 +372,13 @@ class Hunter:
                     if limits(deployment) in tried or deployment.max_num_batched_tokens < deployment.max_num_seqs:
                         continue
                     tried.add(limits(deployment))
-                    other = self.try_limits(deployment)
+                    other = self.try_limits(deployment, best)
                     if other is not None and rank(other) < rank(best):
                         best, moved = other, True
         return best
 
-    def try_limits(self, deployment: Deployment) -> Trial | None:
-        """The fewest replicas up to the deployment's that hold, put under stress; None when it does not hold."""
+    def try_limits(self, deployment: Deployment, rival: Trial) -> Trial | None:
+        """The fewest replicas up to the deployment's that hold, under stress; None when it cannot beat ``rival``."""
         cost_model = self.pricer(deployment)
         self.found.num_considered += 1
         if cost_model.memory().kv_tokens < self.demand.longest:
@@ -390,19 +390,44 @@ class Hunter:
             if not trial.candidate.feasible:
                 break
             best = trial
-        return None if best is None else self.stress(bench, best)
+        if best is None or rank(replace(best, stressed=math.inf)) >= rank(rival):
+            return None
+        cheaper = best.candidate.deployment.replicas < rival.candidate.deployment.replicas
+        return self.stress(bench, best) if cheaper else self.outlast(bench, best, rival.stressed)
 
-    def stress(self, bench: Bench, trial: Trial) -> Trial:
-        """The trial with the steps of the stress ladder it climbs, and by how much it clears the last or misses it."""
-        climbed = 0.0
-        for workload in self.ladder:
-            self.found.num_simulated += 1
-            run = bench.run(trial.candidate.deployment, workload)
-            margin = min(v.margin for v in self.slo.check(run))
-            if margin < 0 or bench.keeps_up(trial.candidate.deployment, workload, run):
-                return replace(trial, stressed=climbed + 1.0 / (1.0 + abs(margin)))
+    def stress(self, bench: Bench, trial: Trial, start: int = 0) -> Trial:
+        """The trial with the rungs of the stress ladder it climbs, and by how much it clears the last or misses it.
+
+        ``start`` rungs are taken as climbed.
+        """
+        climbed, margin = float(start), 0.0
+        for workload in self.ladder[start:]:
+            margin = self.bears(bench, trial, workload)
+            if margin < 0:
+                return replace(trial, stressed=climbed + 1.0 / (1.0 - margin))
             climbed += 1.0
         return replace(trial, stressed=climbed + margin)
+
+    def outlast(self, bench: Bench, trial: Trial, rival: float) -> Trial | None:
+        """The trial under stress, or None when it does not outlast a rival that is stressed ``rival``.
+
+        The rung that decides, where the rival fell or the top one, is tried first: most fall there, and need no other.
+        """
+        rung = min(int(rival), len(self.ladder) - 1)
+        found = self.stress(bench, trial, rung)
+        if found.stressed <= rival:
+            return None
+        if rung and self.bears(bench, trial, self.ladder[rung - 1]) < 0:
+            return None
+        return found
+
+    def bears(self, bench: Bench, trial: Trial, workload: Workload) -> float:
+        """The margin to the nearest objective under another load; negative when one is missed or a queue grows."""
+        self.found.num_simulated += 1
+        run = bench.run(trial.candidate.deployment, workload)
+        margin = min(v.margin for v in self.slo.check(run))
+        behind = bench.keeps_up(trial.candidate.deployment, workload, run)
+        return -max(abs(margin), 1e-9) if behind else margin
 
 
 def limits(deployment: Deployment) -> tuple[int, int]:
