@@ -17,18 +17,9 @@ from hypothesis import strategies as st
 from gambrel import report
 from gambrel.core.run import Distribution
 from gambrel.faces.measure_commands import measured_sweep
-from gambrel.report.sweep import (
-    MeasuredLevel,
-    MeasuredSweep,
-    Trust,
-    fidelity_table,
-    find_break,
-    measured_cells,
-    measured_latency,
-    measured_step,
-    measured_throughput,
-    sweep_report,
-)
+from gambrel.report.measured import MeasuredLevel, MeasuredSweep, Trust, find_break
+from gambrel.report.sweep import fidelity_table, measured_cells, sweep_report
+from gambrel.report.sweep_charts import measured_latency, measured_step, measured_throughput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

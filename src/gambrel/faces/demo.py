@@ -6,6 +6,7 @@ one line and goes on, since its plan needs no engine.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from gambrel.core.errors import EndpointError
@@ -49,9 +50,21 @@ def measure_act(out: Path) -> dict[str, Any] | None:
         records.unlink(missing_ok=True)  # the last demo's
     except OSError as error:
         raise EndpointError(f"cannot write to {out}: {error.strerror or error}") from error
+    busy = _busy()
     talk("measuring a small real engine on this machine, about a minute (--skip-measure goes without)")
     settings = {"max_num_seqs": max(CONCURRENCY)}  # it visits every batch size once before it serves
     with EmbeddedProcess(settings, progress=talk) as engine, watched() as progress:
         document = measure(Sweep(Endpoint(engine.url, engine.model), levels, duration_s=LEVEL_S), records, progress)
+    document["notes"] = [*document.get("notes", ()), *busy]
     write_report(sweep_report(measured_sweep(document)), out / "measured.html", None)
     return document
+
+
+def _busy() -> list[str]:
+    """A word on what else runs here, since a CPU engine is slowed by it; none on a quiet machine."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return []
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < 0.5 * cores:
+        return []
+    return [f"this machine was busy before: a load of {load:.1f} on {cores} cores, which slows what was measured"]

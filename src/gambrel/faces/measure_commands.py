@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gambrel.measure.sweep import Closed, Open, Progress, Ramp, Replay
-    from gambrel.report.sweep import MeasuredLevel, MeasuredSweep
+    from gambrel.report.measured import MeasuredLevel, MeasuredSweep
 
 __all__ = ["measure_tables", "measured_sweep", "register", "watched"]
 
@@ -352,7 +352,7 @@ def measure_tables(document: Mapping[str, Any]) -> list[RenderableType]:
 
 def measured_sweep(document: Mapping[str, Any]) -> MeasuredSweep:
     """The document that ``gambrel measure --json`` prints as what a report draws; null and NaN are both unknown."""
-    from gambrel.report.sweep import MeasuredSweep
+    from gambrel.report.measured import MeasuredSweep
 
     settings = document.get("settings", {})
     repeats = settings.get("repeats", 1)
@@ -375,7 +375,7 @@ def measured_sweep(document: Mapping[str, Any]) -> MeasuredSweep:
 
 def _measured_level(level: Mapping[str, Any]) -> MeasuredLevel:
     from gambrel.core.run import Distribution
-    from gambrel.report.sweep import MeasuredLevel, Trust
+    from gambrel.report.measured import MeasuredLevel, Trust
 
     def known(value: float | None) -> float:
         return math.nan if value is None else float(value)

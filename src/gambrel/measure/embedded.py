@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gambrel.measure.http1 import Listener
     from gambrel.measure.server import Answer, Ask, Prompt
 
-__all__ = ["Embedded", "gguf_path", "missing_packages", "serve_embedded"]
+__all__ = ["INSTALL", "MODEL", "Embedded", "gguf_path", "missing_packages", "serve_embedded"]
 
 MODEL: Final = "SmolLM2-135M-Instruct"
 MAX_MODEL_LEN: Final = 8192  # max_position_embeddings of SmolLM2-135M-Instruct's config

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from gambrel.measure.http1 import Listener, Reply, Request
 
-__all__ = ["LOG", "Entry", "LogFile", "Recorder", "record_traffic"]
+__all__ = ["LOG", "Entry", "LogFile", "Recorder", "Upstream", "record_traffic"]
 
 LOG: Final = 1  # version of the log's lines
 IDLE_MAX: Final = 256  # connections to the upstream that are kept for the next request

@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     )
     from gambrel.report.document import Fact, Report, Section, Table
     from gambrel.report.image import render, write_images
+    from gambrel.report.measured import MeasuredLevel, MeasuredSweep, Trust
     from gambrel.report.memory import HeldTokens, memory_bar, memory_vs_concurrency
     from gambrel.report.page import page_html, write_page
     from gambrel.report.pareto import cost_vs_latency
     from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
     from gambrel.report.style import caption, theme
-    from gambrel.report.sweep import MeasuredLevel, MeasuredSweep, Trust, sweep_report
+    from gambrel.report.sweep import sweep_report
 
 __all__ = [
     "CHARTS",
@@ -113,6 +114,7 @@ _MODULES = {
     ),
     "document": ("Fact", "Report", "Section", "Table"),
     "image": ("render", "write_images"),
+    "measured": ("MeasuredLevel", "MeasuredSweep", "Trust"),
     "memory": ("HeldTokens", "memory_bar", "memory_vs_concurrency"),
     "page": ("page_html", "write_page"),
     "pareto": ("cost_vs_latency",),
@@ -124,7 +126,7 @@ _MODULES = {
         "time_bound_by",
     ),
     "style": ("caption", "theme"),
-    "sweep": ("MeasuredLevel", "MeasuredSweep", "Trust", "sweep_report"),
+    "sweep": ("sweep_report",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
