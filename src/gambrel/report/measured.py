@@ -29,7 +29,7 @@ __all__ = [
     "sure",
 ]
 
-_FIT_LIMIT: Final = 0.1  # a broken line whose root-mean-square residual is above this share of the mean is not drawn
+_FIT_LIMIT: Final = 0.1  # a broken line whose root-mean-square relative error is above this is not drawn
 FEWEST: Final = 4  # levels that a broken line of three unknowns needs at least
 
 
@@ -99,22 +99,23 @@ class Break:
 
 
 def find_break(concurrency: Sequence[float], step_s: Sequence[float]) -> Break | None:
-    """The broken line nearest to measured steps in least squares, its knee at one of the levels.
+    """The broken line nearest to measured steps, its knee at a level with at least two more beyond it.
 
-    None where there are fewer than four levels, where the line would fall, or where it is off by more than a tenth
-    (root mean square): then the figures show no such break.
+    Nearest in least squares of the relative error, so that the flat stretch counts as much as the slope. None where
+    there are fewer than four levels, where the line would fall, or where it is off by more than a tenth (root mean
+    square): then the figures show no such break.
     """
     x, y = np.asarray(concurrency, np.float64), np.asarray(step_s, np.float64)
-    if len(x) < FEWEST or len(np.unique(x)) < len(x):
+    if len(x) < FEWEST or len(np.unique(x)) < len(x) or not np.all(y > 0):
         return None
     best: tuple[float, Break] | None = None
-    for knee in np.sort(x)[:-1]:
-        over = np.maximum(0.0, x - knee)
-        (floor, slope), *_ = np.linalg.lstsq(np.column_stack([np.ones_like(x), over]), y, rcond=None)
-        miss = float(np.sqrt(np.mean((floor + slope * over - y) ** 2)))
-        if slope > 0 and floor > 0 and (best is None or miss < best[0] * (1 - 1e-9)):
+    for knee in np.sort(x)[:-2]:
+        parts = np.column_stack([np.ones_like(x), np.maximum(0.0, x - knee)]) / y[:, None]
+        (floor, slope), *_ = np.linalg.lstsq(parts, np.ones_like(x), rcond=None)
+        miss = float(np.sqrt(np.mean((parts @ (floor, slope) - 1.0) ** 2)))
+        if slope > 0 and floor > 0 and (best is None or miss < best[0] - 1e-9):
             best = miss, Break(float(floor), float(knee), float(slope))
-    return best[1] if best is not None and best[0] <= _FIT_LIMIT * float(y.mean()) else None
+    return best[1] if best is not None and best[0] <= _FIT_LIMIT else None
 
 
 def drawn(sweep: MeasuredSweep) -> list[MeasuredLevel]:

@@ -89,7 +89,8 @@ def _lines(
             "type": "nominal",
             "title": None,
             "scale": {"domain": dashed, "range": [_DASHES[s] for s in dashed]},
-            "legend": {"symbolType": "stroke", "symbolStrokeColor": GREY},
+            # a line with points would have a legend of points, whose stroke is transparent
+            "legend": {"symbolType": "stroke", "encode": {"symbols": {"update": {"stroke": {"value": GREY}}}}},
         }
     mark = {"type": "line", "strokeWidth": 2.2, "point": {"size": 46, "filled": True}, "clip": True}
     layers: list[Spec] = [{"data": {"values": data}, "mark": mark, "encoding": encoding}]
