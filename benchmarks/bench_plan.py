@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gambrel.core.deployment import Deployment
 from gambrel.faces import api
 
 if TYPE_CHECKING:
@@ -63,6 +64,57 @@ def plan_fresh() -> None:
     report("plan, fresh process", time.perf_counter() - started, 25.0)
 
 
+def thousand_candidates() -> None:
+    """1,000 deployments simulated on the whole log and held against the objectives, on two threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gambrel.plan.search import Bench, judge
+
+    requests, objectives = workload(), api.slo(*OBJECTIVES)
+    model, pricer = api.model(MODEL), api.pricer()
+    candidates = [
+        Deployment(model, api.accelerator(gpu), weights=weights, max_num_seqs=seqs, max_num_batched_tokens=tokens,
+                   replicas=replicas)
+        for gpu in ("l40s", "rtx-6000-ada", "a100-sxm-80", "h100-sxm", "h200-sxm")
+        for weights in ("bf16", "int8")
+        for seqs in (64, 128, 256, 512)
+        for tokens in (512, 1024, 2048, 4096, 8192)
+        for replicas in (2, 3, 4, 5, 6)
+    ]  # fmt: skip
+    shapes = list(dict.fromkeys(d.with_(replicas=1) for d in candidates))
+
+    def held(shape: Deployment) -> int:
+        bench = Bench.of(pricer(shape))
+        fleets = [d for d in candidates if d.with_(replicas=1) == shape]
+        return sum(judge(d, bench, requests, objectives).candidate.feasible for d in fleets)
+
+    held(shapes[0])
+    started = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        holding = sum(pool.map(held, shapes))
+    note = f"{len(candidates)} x {len(requests):,} requests, {holding} hold"
+    report("simulate 1,000 candidates", time.perf_counter() - started, 10.0, note)
+
+
+def hundred_thousand_screened() -> None:
+    """Every shape of every accelerator, bounded for 512 fleet sizes at once: what the search never simulates."""
+    from gambrel.plan import Space
+    from gambrel.plan.screen import Demand
+    from gambrel.plan.search import Hunter
+
+    requests, objectives = workload(), api.slo(*OBJECTIVES)
+    model, pricer = api.model(MODEL), api.pricer()
+    space = Space(api.default_accelerators())
+    hunter = Hunter(requests, Demand.of(requests), objectives, space, pricer, ())
+    shapes = list(space.shapes(model))
+    started = time.perf_counter()
+    bounds = [hunter.bound(shape) for shape in shapes]
+    fleets = 512
+    left = sum(fleets + 1 - min(fleets + 1, b[1]) for b in bounds if b is not None)
+    note = f"{len(shapes)} shapes x {fleets} fleet sizes = {len(shapes) * fleets:,}, {left:,} left"
+    report("screen 100,000 candidates", time.perf_counter() - started, 2.0, note)
+
+
 def million_points() -> None:
     """1,000 batches x 1,000 contexts."""
     deployment = api.deployment(MODEL, "h100-sxm")
@@ -91,6 +143,8 @@ def main() -> None:
     million_points()
     plan_in_process()
     plan_fresh()
+    hundred_thousand_screened()
+    thousand_candidates()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gambrel.core.errors import DeploymentError
@@ -60,6 +60,7 @@ TREES = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(KEYS, TREES, max_size=5))
 def test_what_is_written_as_toml_is_read_back(document: dict[str, Any]) -> None:
     assert repr(tomllib.loads(toml_text(document))) == repr(ordered(document))

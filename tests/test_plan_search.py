@@ -97,12 +97,20 @@ def exhaustive(workload: Workload, slo: SLO, space: Space, most: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("rate", "limit"), [(3.0, "ttft.p95<=1s"), (25.0, "tpot.p95<=40ms"), (60.0, "ttft.p95<=400ms")]
+    ("rate", "limits", "gpus"),
+    [
+        (3.0, ["ttft.p95<=1s"], ("l4", "l40s", "h100-sxm")),
+        (25.0, ["tpot.p95<=40ms"], ("l4", "l40s", "h100-sxm")),
+        (60.0, ["ttft.p95<=400ms"], ("l4", "l40s", "h100-sxm")),
+        (40.0, ["ttft.p99<=2s", "tpot.p95<=60ms"], ("a10g", "rtx-6000-ada")),
+        (15.0, ["e2e.p95<=6s"], ("a100-sxm-80", "l4")),
+        (80.0, ["itl.p99<=80ms", "ttft.p50<=300ms"], ("l40s", "h200-sxm")),
+    ],
 )
-def test_the_choice_costs_what_exhaustive_search_finds(rate: float, limit: str) -> None:
-    workload, slo = chat(300, rate), SLO.parse([limit])
+def test_the_choice_costs_what_exhaustive_search_finds(rate: float, limits: list[str], gpus: tuple[str, ...]) -> None:
+    workload, slo = chat(300, rate), SLO.parse(limits)
     space = Space(
-        devices("l4", "l40s", "h100-sxm"),
+        devices(*gpus),
         tp=(1, 2),
         max_num_seqs=(64, 256),
         max_num_batched_tokens=(512, 2048),
