@@ -204,7 +204,10 @@ FORMATS = ("vllm", "sglang", "trtllm", "kubernetes", "kserve", "prometheus", "ma
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    from gambrel.faces import advise_commands
+
     app.command("export")(export_command)
+    advise_commands.register(app)
 
 
 def export_command(
