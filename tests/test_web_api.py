@@ -18,10 +18,11 @@ from web_client import Answer, ask
 pytest.importorskip("starlette", reason="the page needs the extra gambrel[web]")
 
 from gambrel.faces import api
-from gambrel.faces.web import planning, traffic
+from gambrel.faces.web import measuring, planning, traffic
 from gambrel.faces.web.app import create_app
 from gambrel.faces.web.explore import explore_document
 from gambrel.faces.web.learn import SHOW, Dials, lessons_by_slug
+from gambrel.measure.mock import MockServer, Script
 from gambrel.report import humanise as say
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ def test_the_page_has_no_inline_script_and_asks_nobody_else() -> None:
     assert re.search(r"<script(?![^>]*\bsrc=)", html) is None
     assert re.search(r"\son[a-z]+=|\sstyle=|<style", html) is None
     for name in ("ui.html", "ui.js", "ui.css"):
-        assert "//" not in re.sub(r"^\s*//.*$| // .*$|, *//.*$", "", text(name), flags=re.MULTILINE), name
+        assert "//" not in re.sub(
+            r"^\s*//.*$| // .*$|, *//.*$", "", text(name).replace("http://127.0.0.1", ""), flags=re.MULTILINE
+        ), name
 
 
 def text(name: str) -> str:
@@ -191,6 +194,7 @@ def test_any_query_is_answered_or_refused(query: dict[str, str]) -> None:
 ROUTES = [
     "/api/catalog", "/api/explore", "/api/profiles", "/api/traffic", "/api/traffic/generate", "/api/traffic/x",
     "/api/plan", "/api/plan/x", "/api/plan/x/events", "/api/plan/x/whatif", "/api/plan/x/export/plan.json",
+    "/api/measure", "/api/measure/x", "/api/measure/x/events", "/api/measure/x/export/x",
     "/api/learn", "/api/learn/roof", "/api/learn/queue", "/api/learn/x", "/assets/x", "/learn/x", "/nowhere",
 ]  # fmt: skip
 JSON = st.recursive(
@@ -385,6 +389,56 @@ def test_what_cannot_be_planned_is_one_line(change: dict[str, Any], word: str) -
     answer = ask(APP, "/api/plan", method="POST", body=body)
     assert answer.status == 400, answer.body
     assert word in answer.json()["error"]
+
+
+# Measure ------------------------------------------------------------------------------------------------------------
+
+
+def measured(url: str, **more: Any) -> measuring.Measurement:
+    asked = {"url": url, "model": "mock", "concurrency": [1, 2], "prompt": 16, "output": 8, "duration_s": 1} | more
+    run = measuring.run_of(fine(ask(APP, "/api/measure", method="POST", body=asked))["id"])
+    if more.get("duration_s") == 600:
+        time.sleep(0.5)
+        run.stop.set()
+    limit = time.monotonic() + 60
+    while not run.ended and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert run.ended
+    return run
+
+
+def test_a_server_is_measured_and_its_records_can_be_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with MockServer(Script()) as mock:
+        run = measured(mock.url)
+    assert run.events[-1]["kind"] == "done", run.events[-1]
+    assert list(tmp_path.iterdir()) == []
+    key = next(k for k, r in measuring._runs.items() if r is run)
+    assert fine(ask(APP, f"/api/measure/{key}"))["report"]["sections"]
+    assert gzip.decompress(ask(APP, f"/api/measure/{key}/export/records.jsonl.gz").body).count(b"\n") > 10
+    assert b"<html" in ask(APP, f"/api/measure/{key}/export/report.html").body
+    assert ask(APP, f"/api/measure/{key}/export/x").status == 400
+    assert b"done" in ask(APP, f"/api/measure/{key}/events").body
+
+
+def test_a_measurement_can_be_cancelled() -> None:
+    with MockServer(Script()) as mock:
+        run = measured(mock.url, duration_s=600, concurrency=[1], output=200)
+    assert run.events[-1]["kind"] == "cancelled", run.events[-1]
+
+
+def test_what_cannot_be_measured_is_one_line() -> None:
+    run = measured("http://127.0.0.1:9")
+    assert run.events[-1]["kind"] == "failed"
+    assert "127.0.0.1:9" in run.events[-1]["text"]
+    changes: list[dict[str, Any]] = [
+        {"url": "file:///etc/passwd"}, {"url": "http://user:key@x"}, {"concurrency": []}, {"prompt": 0},
+    ]  # fmt: skip
+    for change in changes:
+        body = {"url": "http://x", "model": "m", "concurrency": [1]} | change
+        assert ask(APP, "/api/measure", method="POST", body=body).status == 400
 
 
 # Learn --------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import uvicorn
 from playwright.sync_api import sync_playwright
 
 from gambrel.faces.web.app import create_app
+from gambrel.measure.mock import MockServer, Script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:playwright.*"),
 ]
 SCREENS = ((360, "dark"), (1280, "light"), (1280, "dark"), (2560, "light"))
-VIEWS = ("/explore?b.gpu=l40s", "/traffic", "/plan", "/learn/roof")
+VIEWS = ("/explore?b.gpu=l40s", "/traffic", "/plan", "/measure", "/learn/roof")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,21 @@ def test_a_search_can_be_cancelled(visit: Visit) -> None:
     page.click("#cancel")
     until(page, "document.getElementById('plan-progress').textContent === 'cancelled'", timeout=30_000)
     assert page.is_enabled("#run")
+
+
+def test_a_server_is_measured(visit: Visit) -> None:
+    page = visit.go("/measure")
+    with MockServer(Script()) as mock:
+        page.fill("#measure-url", mock.url)
+        page.fill("#measure-model", "mock")
+        page.fill("#measure-users", "1, 2")
+        page.fill("#measure-prompt", "16")
+        page.fill("#measure-output", "8")
+        page.fill("#measure-seconds", "1")
+        page.click("#measure-run")
+        page.wait_for_selector("#measure-result .answer", timeout=40_000)
+    assert page.locator("#measure-result figure").count() > 0
+    until(page, "document.querySelectorAll('#measure-result canvas').length > 0")
 
 
 def test_lessons_are_live_and_each_has_a_link(visit: Visit) -> None:

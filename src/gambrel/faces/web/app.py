@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app"]
 
-VIEWS: Final = ("explore", "traffic", "plan", "learn")
+VIEWS: Final = ("explore", "traffic", "plan", "measure", "learn")
 
 
 def create_app(hosts: Collection[str] = LOOPBACK, token: str | None = None) -> Guard:
     """The ASGI application, guarded; ``hosts`` and ``token`` as in :class:`Guard`."""
-    from gambrel.faces.web import learn, planning, traffic
+    from gambrel.faces.web import learn, measuring, planning, traffic
 
     application = Starlette(
         routes=[
@@ -46,6 +46,7 @@ def create_app(hosts: Collection[str] = LOOPBACK, token: str | None = None) -> G
             Route("/api/explore", explore),
             *traffic.ROUTES,
             *planning.ROUTES,
+            *measuring.ROUTES,
             *learn.ROUTES,
         ],
         exception_handlers={GambrelError: refused, HTTPException: missing, Exception: failed},

@@ -6,7 +6,6 @@ listeners read from the start, so a page that is reloaded misses nothing.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from gambrel.core.errors import GambrelError
@@ -28,7 +27,7 @@ from gambrel.report import Fact, Section
 from gambrel.report import humanise as say
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from starlette.requests import Request
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["ROUTES"]
 
 KEPT: Final = 4
-POLL_S: Final = 0.1
 MOST_WHATIF: Final = 400_000
 
 Text = Annotated[str, msgspec.Meta(max_length=60)]
@@ -312,20 +310,7 @@ async def begin(request: Request) -> Response:
 
 async def events(request: Request) -> Response:
     """GET of a search's events as they happen (server-sent events), ending with the last one."""
-    job = job_of(request.path_params["id"])
-
-    async def told() -> AsyncIterator[bytes]:
-        sent = 0
-        while True:
-            ended = job.ended
-            for event in job.events[sent:]:
-                yield b"data: " + msgspec.json.encode(event) + b"\n\n"
-                sent += 1
-            if ended or await request.is_disconnected():
-                return
-            await asyncio.sleep(POLL_S)
-
-    return StreamingResponse(told(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    return wire.stream(job_of(request.path_params["id"]), request)
 
 
 async def cancel(request: Request) -> Response:

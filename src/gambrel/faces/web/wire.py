@@ -5,27 +5,53 @@ The page draws charts, facts and tables of a report as they are, so there is one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from gambrel.core.errors import GambrelError
 from gambrel.report.document import Table
 from gambrel.report.style import caption, title, unbroken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from starlette.requests import Request
 
     from gambrel.report import Fact, Report, Section
     from gambrel.report.style import Spec
 
-__all__ = ["answer", "asked", "body", "facts", "item", "report_document", "section"]
+__all__ = ["Told", "answer", "asked", "body", "facts", "item", "report_document", "section", "stream"]
 
 MOST_JSON_BYTES = 64 * 1024
+POLL_S = 0.1
 _Asked = TypeVar("_Asked")
+
+
+class Told(Protocol):
+    """Work in a thread that says what it is at."""
+
+    events: list[dict[str, Any]]
+    ended: bool
+
+
+def stream(work: Told, request: Request) -> Response:
+    """Its events from the first one on, as they happen (server-sent events), ending with its last."""
+
+    async def told() -> AsyncIterator[bytes]:
+        sent = 0
+        while True:
+            ended = work.ended  # read first: what is said before the end is still sent
+            for event in work.events[sent:]:
+                yield b"data: " + msgspec.json.encode(event) + b"\n\n"
+                sent += 1
+            if ended or await request.is_disconnected():
+                return
+            await asyncio.sleep(POLL_S)
+
+    return StreamingResponse(told(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 def answer(document: Mapping[str, Any], status: int = 200) -> Response:

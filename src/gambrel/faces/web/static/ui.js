@@ -1,4 +1,4 @@
-// The page: four views over one server. It asks, draws what it is told, and keeps every choice in the address.
+// The page: five views over one server. It asks, draws what it is told, and keeps every choice in the address.
 
 const $ = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -565,49 +565,62 @@ async function runPlan() {
   } catch (error) { problem("plan-problem", error); }
 }
 
-function follow() {
-  const progress = $("plan-progress");
-  events?.close();
-  events = new EventSource(`/api/plan/${encodeURIComponent(planning)}/events`);
-  $("run").disabled = true;
-  $("cancel").hidden = false;
-  $("cancel").disabled = false;
+// Watch work of the server: its parts in the progress line, then what it found, or why there is nothing.
+function watch(path, { progress, run, cancel, problemId, result, ready, done }) {
+  const source = new EventSource(`${path}/events`);
+  run.disabled = true;
+  cancel.hidden = false;
+  cancel.disabled = false;
   progress.className = "progress busy";
   progress.textContent = "starting";
+  problem(problemId, null);
   const end = (text) => {
-    events.close();
+    source.close();
     progress.className = "progress";
     progress.textContent = text;
-    $("run").disabled = !traffic;
-    $("cancel").hidden = true;
+    run.disabled = !ready();
+    cancel.hidden = true;
   };
-  let parts = 0;
-  events.onerror = () => { end(""); problem("plan-problem", new Error("this plan is no longer here: run it again")); };
-  events.onmessage = async (message) => {
+  source.onerror = () => { end(""); problem(problemId, new Error("this is no longer here: run it again")); };
+  source.onmessage = async (message) => {
     const event = JSON.parse(message.data);
-    if (event.kind === "part") { parts += 1; progress.textContent = `${event.text} \u00b7 ${parts} parts in ${event.elapsed_s.toFixed(1)} s`; }
+    if (event.kind === "part") progress.textContent = `${event.text} \u00b7 ${event.elapsed_s.toFixed(1)} s`;
     if (event.kind === "cancelled") end("cancelled");
-    if (event.kind === "failed") { end(""); forget($("plan-result")); $("plan-result").replaceChildren(); problem("plan-problem", new Error(event.text)); }
+    if (event.kind === "failed") { end(""); forget(result); result.replaceChildren(); problem(problemId, new Error(event.text)); }
     if (event.kind === "done") {
       end(`done in ${event.elapsed_s.toFixed(1)} s`);
-      try { showPlan(await ask(`/api/plan/${planning}`)); } catch (error) { problem("plan-problem", error); }
+      try { done(await ask(path)); } catch (error) { problem(problemId, error); }
     }
   };
+  return source;
+}
+
+function follow() {
+  events?.close();
+  events = watch(`/api/plan/${encodeURIComponent(planning)}`, { progress: $("plan-progress"), run: $("run"), cancel: $("cancel"), problemId: "plan-problem", result: $("plan-result"), ready: () => Boolean(traffic), done: showPlan });
+}
+
+function reportParts(report, exports) {
+  const sections = report.sections.map((s) => el("section", {}, el("h2", {}, s.heading), s.sentence ? el("p", { class: "lead" }, s.sentence) : "", s.items.length ? show(s.items) : "", s.code ? el("pre", {}, s.code) : ""));
+  const heading = el("h2", { tabindex: "-1", class: "answer" }, report.title);
+  const header = el("header", {}, heading, el("p", { class: "subtitle" }, report.subtitle), el("ul", { class: "headline" }, ...report.headline.map((line) => el("li", {}, line))), factList(report.facts));
+  const files = el("nav", { class: "exports", "aria-label": "Files to take away" }, ...exports.map(([href, title]) => el("a", { href, download: "" }, title)));
+  return { heading, header, files, sections, basis: el("p", { class: "basis" }, report.provenance.join(" ")) };
+}
+
+function arrive(heading) {
+  heading.focus({ preventScroll: true });
+  heading.scrollIntoView({ block: "start", behavior: "auto" });
+  scrollBy(0, -80);
 }
 
 function showPlan(found) {
-  const root = $("plan-result"), { report } = found;
+  const root = $("plan-result");
   forget(root);
-  const sections = report.sections.map((s) => el("section", {}, el("h2", {}, s.heading), s.sentence ? el("p", { class: "lead" }, s.sentence) : "", s.items.length ? show(s.items) : "", s.code ? el("pre", {}, s.code) : ""));
-  root.replaceChildren(
-    el("header", {}, el("h2", { id: "answer", tabindex: "-1" }, report.title), el("p", { class: "subtitle" }, report.subtitle),
-      el("ul", { class: "headline" }, ...report.headline.map((line) => el("li", {}, line))), factList(report.facts)),
-    el("nav", { class: "exports", "aria-label": "Files to take away" }, ...found.exports.map((e) => el("a", { href: `/api/plan/${planning}/export/${e.name}`, download: "" }, e.title))),
-    sections[0], whatIf(found.whatif), ...sections.slice(1),
-    el("p", { class: "basis" }, report.provenance.join(" ")));
-  $("answer").focus({ preventScroll: true });
-  $("answer").scrollIntoView({ block: "start", behavior: "auto" });
-  scrollBy(0, -80);
+  const made = reportParts(found.report, found.exports.map((e) => [`/api/plan/${planning}/export/${e.name}`, e.title]));
+  made.heading.id = "answer";
+  root.replaceChildren(made.header, made.files, made.sections[0], whatIf(found.whatif), ...made.sections.slice(1), made.basis);
+  arrive(made.heading);
 }
 
 function whatIf(offer) {
@@ -650,6 +663,40 @@ function whatIf(offer) {
   setTimeout(again);
   return el("section", { id: "whatif" }, el("h2", {}, "What if"), el("p", { class: "lead" }, "Move a slider: the chosen fleet is simulated again, request by request."),
     el("div", { class: "panel whatif" }, ...sliders), told, answer, grid);
+}
+
+// Measure -----------------------------------------------------------------------------------------------------------
+
+let measuring = null, measureEvents = null;
+
+function startMeasure() {
+  $("measure-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try {
+      const users = $("measure-users").value.split(",").map((w) => Number(w.trim())).filter(Boolean);
+      const { id } = await send("/api/measure", { url: $("measure-url").value, model: $("measure-model").value, concurrency: users, prompt: Number($("measure-prompt").value), output: Number($("measure-output").value), duration_s: Number($("measure-seconds").value), with_key: $("measure-key").checked });
+      history.replaceState(null, "", `/measure?run=${id}`);
+      followMeasure(id);
+    } catch (error) { problem("measure-problem", error); }
+  });
+  $("measure-cancel").addEventListener("click", () => { ask(`/api/measure/${measuring}`, { method: "DELETE" }); $("measure-cancel").disabled = true; });
+}
+
+function openMeasure(query) {
+  const id = query.get("run");
+  if (id && id !== measuring) followMeasure(id);
+}
+
+function followMeasure(id) {
+  measuring = id;
+  measureEvents?.close();
+  measureEvents = watch(`/api/measure/${encodeURIComponent(id)}`, { progress: $("measure-progress"), run: $("measure-run"), cancel: $("measure-cancel"), problemId: "measure-problem", result: $("measure-result"), ready: () => true, done: (found) => {
+    const root = $("measure-result");
+    forget(root);
+    const made = reportParts(found.report, [[`/api/measure/${id}/export/report.html`, "Report, one file"], [`/api/measure/${id}/export/records.jsonl.gz`, "Raw records"]]);
+    root.replaceChildren(made.header, made.files, ...made.sections, made.basis);
+    arrive(made.heading);
+  } });
 }
 
 // Learn -------------------------------------------------------------------------------------------------------------
@@ -703,9 +750,9 @@ async function showLesson(slug, query) {
   await (await update(grid, found.items))();
 }
 
-// The four views ----------------------------------------------------------------------------------------------------
+// The views ----------------------------------------------------------------------------------------------------
 
-const views = { explore: openExplore, traffic: openTraffic, plan: openPlan, learn: openLearn };
+const views = { explore: openExplore, traffic: openTraffic, plan: openPlan, measure: openMeasure, learn: openLearn };
 
 function open(address) {
   const [, view, ...rest] = address.pathname.split("/");
@@ -737,6 +784,7 @@ addEventListener("popstate", () => open(new URL(location.href)));
 catalog = await ask("/api/catalog");
 startExplore();
 startPlan();
+startMeasure();
 startTraffic();
 open(new URL(location.href));
 document.documentElement.dataset.ready = String(Math.round(performance.now()));
