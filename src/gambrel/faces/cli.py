@@ -232,7 +232,17 @@ def simulate_command(
     gpu_memory_utilization: Annotated[float, typer.Option("--gpu-memory-utilization")] = 0.9,
     block_size: Annotated[int, typer.Option("--block-size", help="Tokens in a KV block.")] = 16,
     chunked_prefill: Annotated[bool, typer.Option("--chunked-prefill/--no-chunked-prefill")] = True,
-    routing: Annotated[str, typer.Option("--routing", help="round_robin or least_outstanding.")] = "round_robin",
+    routing: Annotated[
+        str,
+        typer.Option("--routing", help="round_robin, session_sticky, least_outstanding, power_of_two or prefix_aware."),
+    ] = "round_robin",
+    policy: Annotated[
+        str,
+        typer.Option("--policy", help="vllm, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static."),
+    ] = "vllm",
+    prefix_caching: Annotated[
+        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse prompt blocks a log has hashes of.")
+    ] = True,
     load: Annotated[float, typer.Option("--load", help="Multiple of the log's rate, bursts kept.")] = 1.0,
     slo: Annotated[
         list[str] | None, typer.Option("--slo", help="Check an objective, e.g. ttft.p95<=1s; repeatable.")
@@ -259,6 +269,8 @@ def simulate_command(
         block_size=block_size,
         chunked_prefill=chunked_prefill,
         routing=routing,
+        policy=policy,
+        prefix_caching=prefix_caching,
         **settings,
     )
     requests = settle(traffic(workload, users, prompt, output))

@@ -151,7 +151,7 @@ class Bench:
     def of(cls, cost_model: CostModel, safety: Safety = PREDICTION) -> Bench:
         """Compile the tables of the cost model's deployment; ``safety`` is what :func:`judge` asks beyond them."""
         d, memory = cost_model.deployment, cost_model.memory()
-        table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs)
+        table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs * (1 + d.draft_tokens))
         return cls(cost_model, memory, table, limits_of(d, memory.num_kv_blocks), safety)
 
     @cached_property
