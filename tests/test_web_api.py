@@ -127,6 +127,14 @@ def test_explore_says_what_the_curve_says() -> None:
     assert [i["name"] for i in side["items"]] == ["latency-vs-batch", "cost-vs-batch", "step-vs-context", "memory"]
 
 
+def test_a_second_side_keeps_what_is_not_its_own() -> None:
+    query = {"gpu": "l40s", "price": "9", "weights": "fp8", "tp": "2", "b.gpu": "h100-sxm"}
+    other = explore_document(query)["sides"][1]["setup"]
+    assert (other.price, other.weights, other.tp) == (None, "fp8", 2)
+    other = explore_document(query | {"b.model": "openai/gpt-oss-20b", "b.price": "3"})["sides"][1]["setup"]
+    assert (other.price, other.weights) == (3.0, "")
+
+
 def test_two_sides_share_their_scales() -> None:
     found = explore_document({"b.gpu": "l4", "b.weights": "fp8"})["sides"]
     assert found[1]["setup"].model == found[0]["setup"].model

@@ -64,6 +64,10 @@ def explore_document(query: Mapping[str, str]) -> dict[str, Any]:
     other = {k[2:]: v for k, v in query.items() if k.startswith("b.")}
     if other:
         same = {k: v for k, v in msgspec.structs.asdict(first).items() if v is not None}
+        if "gpu" in other:
+            same.pop("price", None)  # a price belongs to its accelerator
+        if "model" in other:
+            same = {k: v for k, v in same.items() if k not in {"weights", "kv"}}  # formats to their checkpoint
         setups.append(wire.asked(Setup, same | other))
     sides = [_side(setup, point) for setup in setups]
     if len(sides) == 2:
