@@ -62,7 +62,7 @@ ITERATIONS = 7
 
 @dataclass(frozen=True)
 class Entry:
-    """An engine generation on one vendor's accelerators, with the hand-set host times its fit starts from."""
+    """An engine generation on a vendor's or family's accelerators, with the hand-set host times its fit starts from."""
 
     engine: str
     since: str
@@ -83,15 +83,16 @@ ENTRIES = (
     Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1"),
     Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM before V1 on ROCm"),
     Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm"),
-    Entry("vllm", "0.0", "Intel", 2.0e-3, 40e-6, 40e-6, "vLLM on oneAPI, 2024"),
+    Entry("vllm", "0.0", "xe", 2.0e-3, 40e-6, 40e-6, "vLLM on oneAPI, 2024"),
+    Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI"),
     Entry("sglang", "0.0", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "SGLang"),
     Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)"),
     Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)"),
     Entry("llama.cpp", "0.0", "NVIDIA", 1.0e-3, 30e-6, 50e-6, "llama.cpp on CUDA, 2024"),
     Entry("llama.cpp", "0.0", "AMD", 1.0e-3, 30e-6, 50e-6, "llama.cpp on ROCm, 2024"),
-    Entry("llama.cpp", "0.0", "Intel", 2.0e-3, 100e-6, 50e-6, "llama.cpp on SYCL, 2024"),
+    Entry("llama.cpp", "0.0", "xe", 2.0e-3, 100e-6, 50e-6, "llama.cpp on SYCL, 2024"),
     Entry("deepspeed", "0.0", "NVIDIA", 1.0e-3, 30e-6, 20e-6, "DeepSpeed-MII, 2024"),
-    Entry("deepspeed", "0.0", "Intel", 1.0e-3, 30e-6, 20e-6, "DeepSpeed on Gaudi 2, 2024"),
+    Entry("deepspeed", "0.0", "gaudi", 1.0e-3, 30e-6, 20e-6, "DeepSpeed on Gaudi 2, 2024"),
 )
 
 
@@ -108,9 +109,9 @@ def release(text: str) -> tuple[int, ...]:
 
 def entry_of(deployment: Deployment) -> int:
     """The entry that prices a deployment."""
-    engine, vendor = deployment.engine, deployment.accelerator.vendor
-    for wanted in (vendor, "NVIDIA"):
-        mine = [i for i, e in enumerate(ENTRIES) if e.engine == engine and e.vendor == wanted]
+    engine, device = deployment.engine, deployment.accelerator
+    for wanted in ({device.vendor, device.family}, {"NVIDIA"}):
+        mine = [i for i, e in enumerate(ENTRIES) if e.engine == engine and e.vendor in wanted]
         old = [i for i in mine if release(ENTRIES[i].since) <= release(deployment.engine_version)]
         if mine:
             return old[-1] if old else mine[0]
@@ -316,7 +317,9 @@ def spreads(table: Table, s: Solution, held: dict[str, Floats], i: int, first: F
     mine = [n for n, (_, _, j) in enumerate(s.names) if j == i]
     known = [n for n in mine if accelerator(table.rows[s.names[n][0]].gpu).name in measured]
     rest = sorted(set(mine) - set(known))
-    both = np.maximum(np.abs(held["model"]), np.abs(held["gpu"]))
+    both = np.abs(held["model"])
+    if len({table.rows[s.names[n][0]].gpu for n in mine}) > 1:  # of one accelerator, leaving it out leaves the prior
+        both = np.maximum(both, np.abs(held["gpu"]))
     lines = []
     if known:
         lines.append(f"spread = {sigma80(both[known]):.3f}")

@@ -55,8 +55,9 @@ def test_no_row_that_ran_is_refused(found: Validation) -> None:
 
 
 def test_stated_intervals_hold_about_as_often_as_they_say(found: Validation) -> None:
+    """They are sized by held-out errors, so on rows that were fitted they hold more often than the 80 % they state."""
     fitted = [c for c in found.comparisons if not suspicious(c.row) and c.metric != "ttft"]
-    assert 0.65 <= errors_of(fitted).coverage <= 0.92
+    assert 0.7 <= errors_of(fitted).coverage <= 0.96
 
 
 def test_the_page_names_bad_rows_and_their_cause(found: Validation) -> None:

@@ -59,10 +59,6 @@ _RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
         lambda r: r.source.startswith("dstack") and r.mode == "rate",
         "multi-step scheduling, which no current engine does",
     ),
-    (
-        lambda r: r.source.startswith("ANL") and "Max1550" in r.gpu,
-        "the same configuration stands twice in the table, ten times apart",
-    ),
 )
 
 

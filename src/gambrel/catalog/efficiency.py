@@ -30,6 +30,7 @@ _FLAT: Final = ("decode_attention", "prefill_attention", "all_reduce", "small_op
 _MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding")
 _ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "request_s", "wait_steps")
 _ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "wire")
+_WIDEST: Final = 0.9  # one-sigma log error beyond which an interval says nothing: a factor of three either way
 # Formats without kernel tables of their own borrow the constants of the next wider one that has them.
 _BORROW: Final = (("int8", "fp8"), ("fp4", "fp8"))
 
@@ -62,12 +63,12 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", re.split(r"rc|\+|post|dev", text, maxsplit=1)[0])[:3])
 
 
-def engine_entry(engine: str, version: str | None, vendor: str) -> tuple[Mapping[str, Any], str]:
+def engine_entry(engine: str, version: str | None, vendor: str, family: str = "") -> tuple[Mapping[str, Any], str]:
     """(the engine generation's entry on a vendor's accelerators, a phrase that names it and says what it borrows)."""
     engines, name = constants()["engines"], engine.lower()
     known = name in engines
     entries = engines[name] if known else engines["vllm"]
-    own = [e for e in entries if e.get("vendor") == vendor]
+    own = [e for e in entries if e.get("vendor") in {vendor, family}]
     entries = own or [e for e in entries if "vendor" not in e]
     chosen = entries[-1]
     if version and known:
@@ -151,17 +152,20 @@ def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
 
 
 @cache
-def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str, measured: bool) -> Efficiency:
-    entry, phrase = engine_entry(engine, version, vendor)
+def _made(
+    kernels: Efficiency, engine: str, version: str | None, vendor: str, family: str, measured: bool
+) -> Efficiency:
+    entry, phrase = engine_entry(engine, version, vendor, family)
     host = {k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry}
-    spread = (
-        _value(entry["spread"]) if measured and "spread" in entry else _value(entry.get("spread_other", kernels.spread))
-    )
+    spread = _value(entry.get("spread" if measured else "spread_other", entry.get("spread_other", kernels.spread)))
+    if not measured and "vendor" not in entry and "spread_other" in entry:  # a borrowed family is less certain still
+        spread *= kernels.spread / _value(constants()["spread"]["fitted"])
+    spread = min(spread, _WIDEST)
     own = kernels.with_(
         **host,
         basis=f"{kernels.basis}; {phrase}",
         spread=spread,
-        ttft_spread=max(spread, _value(entry.get("ttft_spread", 2.0 * spread))),
+        ttft_spread=max(spread, _value(entry.get("ttft_spread", min(2.0 * spread, _WIDEST)))),
     )
     return own.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})
 
@@ -176,4 +180,5 @@ def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | No
     """
     fitted = constants()["families"].get(accelerator.family, {})
     measured = accelerator.name in fitted.get("accelerators", ())
-    return _made(kernel_efficiency(accelerator), engine, version or None, accelerator.vendor, measured)
+    device = (accelerator.vendor, accelerator.family)
+    return _made(kernel_efficiency(accelerator), engine, version or None, *device, measured)

@@ -161,9 +161,14 @@ class Roofline:
         reduces = 1 + sum(n * layer.all_reduces for n, layer in d.model.layers)
         width = d.tp // d.attention_dp
         seconds = reduces * all_reduce_s(message / d.attention_dp, width, wire(d.accelerator, width, self.efficiency))
-        if d.attention_dp > 1:  # experts see the tokens of every group, and each group gets its own back
-            mixtures = sum(n for n, layer in d.model.layers if layer.moe is not None)
-            seconds = seconds + 2 * mixtures * all_gather_s(message, d.tp, wire(d.accelerator, d.tp, self.efficiency))
+        if d.attention_dp > 1:
+            # experts get the tokens of every group and give them back: all of them gathered, or, where the groups
+            # outnumber the experts of a token, each sent to its experts alone
+            every = wire(d.accelerator, d.tp, self.efficiency)
+            for n, layer in d.model.layers:
+                if layer.moe is not None:
+                    share = min(1.0, layer.moe.top_k / d.attention_dp)
+                    seconds = seconds + 2 * n * all_gather_s(message * share, d.tp, every)
         if d.pp > 1:
             seconds = seconds + (d.pp - 1) * send_s(message, self.link)
         return np.asarray(seconds, dtype=np.float64)
