@@ -15,9 +15,13 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_a_room_of_the_same_name_never_hides_a_function() -> None:
-    from gambrel.plan import Space  # binds the room to its name in the package
+    from gambrel.plan import (
+        Space,  # binds the room to its name in the package
+        planner,
+    )
 
     assert Space(()).tp
+    assert callable(planner.plan)
     assert callable(gb.plan)
     first = gb.plan("meta-llama/Llama-3.1-8B-Instruct", "chat:rate=1,n=100", ["ttft.p95<=5s"], gpus=["l40s"])
     again = gb.plan("meta-llama/Llama-3.1-8B-Instruct", "chat:rate=1,n=100", ["ttft.p95<=5s"], gpus=["l40s"])

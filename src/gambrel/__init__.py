@@ -7,8 +7,7 @@
     plan = gb.plan("meta-llama/Llama-3.1-8B-Instruct", "requests.csv", ["ttft.p95<=1s", "tpot.p95<=50ms"])
 
 The functions live in :mod:`gambrel.faces.api`; importing gambrel loads none of them until one is used. One function,
-``plan``, has the name of a room: ``gb.plan`` is always the function, and the room is reached by
-``from gambrel.plan import Space``.
+``plan``, has the name of a room: the room can be called, so ``gb.plan(...)`` works whatever was imported.
 """
 
 from __future__ import annotations
@@ -19,15 +18,26 @@ from typing import Any
 
 from gambrel.core.version import __version__ as __version__
 
-ROOMS_HIDDEN_BY_FUNCTIONS = ("plan",)
+VERBS = ("plan",)
+"""Functions that share their name with a room."""
+
+
+class _Verb(ModuleType):
+    """A room that can be called: the function of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from gambrel.faces import api
+
+        return getattr(api, self.__name__.rpartition(".")[2])(*args, **kwargs)
 
 
 class _Package(ModuleType):
     """Importing a room binds its name here; a function of that name must not vanish behind it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in ROOMS_HIDDEN_BY_FUNCTIONS and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+        if name in VERBS and isinstance(value, ModuleType):
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

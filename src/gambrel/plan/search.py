@@ -53,6 +53,7 @@ __all__ = [
     "sustained",
 ]
 
+TENTH = 0.1  # share of a missing margin that half as many replicas again must bring
 IDLE = 0.05  # busy share below which a missed objective is not a matter of load
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
 FINALISTS = 4
@@ -247,15 +248,27 @@ def miss(verdicts: tuple[Verdict, ...]) -> str:
     return f"{o.name} reaches {seconds(worst.reached_s)}, limit {seconds(o.limit_s)}"
 
 
+def narrowest(trial: Trial) -> float:
+    """The smallest margin to an objective; negative when one is missed."""
+    return min((v.margin for v in trial.candidate.verdicts), default=0.0)
+
+
 def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployment, least: int, most: int) -> Trial:
-    """The fewest replicas in ``least..most`` that hold, by galloping up and bisecting; else the last that missed."""
+    """The fewest replicas in ``least..most`` that hold, by galloping up and bisecting; else the last that missed.
+
+    Galloping ends early where it leads nowhere: a fleet that keeps up, and that half as many replicas again brought
+    nearer to its limits by less than a tenth of what is missing, is not held back by load.
+    """
     count, failed = min(least, most), min(least, most) - 1
     trial = try_out(deployment.with_(replicas=count))
     while not trial.candidate.feasible:
         if count >= most or trial.run.utilisation < IDLE:
             return trial
         failed, count = count, min(most, max(count + 1, math.ceil(count * 1.5)))
-        trial = try_out(deployment.with_(replicas=count))
+        before, trial = narrowest(trial), try_out(deployment.with_(replicas=count))
+        gained = narrowest(trial) - before
+        if trial.candidate.keeps_up and count >= 1.5 * failed and gained < TENTH * -narrowest(trial):
+            return trial
     while trial.candidate.deployment.replicas - failed > 1:
         middle = (trial.candidate.deployment.replicas + failed) // 2
         other = try_out(deployment.with_(replicas=middle))
