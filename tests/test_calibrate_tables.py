@@ -42,7 +42,8 @@ CLOSED = (
 def test_units_become_si_and_means_go_before_medians(tmp_path: Path) -> None:
     (row,) = rows(tmp_path, CLOSED)
     assert row.measured["tpot"].value == pytest.approx(0.0085)
-    assert (row.measured["ttft"].value, row.measured["ttft"].statistic) == (pytest.approx(0.12), "mean")
+    assert row.measured["ttft"].value == pytest.approx(0.12)
+    assert row.measured["ttft"].statistic == "mean"
     assert "e2e" not in row.measured
     assert row.num_gpus == 2
 
