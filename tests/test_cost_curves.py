@@ -50,7 +50,7 @@ def test_every_point_is_a_single_step(
         assert found.usd_per_mtok is not None
         assert found.usd_per_mtok[i] == pytest.approx(8.0 / 3600 / found.tokens_per_s[i] * 1e6)
         assert found.fits[i] == (found.memory_bytes[i] <= budget.usable_bytes * (1 + 1e-12))
-        assert found.fits[i] == (b <= wall_batch(cost, c) if c else True)
+        assert not c or found.fits[i] == (b <= wall_batch(cost, c))  # without context there is no wall
 
 
 @pytest.mark.parametrize("context", [16, 128, 300])

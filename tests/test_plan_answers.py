@@ -175,12 +175,10 @@ def test_below_its_break_even_price_an_accelerator_wins(answer: Plan) -> None:
     for row in others:
         name = row.deployment.accelerator.name
         assert row.break_even <= row.usd_per_gpu_hour
-        for factor, wins in ((0.97, True), (1.03, False)):
-            cheaper = api.accelerator(name, price=factor * row.break_even)
-            rest = [api.accelerator(n) for n in NAMES if n != name]
-            again = plan(MODEL, chat(600, 20.0), SLOS, Space((cheaper, *rest), tp=(1, 2)), api.pricer())
-            won = again.chosen.deployment.accelerator.name == name
-            assert won is wins, (name, factor)
+        cheaper = api.accelerator(name, price=0.97 * row.break_even)
+        rest = [api.accelerator(n) for n in NAMES if n != name]
+        again = plan(MODEL, chat(600, 20.0), SLOS, Space((cheaper, *rest), tp=(1, 2)), api.pricer())
+        assert again.chosen.deployment.accelerator.name == name
 
 
 def test_the_converse_is_said_when_the_big_card_is_right() -> None:

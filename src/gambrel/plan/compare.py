@@ -36,15 +36,20 @@ def no_worse(a: FrontPoint, b: FrontPoint) -> bool:
 def break_even_prices(best: Candidate, others: Iterable[Candidate]) -> tuple[BreakEven, ...]:
     """The chosen accelerator with the price it may rise to; then every other that holds, the nearest to winning first.
 
-    An accelerator wins below the chosen fleet's dollars over its own number of devices: both fleets stay as they are.
+    An accelerator wins below the chosen fleet's dollars over the fewest devices that hold: at one price a device, the
+    smallest fleet is the cheapest (list prices differ between machines, so today's cheapest fleet may be another).
+    The price is enough to win, not the most at which it wins: only finalists have their batch limits tuned, and a
+    loser that becomes one may need fewer devices.
     """
     cheapest: dict[str, Candidate] = {}
+    fewest: dict[str, Candidate] = {}
     for c in others:
         name = c.deployment.accelerator.name
         if c.feasible and name != best.deployment.accelerator.name:
             cheapest[name] = min(cheapest.get(name, c), c, key=lambda x: (x.usd_per_hour, x.deployment.label))
+            fewest[name] = min(fewest.get(name, c), c, key=lambda x: (x.deployment.num_gpus, x.deployment.label))
     rows = []
-    for c in cheapest.values():
+    for c in fewest.values():
         d = c.deployment
         rows.append(BreakEven(d, c.usd_per_hour / d.num_gpus, best.usd_per_hour / d.num_gpus))
     rows.sort(key=lambda r: (r.usd_per_gpu_hour / r.break_even, r.deployment.label))

@@ -179,6 +179,11 @@ async def upload(request: Request) -> Response:
     return await run_in_threadpool(lambda: wire.answer(traffic_document(Window(id=keep(workload)))))
 
 
+def scrub(text: str, path: Path, name: str) -> str:
+    """A message about the upload without the server's folder, even where a library cut the path short."""
+    return text.replace(str(path), name).replace(f"{path.parent}/", "")
+
+
 def _read(path: Path, name: str) -> Workload:
     """The log, with every mention of the temporary folder replaced by the name the person knows."""
     from gambrel.traffic import ready_to_replay
@@ -186,9 +191,9 @@ def _read(path: Path, name: str) -> Workload:
     try:
         found = ready_to_replay(api.read_workload(path))
     except GambrelError as error:
-        raise WorkloadError(str(error).replace(str(path), name)) from error
-    clean = tuple(w.replace(str(path), name) for w in found.warnings)
-    return replace(found, source=found.source.replace(str(path), name), warnings=clean)
+        raise WorkloadError(scrub(str(error), path, name)) from error
+    clean = tuple(scrub(w, path, name) for w in found.warnings)
+    return replace(found, source=scrub(found.source, path, name), warnings=clean)
 
 
 class Generated(msgspec.Struct, frozen=True, kw_only=True):
