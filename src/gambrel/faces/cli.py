@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -483,9 +484,11 @@ def progress_on_stderr() -> Any:
 def only_what_is_asked(words: list[str]) -> typer.Typer:
     """The program with the one command that ``words`` name, or with all: making all options takes 0.1 s."""
     asked = [c for c in app.registered_commands if words and c.name == words[0]]
-    if asked:
-        app.registered_commands = asked
-    return app
+    if not asked:
+        return app
+    alone = copy(app)
+    alone.registered_commands = asked
+    return alone
 
 
 def main() -> None:
