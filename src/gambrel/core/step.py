@@ -2,7 +2,7 @@
 
 A :class:`Step` is a handful of sums over the batch; that is enough to price it. A :class:`CostModel` turns a
 step into a :class:`StepCost`, and compiles itself into a :class:`StepTable`: per-token-count tables for all
-matrix multiplications and collectives, and straight lines for attention. :func:`step_seconds` evaluates a table
+matrix multiplications and collectives, and straight lines for attention. :func:`step_parts` evaluates a table
 in O(1); it is plain arithmetic on floats and arrays, so the engine compiles the very same source with numba,
 and the simulator cannot tell an analytic, a calibrated and a measured cost apart.
 """
@@ -29,7 +29,6 @@ __all__ = [
     "causal_pairs",
     "pairs_within",
     "step_parts",
-    "step_seconds",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -211,7 +210,7 @@ class StepTable:
         return len(self.head) - 1
 
     def arrays(self) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats, Floats, Floats]:
-        """The arrays in the order of :func:`step_seconds`."""
+        """The arrays in the order of :func:`step_parts`."""
         return (
             self.linear, self.linear_compute, self.linear_weights, self.collective, self.overhead,
             self.head, self.head_compute, self.head_weights, self.lines,
@@ -281,19 +280,6 @@ def step_parts(
         attention = np.maximum(kv_decode, flops_decode) + np.maximum(kv_prefill, flops_prefill)
         total = linear[tokens] + head[sampled] + attention + wire + host
     return compute, weights, memory, wire, host, total
-
-
-def step_seconds(
-    linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
-    head: Any, head_compute: Any, head_weights: Any, lines: Any,
-    tokens: Any, sampled: Any, decodes: Any, kv: Any, kv_win: Any,
-    pre_tokens: Any, pre_chunks: Any, pairs: Any, pairs_win: Any,
-) -> Any:  # fmt: skip
-    """Total seconds of one step; see :func:`step_parts`."""
-    return step_parts(
-        linear, linear_compute, linear_weights, collective, overhead, head, head_compute, head_weights, lines,
-        tokens, sampled, decodes, kv, kv_win, pre_tokens, pre_chunks, pairs, pairs_win,
-    )[5]  # fmt: skip
 
 
 class CostModel(Protocol):
