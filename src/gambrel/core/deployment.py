@@ -19,10 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Deployment"]
 
+_NO_PREFILL: dict[str, Any] = {
+    "prefill_replicas": 0, "prefill_tp": None, "prefill_pp": None, "prefill_ep": None, "prefill_attention_dp": None,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Deployment:
     """A model on a fleet of equal replicas; every field is a choice that a plan can make.
+
+    With ``prefill_replicas`` above 0 prompts are computed by that many workers of their own (prefill/decode
+    disaggregation), and ``replicas`` counts the decode workers. Prefill workers are cut as the decode workers are
+    but for ``prefill_tp``, ``prefill_pp``, ``prefill_ep`` and ``prefill_attention_dp`` where those are given.
+    ``kv_link_bytes_per_s`` is what one accelerator moves in one direction from pool to pool; None: its network port.
+    ``expert_load`` is the tokens of the busiest rank over the mean rank's under expert parallelism; None: the cost
+    model's own figure.
 
     ``tp`` x ``pp`` accelerators make one replica. ``attention_dp`` divides the ``tp`` ranks into as many groups that
     each attend for their own sequences with their own copy of the attention (and shared) weights, while experts stay
@@ -57,6 +68,13 @@ class Deployment:
     acceptance: float = 0.0
     draft_cost: float = 0.0
     routing: str = "round_robin"
+    prefill_replicas: int = 0
+    prefill_tp: int | None = None
+    prefill_pp: int | None = None
+    prefill_ep: int | None = None
+    prefill_attention_dp: int | None = None
+    kv_link_bytes_per_s: float | None = None
+    expert_load: float | None = None
 
     def __post_init__(self) -> None:
         whole = ("tp", "pp", "ep", "attention_dp", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size")
@@ -64,6 +82,18 @@ class Deployment:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise DeploymentError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.prefill_replicas < 0:
+            raise DeploymentError(f"prefill_replicas must be at least 0, which is none, got {self.prefill_replicas!r}")
+        for name in ("prefill_tp", "prefill_pp", "prefill_ep", "prefill_attention_dp"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise DeploymentError(f"{name} must be a whole number of at least 1, or None, got {value!r}")
+        if self.kv_link_bytes_per_s is not None and not self.kv_link_bytes_per_s > 0.0:
+            raise DeploymentError(f"kv_link_bytes_per_s must be above 0, got {self.kv_link_bytes_per_s!r}")
+        if self.expert_load is not None and not self.expert_load >= 1.0:
+            raise DeploymentError(
+                f"expert_load is the busiest rank's tokens over the mean rank's, at least 1, got {self.expert_load!r}"
+            )
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise DeploymentError(
                 f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization!r}"
@@ -87,15 +117,59 @@ class Deployment:
         return self.tp * self.pp
 
     @property
+    def disaggregated(self) -> bool:
+        """Whether prompts have workers of their own."""
+        return self.prefill_replicas > 0
+
+    @property
+    def decode_pool(self) -> Deployment:
+        """The decode workers alone, as a deployment; itself where prompts have no workers of their own."""
+        return replace(self, **_NO_PREFILL) if self.disaggregated else self
+
+    @property
+    def prefill_pool(self) -> Deployment:
+        """The prefill workers alone, as a deployment of ``prefill_replicas`` replicas.
+
+        Raises:
+            DeploymentError: there are none.
+        """
+        return replace(
+            self,
+            **_NO_PREFILL,
+            replicas=self.prefill_replicas,
+            tp=self.tp if self.prefill_tp is None else self.prefill_tp,
+            pp=self.pp if self.prefill_pp is None else self.prefill_pp,
+            ep=self.ep if self.prefill_ep is None else self.prefill_ep,
+            attention_dp=self.attention_dp if self.prefill_attention_dp is None else self.prefill_attention_dp,
+        )
+
+    @property
     def num_gpus(self) -> int:
-        """Accelerators in all."""
-        return self.gpus_per_replica * self.replicas
+        """Accelerators in all, of both pools."""
+        own = self.gpus_per_replica * self.replicas
+        return own + self.prefill_pool.num_gpus if self.disaggregated else own
 
     @property
     def usd_per_hour(self) -> float | None:
         """Dollars per hour of the fleet, on machines that hold a tensor-parallel group; None without a price."""
+        if self.disaggregated:
+            prefill, decode = self.prefill_pool.usd_per_hour, self.decode_pool.usd_per_hour
+            return None if prefill is None or decode is None else prefill + decode
         price = self.accelerator.price_for(self.tp)
         return None if price is None else price.usd_per_hour * self.num_gpus
+
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Layers of each pipeline stage, first to last, as vLLM divides them.
+
+        Equal parts; what remains goes to the stages before the last, from the back, for the last one also has the
+        head (``get_pp_indices`` in ``vllm/distributed/utils.py``).
+        """
+        each, rest = divmod(self.model.num_layers, self.pp)
+        layers = [each] * self.pp
+        for k in range(2, rest + 2):
+            layers[-k] += 1
+        return tuple(layers)
 
     def with_(self, **changes: Any) -> Deployment:
         """The same deployment with some fields changed."""
@@ -103,7 +177,9 @@ class Deployment:
 
     @property
     def label(self) -> str:
-        """A short unambiguous name, e.g. ``2 x h100-sxm tp2 fp8``."""
+        """A short unambiguous name, e.g. ``2 x h100-sxm tp2 fp8``, or ``1 x ... prefill + 2 x ... decode``."""
+        if self.disaggregated:
+            return f"{self.prefill_pool.label} prefill + {self.decode_pool.label} decode"
         kv = "" if self.kv == "bf16" else f" kv-{self.kv}"
         parallel = f" tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "") + (f" ep{self.ep}" if self.ep > 1 else "")
         parallel += f" dp{self.attention_dp}" if self.attention_dp > 1 else ""
