@@ -17,7 +17,8 @@ from gambrel.core.plan import FrontPoint, Plan
 from gambrel.core.slo import SLO
 from gambrel.core.workload import Workload
 from gambrel.faces import api
-from gambrel.faces.plan_answers import answers_document, answers_tables
+from gambrel.faces.plan_answers import answers_document
+from gambrel.faces.tables import plan_tables
 from gambrel.plan import Space, plan
 from gambrel.plan.chance import chances, outcome, redrawn, slowed
 from gambrel.plan.compare import no_worse, pareto_front
@@ -271,7 +272,7 @@ def test_growth_that_cannot_be_is_refused(answer: Plan, growth: float, months: i
 def test_every_answer_is_a_table_and_a_document(answer: Plan) -> None:
     document = answers_document(answer)
     assert json.loads(json.dumps(document))
-    titles = [getattr(block, "title", "") for block in answers_tables(answer)]
+    titles = [getattr(block, "title", "") for block in plan_tables(answer)]
     for title in ("how sure", "the settings, and one step either way", "break-even prices"):
         assert title in titles
 

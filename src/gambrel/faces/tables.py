@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gambrel.core.curve import Curve
-    from gambrel.core.plan import Candidate, Plan
+    from gambrel.core.plan import Plan
     from gambrel.core.run import Distribution, Run
     from gambrel.core.slo import Verdict
     from gambrel.core.step import MemoryBudget
+    from gambrel.report import Table as Page
     from gambrel.traffic import WorkloadFigures
 
 __all__ = ["curve_tables", "grid", "plan_tables", "run_tables", "verdict_table", "workload_tables"]
 
 MARKS = {"compute": "compute", "weights": "weights", "kv": "KV", "collective": "collective", "overhead": "overhead"}
-ALTERNATIVES_SHOWN = 12
+SAID = {"How sure", "Growth"}
+"""Tables whose sentence says what no row does."""
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
@@ -183,43 +185,17 @@ def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> li
     ]  # fmt: skip
 
 
-def candidate_row(c: Candidate) -> list[str]:
-    """A row of the plan table."""
-    d = c.deployment
-    price = d.usd_per_hour
-    worst = min((v for v in c.verdicts), key=lambda v: v.margin, default=None)
-    simulated = c.stage == "simulated"
-    return [
-        d.label,
-        "" if price is None or not simulated else human.dollars(price),
-        "" if c.pricing is None else human.dollars(c.pricing.usd_per_mtok),
-        human.percent(c.idle_share) if simulated else "",
-        "" if worst is None or not simulated else human.signed_percent(worst.margin),
-        c.lost_because or "chosen",
-    ]
-
-
-def best_of_each(plan: Plan) -> list[Candidate]:
-    """The chosen one, then the best row of every accelerator, then more of those that hold, up to the limit."""
-    shown = [plan.chosen]
-    seen = {plan.chosen.deployment.accelerator.name}
-    for c in plan.alternatives:
-        name = c.deployment.accelerator.name
-        if name not in seen and c.stage != "fits":
-            seen.add(name)
-            shown.append(c)
-    rest = [c for c in plan.alternatives if c.feasible and c not in shown]
-    shown += rest[: max(0, ALTERNATIVES_SHOWN - len(shown))]
-    shown[1:] = sorted(shown[1:], key=lambda c: (not c.feasible, c.stage != "simulated", c.usd_per_hour))
-    if plan.biggest_gpu is not None and plan.biggest_gpu not in shown[: ALTERNATIVES_SHOWN + 4]:
-        shown.append(plan.biggest_gpu)
-    return shown
-
-
-def too_small(plan: Plan) -> list[Candidate]:
-    """Shapes of accelerators on which no shape of the search fits, the nearest to fitting first."""
-    others = {c.deployment.accelerator.name for c in (plan.chosen, *plan.alternatives) if c.stage != "fits"}
-    return [c for c in plan.alternatives if c.deployment.accelerator.name not in others]
+def shown(table: Page, columns: Sequence[str] | None = None) -> Table:
+    """A table of the report in the terminal: the same rows, all its columns or those named."""
+    kept = range(len(table.columns)) if columns is None else [table.columns.index(name) for name in columns]
+    found = grid(
+        table.heading[:1].lower() + table.heading[1:],
+        [table.columns[i] for i in kept],
+        [[row[i] for i in kept] for row in table.rows],
+    )
+    for column, i in zip(found.columns, kept, strict=True):
+        column.justify = "right" if table.numeric[i] else "left"
+    return found
 
 
 def answer_table(plan: Plan) -> Table:
@@ -240,47 +216,6 @@ def answer_table(plan: Plan) -> Table:
     return facts(f"plan for {plan.workload}: {plan.num_requests:,} requests, {plan.rate_rps:.3g}/s", rows)
 
 
-def objective_rows(plan: Plan) -> list[list[str]]:
-    """Each objective: limit, reached, interval, margin, where it breaks."""
-    rows = []
-    for v in plan.chosen.verdicts:
-        low, high = plan.intervals.get(v.objective.name, (float("nan"), float("nan")))
-        breaks = plan.breaks_at.get(v.objective.name, float("inf"))
-        rows.append(
-            [
-                v.objective.name,
-                human.seconds(v.objective.limit_s),
-                human.seconds(v.reached_s),
-                "" if math.isnan(low) else f"{human.seconds(low)} to {human.seconds(high)}",
-                human.signed_percent(v.margin),
-                f"{breaks:.2f}x load" if math.isfinite(breaks) else "beyond 4x",
-            ]
-        )
-    return rows
-
-
-def against_table(plan: Plan) -> Table:
-    """What fits nowhere, the biggest GPU, and what a demo would have bought."""
-    rows = []
-    small = too_small(plan)
-    if small:
-        names = ", ".join(dict.fromkeys(x.deployment.accelerator.name for x in small))
-        rows.append(("too small", f"{names}; nearest {small[0].deployment.label}: {small[0].lost_because}"))
-    b = plan.biggest_gpu
-    if b is not None and b is plan.chosen:
-        rows.append(("biggest GPU", plan.biggest_gpu_because or "it is the right one here"))
-    elif b is not None and b.feasible:
-        extra, idle = human.per_hour(plan.biggest_gpu_extra_usd_per_hour), human.percent(b.idle_share)
-        text = f"{b.deployment.label} holds too, for {extra} more; {idle} of what it can carry stays unused"
-        rows.append(("biggest GPU", text))
-    elif b is not None:
-        rows.append(("biggest GPU", f"{b.deployment.label}: {b.lost_because}"))
-    demo = plan.demo_plan
-    name = "" if demo is None else f"{demo.deployment.label}; under the real log: "
-    rows.append(("a demo buys", f"{name}{plan.demo_plan_hits}"))
-    return facts("against", rows)
-
-
 def last_column_left(table: Table) -> Table:
     """Words in the last column."""
     table.columns[-1].justify = "left"
@@ -288,39 +223,24 @@ def last_column_left(table: Table) -> Table:
 
 
 def plan_tables(plan: Plan) -> list[RenderableType]:
-    """The answer, why, against what, and what next."""
-    from gambrel.faces.plan_answers import answers_tables
+    """The answer, why, against what, and what next: the rows of the report, for 100 columns."""
+    from gambrel.report import against_table, answer_tables, cell_table, fix_table, objective_table, plan_table
 
     c = plan.chosen
-    blocks: list[RenderableType] = [
-        answer_table(plan),
-        "",
-        grid("objectives", ["", "limit", "reached", "80 % interval", "margin", "breaks at"], objective_rows(plan)),
-        "",
-    ]
+    blocks: list[RenderableType] = [answer_table(plan), "", shown(objective_table(plan)), ""]
     unlimited = [m for m in ("ttft", "tpot") if not any(v.objective.metric in {m, "e2e"} for v in c.verdicts)]
     if unlimited:
         reached = ", ".join(f"{m}.p95 reaches {human.seconds(c.latency[m].p95)}" for m in unlimited)
         blocks += [f"without an objective: {reached}; add one to bound it", ""]
-    columns = ["deployment", "$/h", "$/Mtok", "unused", "margin", "why not"]
-    rows = [candidate_row(x) for x in best_of_each(plan)]
-    cells = [
-        [x.label, human.seconds(x.ttft_p95_s), human.seconds(x.tpot_p95_s), human.seconds(x.e2e_p95_s),
-         f"{x.tokens_per_s:,.0f}", human.percent(x.kv_usage_max), x.hides]
-        for x in plan.cells
-    ]  # fmt: skip
-    heads = ["", "TTFT", "TPOT", "E2E", "tok/s", "KV max", "what it hides"]
-    blocks += [
-        last_column_left(grid("candidates: the best of each accelerator", columns, rows)),
-        "",
-        against_table(plan),
-        "",
-        last_column_left(grid("demo against production, on the chosen deployment (p95)", heads, cells)),
-        "",
-    ]
-    if plan.cheaper_fixes:
-        fix_rows = [[f.change, human.per_hour(f.usd_per_hour), f.effect] for f in plan.cheaper_fixes]
-        blocks += [last_column_left(grid("before an upgrade", ["change", "cost", "effect"], fix_rows)), ""]
-    blocks += answers_tables(plan)
+    blocks += [shown(plan_table(plan), ("deployment", "$/h", "$/Mtok out", "unused", "worst margin", "why not")), ""]
+    blocks += [shown(against_table(plan)), ""]
+    if plan.cells:
+        columns = ("test", "TTFT p95", "TPOT p95", "E2E p95", "tokens/s", "KV max", "what it hides")
+        blocks += [shown(cell_table(plan.cells), columns), ""]
+    for table in (fix_table(plan.cheaper_fixes), *answer_tables(plan)):
+        if table is not None:
+            blocks += [shown(table), ""]
+            if table.heading in SAID:
+                blocks[-1:] = [Text(table.sentence, style="dim"), ""]
     done = f"{plan.num_considered:,} settings, {plan.num_simulated:,} simulated, {plan.wall_s:.1f} s"
     return [*blocks, facts("next", [("measure", plan.measure_next), ("searched", done)])]

@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gambrel.report.answers import answer_tables
     from gambrel.report.charts import CHARTS
     from gambrel.report.choice import (
+        against_table,
         cell_latency,
         cell_table,
         cost_of_candidates,
@@ -53,6 +55,8 @@ __all__ = [
     "Table",
     "TrafficView",
     "Trust",
+    "against_table",
+    "answer_tables",
     "arrivals_over_time",
     "batch_over_time",
     "bursts",
@@ -90,8 +94,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "answers": ("answer_tables",),
     "charts": ("CHARTS",),
     "choice": (
+        "against_table",
         "cell_latency",
         "cell_table",
         "cost_of_candidates",

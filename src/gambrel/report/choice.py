@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gambrel.report.style import Spec
 
 __all__ = [
+    "against_table",
     "cell_latency",
     "cell_table",
     "cost_of_candidates",
@@ -25,13 +26,18 @@ __all__ = [
     "objective_table",
     "plan_table",
     "shown_candidates",
+    "too_small",
+    "unused",
 ]
 
 _MOST_SHOWN: Final = 14
 
 
 def shown_candidates(plan: Plan, most: int = _MOST_SHOWN) -> list[Candidate]:
-    """The chosen one, the best row of every accelerator, then the cheapest that hold; the biggest GPU always."""
+    """The chosen one, the best row of every accelerator that holds the model, then the cheapest that hold.
+
+    The biggest GPU is always a row; accelerators on which nothing fits are :func:`too_small` instead.
+    """
     picked: list[Candidate] = [plan.chosen]
     seen = {plan.chosen.deployment.accelerator.name}
     if plan.biggest_gpu is not None and plan.biggest_gpu is not plan.chosen:
@@ -40,13 +46,50 @@ def shown_candidates(plan: Plan, most: int = _MOST_SHOWN) -> list[Candidate]:
     for c in plan.alternatives:
         if len(picked) >= most:
             break
-        if c.deployment.accelerator.name not in seen:
+        if c.deployment.accelerator.name not in seen and c.stage != "fits":
             seen.add(c.deployment.accelerator.name)
             picked.append(c)
     ids = {id(c) for c in picked}
     more = [c for c in plan.alternatives if c.feasible and id(c) not in ids]
     picked += more[: max(0, most - len(picked))]
     return [picked[0], *sorted(picked[1:], key=lambda c: (not c.feasible, c.stage != "simulated", c.usd_per_hour))]
+
+
+def too_small(plan: Plan) -> list[Candidate]:
+    """Shapes of accelerators on which no shape of the search fits, the nearest to fitting first."""
+    others = {c.deployment.accelerator.name for c in (plan.chosen, *plan.alternatives) if c.stage != "fits"}
+    return [c for c in plan.alternatives if c.deployment.accelerator.name not in others]
+
+
+def against_table(plan: Plan) -> Table:
+    """What the decision is held against: the biggest GPU, what a demo would have bought, what is too small."""
+    lines = []
+    big = plan.biggest_gpu
+    if big is plan.chosen and big is not None:
+        lines.append(("the biggest GPU", big.deployment.label, _cost(big), plan.biggest_gpu_because or "it is chosen"))
+    elif big is not None:
+        outcome = big.lost_because
+        if big.feasible:
+            outcome = f"holds too, for {say.per_hour(plan.biggest_gpu_extra_usd_per_hour)} more{unused(big, 'leaves')}"
+        lines.append(("the biggest GPU", big.deployment.label, _cost(big), outcome))
+    demo = plan.demo_plan
+    label = "nothing" if demo is None else demo.deployment.label
+    lines.append(("a demo buys", label, "" if demo is None else _cost(demo), plan.demo_plan_hits))
+    small = too_small(plan)
+    if small:
+        names = ", ".join(dict.fromkeys(c.deployment.accelerator.name for c in small))
+        nearest = small[0]
+        lines.append(("too small", nearest.deployment.label, "", f"{nearest.lost_because}; likewise {names}"))
+    sentence = (
+        "The dearest choice, what one user with a short prompt would have bought and what it meets under the log, and "
+        "what cannot hold the model at all."
+    )
+    columns = ("", "deployment", "cost", "what comes of it")
+    return Table("Against the plan", sentence, columns, tuple(lines), (False, False, True, False))
+
+
+def _cost(c: Candidate) -> str:
+    return say.per_hour(c.usd_per_hour) if math.isfinite(c.usd_per_hour) else ""
 
 
 def _standing(plan: Plan, c: Candidate) -> str:

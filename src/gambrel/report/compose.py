@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gambrel.report import humanise as say
+from gambrel.report.answers import (
+    chance_text,
+    confidence_table,
+    front_table,
+    growth_table,
+    interval_table,
+    mode_table,
+    price_table,
+    setting_table,
+    sure_table,
+)
 from gambrel.report.choice import (
+    against_table,
     cell_latency,
     cell_table,
     cost_of_candidates,
@@ -29,6 +41,7 @@ from gambrel.report.demand import (
 )
 from gambrel.report.document import Fact, Report, Section
 from gambrel.report.memory import HeldTokens, memory_vs_concurrency
+from gambrel.report.pareto import cost_vs_latency
 from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
 from gambrel.report.style import caption
 
@@ -138,8 +151,11 @@ def plan_report(plan: Plan, curve: Curve | None = None, traffic: TrafficView | N
         Section(
             "The decision",
             _decision_sentence(plan),
-            _kept([objective_table(plan), cost_of_candidates(plan), *_demo(plan), plan_table(plan)]),
+            _kept(
+                [objective_table(plan), cost_of_candidates(plan), *_demo(plan), plan_table(plan), against_table(plan)]
+            ),
         ),
+        *_answers(plan),
         _load_section(plan),
     ]
     if traffic is not None:
@@ -268,6 +284,28 @@ def _decision_sentence(plan: Plan) -> str:
 
 def _demo(plan: Plan) -> list[Spec | Table | None]:
     return [cell_latency(plan.cells), cell_table(plan.cells) if plan.cells else None]
+
+
+def _answers(plan: Plan) -> list[Section]:
+    """How sure, the settings, what money buys: only what the plan holds."""
+    growth = None if plan.outlook is None else growth_table(plan.outlook)
+    fronts = [cost_vs_latency(plan, o) for o in plan.slo.objectives]
+    sure = _kept([sure_table(plan), confidence_table(plan), interval_table(plan)])
+    money = _kept([*fronts, front_table(plan), price_table(plan), mode_table(plan)])
+    found = [
+        Section("How sure it is", _sure_sentence(plan), sure),
+        Section("The engine's settings", "", _kept([setting_table(plan)])),
+        Section("What more money buys, and what less", "", money),
+        Section("When traffic grows month by month", "", _kept([growth])),
+    ]
+    return [section for section in found if section.items]
+
+
+def _sure_sentence(plan: Plan) -> str:
+    every = next((c for c in plan.chances if c.objective == "all"), None)
+    if every is None:
+        return ""
+    return f"The chance that every objective holds on another stretch of the same traffic: {chance_text(every.chance)}."
 
 
 def _load_section(plan: Plan) -> Section:
