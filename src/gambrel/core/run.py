@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from gambrel.core.step import CAUSES
 
@@ -117,7 +118,9 @@ class Run:
     made the arrivals; seconds on the workload's clock):
         arrival_s, scheduled_s, first_token_s, last_token_s: NaN where a request failed or never got there.
         prompt_tokens, output_tokens: int64.
-        preemptions: int64 times a request was evicted and recomputed.
+        preemptions: int64 or int32 times a request was evicted and recomputed.
+        paused_s: float32[n, 2] seconds lost to that before the first token (from the first eviction to that token) and
+            after it (gaps between tokens in which it was evicted and recomputed), or None where nobody counted.
         cached_tokens: int64 prompt tokens found in a prefix cache when first scheduled, or None where nobody counted.
         replica: int64 which replica served it.
         itl: pooled gaps between tokens.
@@ -138,7 +141,7 @@ class Run:
     last_token_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
-    preemptions: Ints
+    preemptions: Ints | npt.NDArray[np.int32]
     replica: Ints
     itl: Histogram
     busy_s: float
@@ -151,6 +154,7 @@ class Run:
     kv_usage_mean: float
     kv_usage_max: float
     cached_tokens: Ints | None = None
+    paused_s: npt.NDArray[np.float32] | None = None
     replicas: int = 1
     series: Series | None = None
     origin: str = "simulated"
@@ -181,6 +185,22 @@ class Run:
         gaps = (self.output_tokens - 1).astype(np.float64)
         gaps[gaps < 1] = np.nan
         return (self.last_token_s - self.first_token_s) / gaps
+
+    def phases_s(self) -> dict[str, Floats]:
+        """The time of each request by phase: queue, prefill, decode and preempted, float64[n] each, NaN if unfinished.
+
+        They add up to its E2E. Queue is arrival to first scheduled, prefill from there to the first token, decode to
+        the last; what an eviction cost, waiting and computing again until the next token, is taken out of both and
+        is ``preempted``.
+        """
+        done = np.where(np.isfinite(self.last_token_s), 0.0, np.nan)
+        paused = np.zeros((len(self), 2)) if self.paused_s is None else self.paused_s.astype(np.float64)
+        return {
+            "queue": self.queue_s + done,
+            "prefill": self.first_token_s - self.scheduled_s - paused[:, 0] + done,
+            "decode": self.last_token_s - self.first_token_s - paused[:, 1],
+            "preempted": paused.sum(axis=1) + done,
+        }
 
     @cached_property
     def _distributions(self) -> dict[str, Distribution]:

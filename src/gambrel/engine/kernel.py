@@ -143,7 +143,7 @@ def advance(
     chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     promise_output: bool, static_batch: bool, prefill_first: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
-    hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
     histogram: Any, bits: Any, bits_int: Any, samples: Any, cache: Any,
 ) -> None:  # fmt: skip
@@ -276,7 +276,10 @@ def advance(
                         )
                     else:
                         free += (cached + block_size - 1) // block_size
-                    preemptions[slots[replica, REQUEST, victim]] += 1
+                    i = slots[replica, REQUEST, victim]
+                    if preemptions[i] == 0 and slots[replica, GENERATED, victim] == 0:
+                        token_s[replica, victim] = clock  # its first token is late by what follows
+                    preemptions[i] += 1
                     slots[replica, STACK, preempted] = victim
                     preempted += 1
                     running -= 1
@@ -310,7 +313,10 @@ def advance(
                                 free += (done + block_size - 1) // block_size
                             tail = slots[replica, BEFORE, partial]
                             admit = False
-                            preemptions[slots[replica, REQUEST, partial]] += 1
+                            i = slots[replica, REQUEST, partial]
+                            if preemptions[i] == 0 and slots[replica, GENERATED, partial] == 0:
+                                token_s[replica, partial] = clock
+                            preemptions[i] += 1
                             slots[replica, STACK, preempted] = partial
                             preempted += 1
                             partial = -1
@@ -580,8 +586,11 @@ def advance(
             cached = prompt[i] + slots[replica, GENERATED, slot]
             if slots[replica, GENERATED, slot] == 0:
                 first[i] = clock
+                if preemptions[i] > 0:
+                    paused[i, 0] = clock - token_s[replica, slot]
             else:
                 gap = clock - token_s[replica, slot]
+                paused[i, 1] += gap
                 gap_total += gap
                 bits[replica, 0] = gap
                 histogram[

@@ -54,7 +54,7 @@ def replay(
     chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     promise_output: bool, static_batch: bool, prefill_first: bool,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
-    hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
     draft_tokens: int, draft_s: float, accepted: Any,
 ) -> None:  # fmt: skip
@@ -240,6 +240,8 @@ def replay(
                         held[victim] = 0
                         computed[victim] = 0
                         decoding[victim] = False
+                        if preemptions[victim] == 0 and generated[victim] == 0:
+                            token_s[victim] = clock  # its first token is late by what follows
                         preemptions[victim] += 1
                         stack[num_preempted] = victim
                         num_preempted += 1
@@ -355,8 +357,12 @@ def replay(
                 if decoding[i] or computed[i] == prompt[i] + generated[i]:
                     if generated[i] == 0:
                         first[i] = clock
+                        if preemptions[i] > 0:
+                            paused[i, 0] = clock - token_s[i]
                     else:
                         gap = clock - token_s[i]
+                        if not decoding[i]:
+                            paused[i, 1] += gap
                         floats[0, GAP_TOTAL] += gap
                         bits[0, 0] = gap
                         histogram[0, min(max((bits_int[0, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1

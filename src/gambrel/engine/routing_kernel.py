@@ -113,7 +113,7 @@ def serve_open(
     chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
     promise_output: bool, static_batch: bool, prefill_first: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
-    hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
     histogram: Any, bits: Any, bits_int: Any, samples: Any, cache: Any,
 ) -> None:  # fmt: skip
@@ -137,7 +137,7 @@ def serve_open(
                     chunked_prefill, reserve_full_prompt, watermark_blocks, prefix_caching,
                     promise_output, static_batch, prefill_first,
                     arrival, prompt, output, follow, scheduled, first, last, preemptions,
-                    hits, units, unit_offsets, unit_sizes,
+                    paused, hits, units, unit_offsets, unit_sizes,
                     ints, floats, slots, token_s, ring, crossings, offsets, histogram, bits, bits_int, samples, cache,
                 )  # fmt: skip
         if i < n:

@@ -156,6 +156,8 @@ def replay(
             f"{workload.source or workload.name}: routing session_sticky needs a session column; "
             "name one when reading the log, or route by prefix_aware or least_outstanding"
         )
+    if workload.closed_loop and workload.staggered:
+        workload = _staggered(table, limits, workload)
     prefixes = _prefixes(workload, limits)
     if limits.prefix_caching and prefixes is None and not oracle:
         # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
@@ -172,6 +174,17 @@ def replay(
     ints, floats, histogram = Replicas.total(served)
     sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
     return Replay(requests, assigned, ints, floats, histogram, sampled)
+
+
+def _staggered(table: StepTable, limits: Limits, workload: Workload) -> Workload:
+    """The same users, their starts spread evenly over the time the first request takes on an idle replica."""
+    alone = replace(workload.take(slice(0, 1)), closed_loop=0, staggered=False, think_s=None)
+    alone_s = float(replay(table, limits, alone).requests.last[0] - alone.arrival_s[0])
+    users = min(workload.closed_loop, len(workload))
+    arrival_s = np.zeros(len(workload))
+    arrival_s[:users] = alone_s * np.arange(users) / users
+    arrival_s[users:] = arrival_s[users - 1]
+    return replace(workload, arrival_s=arrival_s, staggered=False)
 
 
 def _prefixes(workload: Workload, limits: Limits) -> Prefixes | None:
@@ -238,6 +251,7 @@ def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -
         prompt_tokens=requests.prompt,
         output_tokens=requests.output,
         preemptions=requests.preemptions,
+        paused_s=requests.paused,
         cached_tokens=requests.cached,
         replica=played.replica,
         itl=Histogram(bucket_edges()[low : high + 1], played.histogram[low:high], float(floats[GAP_TOTAL])),

@@ -184,7 +184,9 @@ class Requests:
     """Columns with one row a request: what is asked (float64, int64), whose turn is next, and what happened.
 
     ``follow`` int32: the request after this one in its replica's waiting line, -1 at the end.
-    ``scheduled``, ``first``, ``last`` float64 seconds, NaN until they happen; ``preemptions`` int64.
+    ``scheduled``, ``first``, ``last`` float64 seconds, NaN until they happen; ``preemptions`` int32.
+    ``paused`` float32[n, 2] seconds lost to preemption before the first token (from the first eviction to that token)
+    and after it (gaps between tokens in which the request was evicted and recomputed).
     ``cached`` int64: tokens of the prompt found in the prefix cache at first admission; ``prefixes``: what they share.
     ``users`` above 0 make the arrivals of a closed loop, with pauses of ``think`` float64 seconds after each row, or
     none where it is empty.
@@ -197,7 +199,8 @@ class Requests:
     scheduled: Floats
     first: Floats
     last: Floats
-    preemptions: Ints
+    preemptions: npt.NDArray[np.int32]
+    paused: npt.NDArray[np.float32]
     cached: Ints
     prefixes: Prefixes
     users: int
@@ -220,7 +223,8 @@ class Requests:
             np.full(n, np.nan),
             np.full(n, np.nan),
             np.full(n, np.nan),
-            np.zeros(n, np.int64),
+            np.zeros(n, np.int32),
+            np.zeros((n, 2), np.float32),
             np.zeros(n, np.int64),
             prefixes or Prefixes.none(n),
             min(workload.closed_loop, n),
@@ -241,13 +245,14 @@ class Requests:
         for column in (self.scheduled, self.first, self.last):
             column.fill(np.nan)
         self.preemptions.fill(0)
+        self.paused.fill(0)
         self.cached.fill(0)
 
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernels."""
         return (
             self.arrival, self.prompt, self.output, self.follow,
-            self.scheduled, self.first, self.last, self.preemptions,
+            self.scheduled, self.first, self.last, self.preemptions, self.paused,
             self.cached, self.prefixes.units, self.prefixes.offsets, self.prefixes.sizes,
         )  # fmt: skip
 
