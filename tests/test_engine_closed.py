@@ -157,3 +157,29 @@ def test_pauses_must_be_times() -> None:
         Workload(np.zeros(2), one, one, closed_loop=1, think_s=np.array([1.0, -1.0]))
     with pytest.raises(WorkloadError, match="think_s has 1 rows"):
         Workload(np.zeros(2), one, one, closed_loop=1, think_s=np.array([1.0]))
+
+
+@given(closed())
+@settings(max_examples=50)
+def test_staggered_users_start_spread_over_the_time_one_request_takes_alone(case: Case) -> None:
+    users = case.workload.closed_loop
+    alone = replace(case.workload.take(slice(0, 1)), closed_loop=0, think_s=None)
+    alone_s = replay(case.table, case.limits, alone).requests.last[0] - alone.arrival_s[0]
+    users = min(users, len(case.workload))
+    starts = np.full(len(case.workload), alone_s * (users - 1) / users)
+    starts[:users] = alone_s * np.arange(users) / users
+    told = replay(case.table, case.limits, replace(case.workload, arrival_s=starts)).requests
+    asked = replay(case.table, case.limits, replace(case.workload, staggered=True)).requests
+    assert told.arrival.tobytes() == asked.arrival.tobytes()
+    assert told.last.tobytes() == asked.last.tobytes()
+
+
+def test_staggered_users_of_one_length_do_not_prefill_together() -> None:
+    """Eight users in step wait for eight prompts each time; spread, for their own."""
+    n, users = 400, 8
+    loop = Workload(np.zeros(n), np.full(n, 1000), np.full(n, 100), closed_loop=users)
+    table, limits = affine_table(8192, users), Limits(users, 8192, 10_000)
+    together, spread = (replay(table, limits, replace(loop, staggered=s)).requests for s in (False, True))
+    alone = np.min(spread.first - spread.arrival)
+    assert np.median(together.first - together.arrival) > 6 * alone
+    assert np.median(spread.first - spread.arrival) < 2 * alone

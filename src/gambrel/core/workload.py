@@ -40,6 +40,8 @@ class Workload:
         closed_loop: when above 0, this many users each send their next request when the last one has ended; arrival
             times are then the engine's to make. ``arrival_s`` holds the users' starts in the first ``closed_loop``
             rows (all zero: together) and is not read beyond them.
+        staggered: users of a closed loop start evenly spread over the time one request takes alone, which only the
+            engine knows; requests of one length would otherwise go in step with each other for ever.
         think_s: float64[n] seconds a user of a closed loop pauses between the end of this request and the next one
             sent, or None for no pause.
         has_arrivals: False when the source had lengths only and the times were made up.
@@ -59,6 +61,7 @@ class Workload:
     warnings: tuple[str, ...] = field(default=())
     has_arrivals: bool = True
     closed_loop: int = 0
+    staggered: bool = False
     think_s: Floats | None = None
 
     def __post_init__(self) -> None:

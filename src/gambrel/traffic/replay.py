@@ -34,6 +34,8 @@ def ready_to_replay(workload: Workload, seed: int = 0) -> Workload:
 def closed_loop(users: int, prompt_tokens: int, output_tokens: int, rounds: int = ROUNDS) -> Workload:
     """``users`` requests always in flight, all of one length: what "five users with 128k prompts" means at its fullest.
 
+    They start one after the other, as people and load clients do: together, they would prefill together for ever.
+
     Raises:
         WorkloadError: a figure below 1.
     """
@@ -49,6 +51,7 @@ def closed_loop(users: int, prompt_tokens: int, output_tokens: int, rounds: int 
         source="closed loop without think time",
         has_arrivals=False,
         closed_loop=users,
+        staggered=True,
     )
 
 
