@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from gambrel.core.plan import Relaxation
+
 __all__ = [
     "CatalogError",
     "DeploymentError",
@@ -72,10 +74,13 @@ class DeploymentError(GambrelError):
 class DoesNotFit(DeploymentError):  # noqa: N818 - reads as the sentence it is
     """The model does not fit the accelerator's memory: needed and available bytes are attributes."""
 
-    def __init__(self, message: str, *, needed_bytes: float, available_bytes: float) -> None:
+    def __init__(
+        self, message: str, *, needed_bytes: float, available_bytes: float, relaxations: tuple[Relaxation, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
+        self.relaxations = relaxations
 
 
 class SLOError(GambrelError):
@@ -83,7 +88,11 @@ class SLOError(GambrelError):
 
 
 class InfeasiblePlan(GambrelError):  # noqa: N818 - reads as the sentence it is
-    """No candidate meets every objective."""
+    """No candidate meets every objective; ``relaxations`` are the nearest requests that some candidate does meet."""
+
+    def __init__(self, message: str, relaxations: tuple[Relaxation, ...] = ()) -> None:
+        super().__init__(message)
+        self.relaxations = relaxations
 
 
 class EndpointError(GambrelError):

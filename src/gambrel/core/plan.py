@@ -20,12 +20,17 @@ __all__ = [
     "Chance",
     "Fix",
     "FrontPoint",
+    "Hour",
     "LoadPoint",
+    "Measurement",
     "Month",
     "Outlook",
     "Plan",
     "PriceMode",
     "Pricing",
+    "Relaxation",
+    "Schedule",
+    "Sensitivity",
     "Setting",
     "SettingStep",
     "Surer",
@@ -230,6 +235,82 @@ class Outlook:
     then_because: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The one measurement whose result could change the decision most, and what it is worth.
+
+    ``command`` measures it. ``choices`` are what would be chosen at each of equally likely step times, as (step factor,
+    label, dollars per hour there of the plan in hand if it must be mended, dollars of the best choice). ``flips`` is the
+    share of them at which the choice is another. ``saves_usd_per_hour`` is the expected saving of knowing before
+    renting: the mean over them of what staying would cost less what choosing anew would.
+    """
+
+    what: str
+    because: str
+    command: str
+    flips: float
+    saves_usd_per_hour: float
+    choices: tuple[tuple[float, str, float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """The chosen deployment on traffic that differs in one respect.
+
+    ``chance`` is the share of ``draws`` in which every objective held; ``worst`` are the verdicts of one draw, the worst.
+    """
+
+    change: str
+    draws: int
+    chance: float
+    worst: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """An hour of the day: mean and busiest rate in requests/s over the log's days, and the replicas that hold it.
+
+    ``replicas`` includes what the next hour needs, where a replica takes time to start.
+    """
+
+    hour: int
+    rate_rps: float
+    busiest_rps: float
+    needed: int
+    replicas: int
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Replicas by hour of the day, each hour's traffic simulated at its replicas, and the whole log under the schedule.
+
+    ``usd_per_day`` against ``flat_usd_per_day``, the plan's own replicas all day. ``verdicts`` are the objectives over
+    all hours' requests together; ``basis`` says what of the log it stands on. No hours: the log is too short.
+    """
+
+    hours: tuple[Hour, ...]
+    usd_per_day: float
+    flat_usd_per_day: float
+    start_s: float
+    verdicts: tuple[Verdict, ...]
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """One thing asked for that, given up a little, makes an infeasible request feasible; the nearest such.
+
+    ``change`` is what to ask instead, as an option of the command line where there is one; ``because`` why the request
+    fails without it; ``deployment`` then holds, for ``usd_per_hour`` (None where only the direction is known).
+    """
+
+    change: str
+    because: str
+    deployment: Deployment | None = None
+    usd_per_hour: float | None = None
+
+
 @dataclass(frozen=True)
 class Plan:
     """The answer: what to rent, what it will do, why not the others."""
@@ -265,3 +346,6 @@ class Plan:
     settings: tuple[Setting, ...] = ()
     price_modes: tuple[PriceMode, ...] = ()
     outlook: Outlook | None = None
+    measurement: Measurement | None = None
+    sensitivities: tuple[Sensitivity, ...] = ()
+    schedule: Schedule | None = None
