@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import ssl
+import subprocess
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from gambrel.measure.http1 import Head, Parser
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+needs_openssl = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="needs the openssl program to make a certificate"
+)
 
 
 @dataclass
@@ -71,3 +83,16 @@ async def exchange(url: str, request: bytes, limit_s: float = 20.0) -> Response:
     finally:
         writer.close()
     return response
+
+
+def tls_server(folder: Path) -> tuple[ssl.SSLContext, str]:
+    """A server's context with a certificate for 127.0.0.1 that nobody trusts yet, and the file to trust it by."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert),  # noqa: S607
+         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context, str(cert)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from gambrel.measure.mock import MockServer, Script
 from gambrel.measure.protocol_events import Exchange
 from gambrel.measure.record import Record, RecordWriter, read_recording
 from gambrel.measure.sweep import Closed, Open, Sweep, measure
+from measure_wire import needs_openssl, tls_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,18 +147,9 @@ def test_tls_to_a_server_without_it_and_an_unknown_host(server: MockServer) -> N
         ask(Endpoint("http://no-such-host.invalid:1", "m"))
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program to make a certificate")
+@needs_openssl
 def test_tls_with_a_certificate_that_is_and_is_not_trusted(tmp_path: Path) -> None:
-    import ssl
-
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert),  # noqa: S607
-         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
+    context, cert = tls_server(tmp_path)
     body = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"length"}]}\n\ndata: [DONE]\n\n'
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body)
 
@@ -181,7 +172,7 @@ def test_tls_with_a_certificate_that_is_and_is_not_trusted(tmp_path: Path) -> No
         return x.record()
 
     with asyncio.Runner() as runner:
-        assert runner.run(go(str(cert))).ok
+        assert runner.run(go(cert)).ok
         distrusted = runner.run(go(None))
     assert distrusted.error == "tls"
     assert "certificate" in distrusted.detail or "self" in distrusted.detail

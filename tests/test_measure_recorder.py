@@ -17,7 +17,7 @@ from gambrel.measure.recorder import Entry, LogFile, Recorder, Upstream, record_
 from gambrel.measure.server import serve
 from gambrel.measure.twin import Twin
 from gambrel.traffic import read_workload
-from measure_wire import address, exchange, get, post
+from measure_wire import address, exchange, get, needs_openssl, post, tls_server
 from twin_case import TableCost, small_deployment
 
 if TYPE_CHECKING:
@@ -266,3 +266,38 @@ def test_clear_words(tmp_path: Path) -> None:
         LogFile(tmp_path)
     with pytest.raises(EndpointError, match="cannot listen"):
         asyncio.run(record_traffic("http://x", LogFile(tmp_path / "l.jsonl"), host="host.invalid"))
+
+
+@needs_openssl
+def test_an_upstream_that_speaks_tls(tmp_path: Path) -> None:
+    context, cert = tls_server(tmp_path)
+    log = tmp_path / "log.jsonl"
+
+    async def main() -> None:
+        async with twin() as url:
+
+            async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                while data := await source.read(1 << 16):
+                    sink.write(data)
+                sink.close()
+
+            async def end_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                inner = await asyncio.open_connection(*address(url))
+                await asyncio.gather(pipe(reader, inner[1]), pipe(inner[0], writer), return_exceptions=True)
+
+            door = await asyncio.start_server(end_tls, "127.0.0.1", 0, ssl=context)
+            upstream = f"https://127.0.0.1:{door.sockets[0].getsockname()[1]}"
+            ask = post("/v1/completions", {"prompt": words(9), "max_tokens": 12, "stream": True})
+            async with proxy(upstream, log, ca_file=cert) as (front, _):
+                assert (await exchange(front, ask)).events()[-1] == "[DONE]"
+            async with proxy(upstream, log) as (front, _):
+                refused = await exchange(front, ask)
+            assert refused.status == 502
+            assert "certificate" in refused.body.decode().lower()
+            door.close()
+
+    asyncio.run(main())
+    first = lines(log)[0]
+    assert (first["prompt_tokens"], first["output_tokens"]) == (9, 12)
+    with pytest.raises(EndpointError, match="cannot read the certificates"):
+        asyncio.run(record_traffic("https://127.0.0.1:1", LogFile(log), ca_file="missing.pem"))

@@ -179,6 +179,7 @@ def record_command(
     ask_usage: Annotated[
         bool, typer.Option("--ask-usage/--no-ask-usage", help="Ask streams for token counts, and hide the answer.")
     ] = True,
+    ca_file: Annotated[Path | None, typer.Option("--ca-file", help="Certificates to trust.")] = None,
     host: Host = "127.0.0.1",
     port: Port = 8001,
     as_json: Json = False,
@@ -196,7 +197,8 @@ def record_command(
         if as_json:
             emit({"url": listener.url, "upstream": upstream, "log": str(out)})
 
-    run_server(record_traffic(upstream, log, host=host, port=port, ask_usage=ask_usage, ready=ready))
+    trusted = None if ca_file is None else str(ca_file)
+    run_server(record_traffic(upstream, log, host=host, port=port, ask_usage=ask_usage, ca_file=trusted, ready=ready))
     talk(f"{log.written} requests recorded" + (f", {log.lost} lines lost" if log.lost else ""))
 
 

@@ -43,6 +43,14 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+def trust(ca_file: str | None) -> ssl.SSLContext:
+    """TLS that believes the system's certificates, or those of ``ca_file``; EndpointError where it cannot be read."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise EndpointError(f"cannot read the certificates {ca_file}: {error}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds until a request is given up: to connect, without a sign of life, and in all."""
@@ -182,10 +190,7 @@ class Client:
             raise EndpointError(f"no host {e.host!r}: {error.strerror or error}") from None
         self._family, self._address = found[0][0], found[0][4]
         if e.secure:
-            try:
-                self._tls = ssl.create_default_context(cafile=e.ca_file)
-            except (OSError, ssl.SSLError) as error:
-                raise EndpointError(f"cannot read the certificates {e.ca_file}: {error}") from None
+            self._tls = trust(e.ca_file)
         self._timer = loop.call_later(SWEEP_S, self._sweep)
 
     async def close(self) -> None:

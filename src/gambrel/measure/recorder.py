@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gambrel.core.errors import EndpointError
+from gambrel.measure.client import trust
 from gambrel.measure.http1 import BadMessage, Head, Parser, listen
 from gambrel.measure.protocol_events import EventStream, Exchange
 
@@ -447,14 +448,14 @@ def _is_usage(event: bytes) -> bool:
 class Recorder:
     """The proxy: a handler for :func:`gambrel.measure.http1.listen`. Must be made on the event loop it will run on."""
 
-    def __init__(self, upstream: str, log: LogFile, *, ask_usage: bool = True) -> None:
+    def __init__(self, upstream: str, log: LogFile, *, ask_usage: bool = True, ca_file: str | None = None) -> None:
         self.upstream = Upstream.parse(upstream)
         self.log, self.ask_usage = log, ask_usage
         self.loop = asyncio.get_running_loop()
         self._anchor = (time.monotonic_ns(), time.time())
         self._key = secrets.token_bytes(16)
         self._idle: deque[_Passage] = deque()
-        self._tls = ssl.create_default_context() if self.upstream.tls else None
+        self._tls = trust(ca_file) if self.upstream.tls else None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, request: Request, reply: Reply) -> None:
@@ -541,14 +542,15 @@ async def record_traffic(
     host: str = "127.0.0.1",
     port: int = 8001,
     ask_usage: bool = True,
+    ca_file: str | None = None,
     ready: Callable[[Listener], None] = lambda _: None,
 ) -> None:
     """Proxy and record until cancelled; ``ready`` is called once with the listener, whose ``.url`` is the address.
 
     Raises:
-        EndpointError: a bad URL, or the address cannot be had.
+        EndpointError: a bad URL, a ``ca_file`` that cannot be read, or the address cannot be had.
     """
-    recorder = Recorder(upstream, log, ask_usage=ask_usage)
+    recorder = Recorder(upstream, log, ask_usage=ask_usage, ca_file=ca_file)
     listener = await listen(recorder, host, port)
     try:
         ready(listener)
