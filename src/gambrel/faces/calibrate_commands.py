@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.measure.importers import Benchmark
 
-__all__ = ["points_of", "register"]
+__all__ = ["points_of", "points_of_recording", "register"]
 
 Tables = Annotated[list[Path], typer.Argument(help="CSV tables in the layout of docs/accuracy.md; several add up.")]
 Runs = Annotated[
@@ -156,10 +156,10 @@ def points_of(
             _point_of_benchmark(b, deployment(str(b.setting.get("model", "")), str(b.setting.get("gpu", ""))))
             for b in benchmarks
         ]
-    return _points_of_recording(recording, deployment(recording.header.model))
+    return points_of_recording(recording, deployment(recording.header.model))
 
 
-def _points_of_recording(recording: Any, deployment: Deployment) -> list[Point]:
+def points_of_recording(recording: Any, deployment: Deployment) -> list[Point]:
     """The levels of a record file of ``gambrel measure``."""
     from gambrel.calibrate.evidence import point_of_run
     from gambrel.measure.record import to_run
