@@ -42,8 +42,11 @@ class Workload:
             rows (all zero: together) and is not read beyond them.
         staggered: users of a closed loop start evenly spread over the time one request takes alone, which only the
             engine knows; requests of one length would otherwise go in step with each other for ever.
-        think_s: float64[n] seconds a user of a closed loop pauses between the end of this request and the next one
-            sent, or None for no pause.
+        think_s: float64[n] seconds a user of a closed loop, or of a session, pauses between the end of this request and
+            the next one sent, or None for no pause.
+        after: int64[n] the row whose end this one waits for (and then for its ``think_s``), an earlier one, each named
+            once at most; -1 for rows that arrive by themselves. ``arrival_s`` of the others is a guess that orders the
+            rows; the engine makes their arrivals. None: all arrive by themselves.
         has_arrivals: False when the source had lengths only and the times were made up.
     """
 
@@ -63,12 +66,13 @@ class Workload:
     closed_loop: int = 0
     staggered: bool = False
     think_s: Floats | None = None
+    after: Ints | None = None
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
         if n == 0:
             raise WorkloadError(f"{self.source or self.name}: no requests")
-        for column in ("prompt_tokens", "output_tokens", "session", "cached_tokens", "service_s", "think_s"):
+        for column in ("prompt_tokens", "output_tokens", "session", "cached_tokens", "service_s", "think_s", "after"):
             values = getattr(self, column)
             if values is not None and len(values) != n:
                 raise WorkloadError(f"{self.source or self.name}: {column} has {len(values)} rows, arrival_s {n}")
@@ -78,6 +82,8 @@ class Workload:
             raise WorkloadError(f"{self.source or self.name}: arrival times must be finite")
         if n > 1 and bool(np.any(np.diff(self.arrival_s) < 0)):
             raise WorkloadError(f"{self.source or self.name}: arrival times must not decrease")
+        if self.after is not None:
+            self._check_turns(self.after)
         for column in ("prompt_tokens", "output_tokens"):
             values = getattr(self, column)
             if int(values.min()) < 1:
@@ -85,6 +91,19 @@ class Workload:
                 raise WorkloadError(
                     f"{self.source or self.name}: {column} must be at least 1, row {row + 1} has {int(values[row])}"
                 )
+
+    def _check_turns(self, after: Ints) -> None:
+        name = self.source or self.name
+        wrong = np.flatnonzero((after >= np.arange(len(after))) | (after < -1))
+        if len(wrong):
+            row = int(wrong[0])
+            raise WorkloadError(f"{name}: row {row + 1} waits for row {int(after[row]) + 1}; an earlier row works")
+        named = after[after >= 0]
+        if len(np.unique(named)) < len(named):
+            row = int(np.argmax(np.bincount(named)))
+            raise WorkloadError(f"{name}: several rows wait for row {row + 1}; a turn has one next turn")
+        if self.closed_loop:
+            raise WorkloadError(f"{name}: a closed loop's users make all arrivals; it can have no turns of its own")
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -106,6 +125,12 @@ class Workload:
         if offsets is not None and blocks is not None:
             chosen = np.arange(len(self))[rows] if isinstance(rows, slice) else rows
             blocks, offsets = gather(blocks, offsets, chosen)
+        after = self.after
+        if after is not None:  # turns whose turn before is left out arrive by themselves
+            chosen = np.arange(len(self))[rows]
+            place = np.full(len(self) + 1, -1, np.int64)
+            place[chosen] = np.arange(len(chosen))
+            after = place[after[chosen]]  # the last place answers for -1
         return replace(
             self,
             arrival_s=self.arrival_s[rows],
@@ -115,6 +140,7 @@ class Workload:
             cached_tokens=None if self.cached_tokens is None else self.cached_tokens[rows],
             service_s=None if self.service_s is None else self.service_s[rows],
             think_s=None if self.think_s is None else self.think_s[rows],
+            after=after,
             prefix_blocks=blocks,
             prefix_offsets=offsets,
         )

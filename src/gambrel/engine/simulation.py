@@ -13,6 +13,7 @@ import numpy as np
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.run import Histogram, Run
 from gambrel.core.step import Step
+from gambrel.engine.dispatch import turns
 from gambrel.engine.policies import POLICIES
 from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.routing import ROUTINGS
@@ -145,7 +146,7 @@ def replay(
             f"{limits.max_num_batched_tokens} and {rows}"
         )
     if limits.draft_tokens:
-        if workload.closed_loop or routing not in ("round_robin", "session_sticky"):
+        if workload.closed_loop or workload.after is not None or routing not in ("round_robin", "session_sticky"):
             raise DeploymentError(
                 "speculative decoding runs in the plain scheduler, which serves open arrivals dealt beforehand; "
                 "use routing round_robin or session_sticky and a workload with arrival times"
@@ -170,7 +171,8 @@ def replay(
         prefixes = Prefixes.none(len(workload) if limits.prefix_caching or routing == "prefix_aware" else 0)
     requests = Requests.of(workload, prefixes)
     every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
-    served, assigned = ROUTINGS[routing](table, limits, requests, replicas, every, oracle)
+    serve = ROUTINGS[routing] if workload.after is None else turns(workload, routing)
+    served, assigned = serve(table, limits, requests, replicas, every, oracle)
     ints, floats, histogram = Replicas.total(served)
     sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
     return Replay(requests, assigned, ints, floats, histogram, sampled)

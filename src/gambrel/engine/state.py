@@ -215,6 +215,8 @@ class Requests:
         if workload.closed_loop:
             arrival = arrival.copy()
             arrival[workload.closed_loop :] = NEVER
+        if workload.after is not None:
+            arrival = arrival.copy()
         return cls(
             arrival,
             np.ascontiguousarray(workload.prompt_tokens, dtype=np.int64),

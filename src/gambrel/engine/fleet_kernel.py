@@ -1,0 +1,252 @@
+"""Replicas that come and go, and requests that wait for others to end: the loop of a fleet, up to a given time.
+
+The most general of the loops, so the slowest: arrivals are known beforehand, or made by the end of the turn before
+(plus a pause), or by the loss of a replica; replicas may be up or not; whoever arrives while none is up is held.
+Between two calls the caller may start, stop and lose replicas. In a fleet that never changes the rules of
+:mod:`gambrel.engine.routing_kernel` choose, so it serves the bytes of a plain replay.
+
+As in a closed loop, where ends make arrivals the replica whose next step begins first goes first, and stops where a
+request ends. Where they do not, replicas run ahead to the next arrival that looks at them. The engine's ``arrival`` is
+when a request was handed to its replica; when it was sent first, ``asked``, is kept apart.
+
+The columns pass through as three tuples, so that this loop need not know them one by one. This module imports numba;
+import it only where a simulation starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.compiled import compiled
+from gambrel.engine.kernel import advance, sample
+from gambrel.engine.routing_kernel import choose, outstanding
+from gambrel.engine.state import (
+    CLOCK,
+    DECODES,
+    FINISHED,
+    FREE_SLOTS,
+    LEAST,
+    NEVER,
+    NEXT,
+    PARTIAL,
+    POWER,
+    PREEMPTED,
+    REQUEST,
+    SEEN,
+    SPARE,
+)
+
+__all__ = [
+    "NUM_CURSOR",
+    "NUM_HELD",
+    "NUM_SENT",
+    "NUM_WAKES",
+    "RELEASED",
+    "STICKY",
+    "TURNS",
+    "pick",
+    "push",
+    "serve_until",
+]
+
+TURNS, STICKY = -1, -2  # rules that look at nothing, beside those of the state
+
+# Places in the cursor.
+(
+    RELEASED,  # rows of the line that have arrived
+    NUM_WAKES,  # rows that arrive at a time made here
+    NUM_HELD,  # rows that wait for a replica to be up
+    CHOICE,  # replica chosen last
+    NUM_SENT,  # rows handed to a replica so far, again after a loss
+    NUM_CURSOR,
+) = range(6)
+
+
+@compiled()
+def push(wake_s: Any, wake_row: Any, size: int, time: float, row: int) -> int:
+    """Add a row to the binary heap of wakes, the earliest first, equals by row; the new size."""
+    i = size
+    while i > 0:
+        up = (i - 1) >> 1
+        if wake_s[up] < time or (wake_s[up] == time and wake_row[up] < row):
+            break
+        wake_s[i] = wake_s[up]
+        wake_row[i] = wake_row[up]
+        i = up
+    wake_s[i] = time
+    wake_row[i] = row
+    return size + 1
+
+
+@compiled()
+def pop(wake_s: Any, wake_row: Any, size: int) -> int:
+    """Take the first of the heap off it; the new size."""
+    size -= 1
+    time = wake_s[size]
+    row = wake_row[size]
+    i = 0
+    while True:
+        j = 2 * i + 1
+        if j >= size:
+            break
+        if j + 1 < size and (
+            wake_s[j + 1] < wake_s[j] or (wake_s[j + 1] == wake_s[j] and wake_row[j + 1] < wake_row[j])
+        ):
+            j += 1
+        if time < wake_s[j] or (time == wake_s[j] and row < wake_row[j]):
+            break
+        wake_s[i] = wake_s[j]
+        wake_row[i] = wake_row[j]
+        i = j
+    wake_s[i] = time
+    wake_row[i] = row
+    return size
+
+
+@compiled(outstanding)
+def pick(
+    rule: int, i: int, now: float, turn: int, num_up: int, up: Any, draws: Any, home: Any, key: Any,
+    counts: Any, ints: Any, floats: Any,
+) -> int:  # fmt: skip
+    """The replica for request ``i`` among those that are up, of which there is at least one.
+
+    Turns, and equals of the rules that look, begin with replica ``turn``. A session goes where it went, ``home``
+    int64[sessions] by its ``key`` int64[n], while that is up; then to the next in turn. Power of two draws from
+    ``draws`` int64[n, 2] of a large range.
+    """
+    replicas = len(counts)
+    if rule == STICKY:
+        r = home[key[i]]
+        if r >= 0 and up[r]:
+            return int(r)
+    one = -1
+    two = -1
+    if rule == POWER:
+        one = draws[i, 0] % num_up
+        two = (one + 1 + draws[i, 1] % max(num_up - 1, 1)) % num_up
+    found = -1
+    fewest = -1
+    seen = 0
+    for k in range(turn, turn + replicas):
+        r = k % replicas if rule != POWER else k - turn
+        if not up[r]:
+            continue
+        if rule < 0:
+            return int(r)
+        seen += 1
+        if rule == POWER and seen - 1 != one and seen - 1 != two:
+            continue
+        number = outstanding(r, now, counts, ints, floats)
+        if fewest < 0 or number < fewest or (number == fewest and rule == POWER and seen - 1 == one):
+            fewest = number
+            found = r
+    return int(found)
+
+
+@compiled(step_parts, pairs_within, sample, advance, push, pop, outstanding, choose, pick)
+def serve_until(
+    until: float, chained: bool, plain: bool, rule: int, cursor: Any, line: Any, asked: Any, nexts: Any, think: Any,
+    wake_s: Any, wake_row: Any, held: Any, was_held: Any, order: Any, up: Any, key: Any, home: Any,
+    draws: Any, sent: Any, memory: Any, assigned: Any, counts: Any, ends: Any,
+    block_size: int, arrival: Any, prompt: Any, follow: Any, last: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    ints: Any, floats: Any, slots: Any, costs: Any, columns: Any, places: Any,
+) -> None:  # fmt: skip
+    """Serve what arrives before ``until`` and run every step that begins before it.
+
+    ``line`` int64[m] rows that arrive by themselves, at ``asked`` float64[n] seconds, which is filled for the others.
+    ``nexts`` int64[n] the row sent ``think`` float64[n] seconds after this one's end, -1 for none; ``chained`` if there
+    are any. ``plain``: all replicas are up for good, and the plain rules choose. ``wake_s``, ``wake_row``: the heap of
+    rows that arrive at a time made here. ``held`` int64[n] rows that
+    found no replica ``up`` bool[replicas], in order; ``was_held`` bool[n]. ``order`` int64[n]: how many were handed
+    out before this one. Others as in :func:`gambrel.engine.routing_kernel.serve_open` and :func:`pick`.
+    """
+    replicas = len(counts)
+    num_up = 0
+    for r in range(replicas):
+        if up[r]:
+            num_up += 1
+    while True:
+        row = -1
+        due = NEVER
+        if cursor[RELEASED] < len(line):
+            row = line[cursor[RELEASED]]
+            due = asked[row]
+        waking = cursor[NUM_WAKES] > 0 and (wake_s[0] < due or (wake_s[0] == due and wake_row[0] < row))
+        if waking:
+            row = wake_row[0]
+            due = wake_s[0]
+        stop = min(due, until)
+        looks = num_up if rule == LEAST or rule > POWER else 0
+        if rule == POWER and row >= 0:
+            looks = num_up
+        if chained:
+            # Whose step begins first, and when the next of the others does.
+            earliest = -1
+            begins = NEVER
+            second = NEVER
+            for r in range(replicas):
+                if counts[r] == ints[r, FINISHED]:
+                    continue
+                start = floats[r, CLOCK]
+                if ints[r, DECODES] == 0 and ints[r, PARTIAL] < 0 and ints[r, PREEMPTED] == 0:
+                    start = max(start, arrival[ints[r, NEXT]])
+                if start < begins:
+                    second = begins
+                    begins = start
+                    earliest = r
+                elif start < second:
+                    second = start
+            if earliest >= 0 and begins < stop:
+                r = earliest
+                before = ints[r, FINISHED]
+                advance(r, min(stop, max(second, np.nextafter(begins, NEVER))), True, *costs, *columns, *places)
+                for k in range(ints[r, FINISHED] - before):
+                    # The slots freed last are those of the requests that ended last.
+                    i = slots[r, REQUEST, slots[r, SPARE, ints[r, FREE_SLOTS] - 1 - k]]
+                    if nexts[i] >= 0:
+                        asked[nexts[i]] = last[i] + think[i]
+                        cursor[NUM_WAKES] = push(wake_s, wake_row, cursor[NUM_WAKES], asked[nexts[i]], nexts[i])
+                continue
+        elif due >= until or looks > 0:
+            for r in range(replicas):
+                if counts[r] > ints[r, FINISHED] and floats[r, CLOCK] < stop:
+                    advance(r, stop, False, *costs, *columns, *places)
+        if due >= until or row < 0:
+            break
+        if waking:
+            cursor[NUM_WAKES] = pop(wake_s, wake_row, cursor[NUM_WAKES])
+        else:
+            cursor[RELEASED] += 1
+        if num_up == 0:
+            held[cursor[NUM_HELD]] = row
+            cursor[NUM_HELD] += 1
+            was_held[row] = True
+            continue
+        arrival[row] = due
+        turn = cursor[CHOICE] + 1
+        if rule >= 0 and plain:
+            choice = choose(
+                rule, row, due, turn, block_size, draws, sent, memory, counts,
+                prompt, units, unit_offsets, unit_sizes, ints, floats,
+            )  # fmt: skip
+        else:
+            choice = pick(rule, row, due, turn, num_up, up, draws, home, key, counts, ints, floats)
+        if rule != STICKY or home[key[row]] != choice:
+            cursor[CHOICE] = choice
+        if rule == STICKY:
+            home[key[row]] = choice
+        assigned[row] = choice
+        order[row] = cursor[NUM_SENT]
+        cursor[NUM_SENT] += 1
+        counts[choice] += 1
+        if ends[choice] >= 0:
+            follow[ends[choice]] = row
+        follow[row] = -1
+        ends[choice] = row
+        if ints[choice, NEXT] < 0:
+            ints[choice, NEXT] = row
+        if ints[choice, SEEN] < 0:
+            ints[choice, SEEN] = row
