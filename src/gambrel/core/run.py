@@ -202,6 +202,12 @@ class Run:
             "preempted": paused.sum(axis=1) + done,
         }
 
+    def time_in(self) -> dict[str, float]:
+        """Share of all requests' E2E by phase: where the time of the average request went; NaN where none ended."""
+        sums = {name: float(np.nansum(seconds)) for name, seconds in self.phases_s().items()}
+        total = sum(sums.values())
+        return {name: seconds / total if total > 0 else float("nan") for name, seconds in sums.items()}
+
     @cached_property
     def _distributions(self) -> dict[str, Distribution]:
         return {}
@@ -247,6 +253,11 @@ class Run:
     def utilisation(self) -> float:
         """Share of the makespan that replicas spent in steps."""
         return self.busy_s / (self.makespan_s * self.replicas) if self.makespan_s > 0 else 0.0
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the makespan in which a replica had nothing to do."""
+        return 1.0 - self.utilisation
 
     def time_bound_by(self) -> dict[str, float]:
         """Share of busy time by binding cause."""

@@ -57,6 +57,9 @@ WorkloadSpec = Annotated[
 Users = Annotated[int | None, typer.Option("--users", help="Instead of a log: this many requests always in flight.")]
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Prompt tokens of each user, e.g. 128k.")]
 Output = Annotated[str | None, typer.Option("--output", help="Output tokens of each user, e.g. 500.")]
+Think = Annotated[
+    float | None, typer.Option("--think", help="Seconds each user pauses between an answer and the next request.")
+]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report page.")]
 Images = Annotated[Path | None, typer.Option("--images", help="Write every plot as PNG and SVG into this folder.")]
 
@@ -221,6 +224,7 @@ def simulate_command(
     users: Users = None,
     prompt: Prompt = None,
     output: Output = None,
+    think: Think = None,
     tp: Tp = 1,
     replicas: Annotated[int, typer.Option("--replicas", help="Equal replicas behind the router.")] = 1,
     weights: Weights = None,
@@ -244,9 +248,23 @@ def simulate_command(
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse prompt blocks a log has hashes of.")
     ] = True,
+    draft_tokens: Annotated[
+        int,
+        typer.Option("--draft-tokens", min=0, help="Tokens guessed a step (speculative decoding, MTP); 0 for none."),
+    ] = 0,
+    acceptance: Annotated[
+        float, typer.Option("--acceptance", help="Chance that a guess holds if those before it do, 0 to below 1.")
+    ] = 0.0,
+    draft_cost: Annotated[
+        float,
+        typer.Option("--draft-cost", min=0.0, help="Time of a guess, as a share of a decode step of one sequence."),
+    ] = 0.0,
     load: Annotated[float, typer.Option("--load", help="Multiple of the log's rate, bursts kept.")] = 1.0,
     slo: Annotated[
         list[str] | None, typer.Option("--slo", help="Check an objective, e.g. ttft.p95<=1s; repeatable.")
+    ] = None,
+    requests_file: Annotated[
+        Path | None, typer.Option("--requests", help="Write one row a request: .parquet, .jsonl or .csv.")
     ] = None,
     price: Prices = None,
     catalog: Catalog = None,
@@ -272,9 +290,12 @@ def simulate_command(
         routing=routing,
         policy=policy,
         prefix_caching=prefix_caching,
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
+        draft_cost=draft_cost,
         **settings,
     )
-    requests = settle(traffic(workload, users, prompt, output))
+    requests = settle(traffic(workload, users, prompt, output), think)
     if load != 1.0:
         from gambrel.traffic import scale_load
 
@@ -290,6 +311,11 @@ def simulate_command(
         document["slo"] = {
             v.objective.name: {"limit_s": v.objective.limit_s, "reached_s": v.reached_s, "met": v.met} for v in verdicts
         }
+    if requests_file is not None:
+        from gambrel.report import write_requests
+
+        write_requests(requests_file, run)
+        talk(f"requests: {len(run):,} rows in {requests_file}")
     if as_json:
         emit(document)
     else:
@@ -438,12 +464,14 @@ for commands in (plan_outputs, measure_commands, serve_commands, calibrate_comma
     commands.register(app)
 
 
-def settle(asked: Workload | tuple[int, int, int]) -> Workload:
-    """A log as it is (quantised times spread), or users as a closed loop."""
+def settle(asked: Workload | tuple[int, int, int], think_s: float | None = None) -> Workload:
+    """A log as it is (quantised times spread), or users as a closed loop with their pauses."""
     from gambrel.traffic import closed_loop, ready_to_replay
 
     if isinstance(asked, tuple):
-        return closed_loop(*asked)
+        return closed_loop(*asked, think_s=think_s or 0.0)
+    if think_s is not None:
+        raise GambrelError("--think goes with --users; a log has its own arrival times")
     return ready_to_replay(asked)
 
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gambrel.core.run import Distribution
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gambrel.core.curve import Curve
     from gambrel.core.deployment import Deployment
     from gambrel.core.plan import Candidate, Plan
-    from gambrel.core.run import Distribution, Run
+    from gambrel.core.run import Run
     from gambrel.core.step import MemoryBudget
 
 __all__ = ["curve_document", "dump", "plan_document", "run_document"]
@@ -55,6 +57,9 @@ def deployment_document(d: Deployment) -> dict[str, Any]:
         "routing": d.routing,
         "policy": d.policy,
         "prefix_caching": d.prefix_caching,
+        "draft_tokens": d.draft_tokens,
+        "acceptance": d.acceptance,
+        "draft_cost": d.draft_cost,
         "engine": d.engine,
         "engine_version": d.engine_version,
         "usd_per_gpu_hour": None if price is None else price.usd_per_hour,
@@ -133,6 +138,9 @@ def run_document(run: Run, deployment: Deployment, memory: MemoryBudget, wall_s:
         "kv_usage": {"mean": run.kv_usage_mean, "max": run.kv_usage_max},
         "batch": {"mean": run.batch_mean, "max": run.batch_max},
         "time_bound_by": run.time_bound_by(),
+        "idle_share": run.idle_share,
+        "phases_s": {name: distribution(Distribution.of(seconds)) for name, seconds in run.phases_s().items()},
+        "time_in": run.time_in(),
         "usd_per_hour": price,
         "usd_per_mtok": None if pricing is None else pricing.usd_per_mtok,
         "usd_per_mtok_input": None if pricing is None else pricing.usd_per_mtok_input,

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from gambrel.core.run import Distribution
 from gambrel.report import humanise as human
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from gambrel.core.curve import Curve
     from gambrel.core.plan import Plan
-    from gambrel.core.run import Distribution, Run
+    from gambrel.core.run import Run
     from gambrel.core.slo import Verdict
     from gambrel.core.step import MemoryBudget
     from gambrel.report import Table as Page
@@ -159,6 +160,19 @@ def latency_rows(latency: Mapping[str, Distribution]) -> list[list[str]]:
     return rows
 
 
+def phase_rows(run: Run) -> list[list[str]]:
+    """One row a phase of a request's life, with its share of all requests' E2E; no preempted row where nobody was."""
+    shares = run.time_in()
+    rows = []
+    for name, seconds in run.phases_s().items():
+        if name == "preempted" and not run.num_preemptions:
+            continue
+        d = Distribution.of(seconds)
+        times = [human.seconds(x) for x in (d.mean, d.p50, d.p90, d.p95, d.p99)]
+        rows.append([name, *times, human.percent(shares[name])])
+    return rows
+
+
 def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> list[RenderableType]:
     """Latency blocks, then what the replicas did."""
     latency = {m: run.distribution(m) for m in ("ttft", "tpot", "itl", "e2e", "queue")}
@@ -166,12 +180,18 @@ def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> li
     return [
         grid("latency", ["", "mean", "p50", "p90", "p95", "p99"], latency_rows(latency)),
         Text(),
+        grid("why: the time of a request", ["", "mean", "p50", "p90", "p95", "p99", "of E2E"], phase_rows(run)),
+        Text(),
         facts(
             "replicas",
             [
                 ("output", f"{run.output_tokens_per_s:,.0f} tokens/s over {human.seconds(run.makespan_s)}"),
-                ("busy", f"{human.percent(run.utilisation)} of the time, {run.num_steps:,} steps"),
-                ("bound by", shares),
+                (
+                    "busy",
+                    (f"{human.percent(run.utilisation)} of the time, idle {human.percent(run.idle_share)}; "
+                    f"{run.num_steps:,} steps"),
+                ),
+                ("bound by", f"{shares} of busy time"),
                 ("batch", f"mean {run.batch_mean:.1f}, max {run.batch_max:,} sequences"),
                 (
                     "KV cache",

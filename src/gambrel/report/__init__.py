@@ -34,15 +34,17 @@ if TYPE_CHECKING:
         output_lengths,
         prompt_lengths,
     )
-    from gambrel.report.document import Fact, Report, Section, Table
+    from gambrel.report.document import Fact, Report, Section, Table, Tree
     from gambrel.report.image import render, write_images
     from gambrel.report.measured import MeasuredLevel, MeasuredSweep, Trust
     from gambrel.report.memory import HeldTokens, memory_bar, memory_vs_concurrency
     from gambrel.report.page import page_html, write_page
     from gambrel.report.pareto import cost_vs_latency
+    from gambrel.report.requests import request_columns, write_requests
     from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
     from gambrel.report.style import caption, theme
     from gambrel.report.sweep import sweep_report
+    from gambrel.report.tracing import trace_text
 
 __all__ = [
     "CHARTS",
@@ -54,6 +56,7 @@ __all__ = [
     "Section",
     "Table",
     "TrafficView",
+    "Tree",
     "Trust",
     "against_table",
     "answer_tables",
@@ -84,13 +87,16 @@ __all__ = [
     "plan_table",
     "prompt_lengths",
     "render",
+    "request_columns",
     "shown_candidates",
     "step_vs_context",
     "sweep_report",
     "theme",
     "time_bound_by",
+    "trace_text",
     "write_images",
     "write_page",
+    "write_requests",
 ]
 
 _MODULES = {
@@ -118,12 +124,13 @@ _MODULES = {
         "output_lengths",
         "prompt_lengths",
     ),
-    "document": ("Fact", "Report", "Section", "Table"),
+    "document": ("Fact", "Report", "Section", "Table", "Tree"),
     "image": ("render", "write_images"),
     "measured": ("MeasuredLevel", "MeasuredSweep", "Trust"),
     "memory": ("HeldTokens", "memory_bar", "memory_vs_concurrency"),
     "page": ("page_html", "write_page"),
     "pareto": ("cost_vs_latency",),
+    "requests": ("request_columns", "write_requests"),
     "service": (
         "batch_over_time",
         "kv_over_time",
@@ -133,6 +140,7 @@ _MODULES = {
     ),
     "style": ("caption", "theme"),
     "sweep": ("sweep_report",),
+    "tracing": ("trace_text",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

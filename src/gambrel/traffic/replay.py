@@ -1,7 +1,7 @@
 """What a simulation is fed: a log with usable times, or a fixed number of users; and more or less of either.
 
 An open loop has arrival times; a closed loop has users, each of whom sends the next request the moment the last one
-ends (no think time), so its arrivals are made by the engine that serves it.
+ends (or a pause later), so its arrivals are made by the engine that serves it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ def ready_to_replay(workload: Workload, seed: int = 0) -> Workload:
     return spread_quantised(workload, seed=seed)
 
 
-def closed_loop(users: int, prompt_tokens: int, output_tokens: int, rounds: int = ROUNDS) -> Workload:
+def closed_loop(
+    users: int, prompt_tokens: int, output_tokens: int, rounds: int = ROUNDS, *, think_s: float = 0.0
+) -> Workload:
     """``users`` requests always in flight, all of one length: what "five users with 128k prompts" means at its fullest.
 
     They start one after the other, as people and load clients do: together, they would prefill together for ever.
+    ``think_s`` above 0: each pauses that many seconds between an answer and the next request.
 
     Raises:
-        WorkloadError: a figure below 1.
+        WorkloadError: a figure below 1, or a pause below 0.
     """
+    if not 0 <= think_s < float("inf"):
+        raise WorkloadError(f"think time must be at least 0 seconds, got {think_s:g}")
     for what, value in (("users", users), ("prompt tokens", prompt_tokens), ("output tokens", output_tokens)):
         if value < 1:
             raise WorkloadError(f"{what} must be at least 1, got {value}")
@@ -48,7 +53,8 @@ def closed_loop(users: int, prompt_tokens: int, output_tokens: int, rounds: int 
         prompt_tokens=np.full(n, prompt_tokens, np.int64),
         output_tokens=np.full(n, output_tokens, np.int64),
         name=f"{users} users, {prompt_tokens:,} prompt and {output_tokens:,} output tokens",
-        source="closed loop without think time",
+        source=f"closed loop with {think_s:g} s of think time" if think_s else "closed loop without think time",
+        think_s=np.full(n, think_s) if think_s else None,
         has_arrivals=False,
         closed_loop=users,
         staggered=True,
