@@ -48,7 +48,8 @@ def test_every_chart_compiles(specs: list[dict[str, Any]]) -> None:
 
 
 def test_every_registered_chart_is_in_the_report(specs: list[dict[str, Any]]) -> None:
-    drawn = {"latency-vs-load" if spec["name"].endswith("-vs-load") else spec["name"] for spec in specs}
+    families = {r".+-vs-load": "latency-vs-load", r"cost-vs-(ttft|tpot|itl|e2e|queue)": "cost-vs-latency"}
+    drawn = {next((f for p, f in families.items() if re.fullmatch(p, s["name"])), s["name"]) for s in specs}
     assert drawn == set(report.CHARTS)
 
 

@@ -239,10 +239,10 @@ class Outlook:
 class Measurement:
     """The one measurement whose result could change the decision most, and what it is worth.
 
-    ``command`` measures it. ``choices`` are what would be chosen at each of equally likely step times, as (step factor,
-    label, dollars per hour there of the plan in hand if it must be mended, dollars of the best choice). ``flips`` is the
-    share of them at which the choice is another. ``saves_usd_per_hour`` is the expected saving of knowing before
-    renting: the mean over them of what staying would cost less what choosing anew would.
+    ``command`` measures it. ``choices`` are what would be chosen at each of equally likely step times, as (step
+    factor, label, dollars per hour of the plan in hand, mended where it must be, dollars of the best choice).
+    ``flips`` is the share of them at which the choice is another. ``saves_usd_per_hour`` is the expected saving of
+    knowing before renting: the mean over them of what staying would cost less what choosing anew would.
     """
 
     what: str
@@ -257,7 +257,7 @@ class Measurement:
 class Sensitivity:
     """The chosen deployment on traffic that differs in one respect.
 
-    ``chance`` is the share of ``draws`` in which every objective held; ``worst`` are the verdicts of one draw, the worst.
+    ``chance`` is the share of ``draws`` in which every objective held; ``worst`` are the verdicts of the worst draw.
     """
 
     change: str

@@ -1,9 +1,9 @@
 """Where a figure comes from: a tree from the figure to its inputs, that anyone can recompute with a pocket calculator.
 
-A node is a value with its unit and either a *source* (a leaf: a price list, a specification sheet, a fitted constant, the
-log, a search) or an *operation* on its inputs. Operations are plain arithmetic, written once in ``OPERATIONS``, so that
-:func:`recompute` checks the very formulas of the rooms below against the tree without sharing any code with them. A
-figure that only a simulation gives has the operation ``simulation``: its inputs say what was simulated.
+A node is a value with its unit and either a *source* (a leaf: a price list, a specification sheet, a fitted constant,
+the log, a search) or an *operation* on its inputs. Operations are plain arithmetic, written once in ``OPERATIONS``, so
+that :func:`recompute` checks the very formulas of the rooms below against the tree without sharing any code with them.
+A figure that only a simulation gives has the operation ``simulation``: its inputs say what was simulated.
 """
 
 from __future__ import annotations

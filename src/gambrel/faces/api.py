@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gambrel.core.run import Run
     from gambrel.core.slo import SLO
     from gambrel.core.step import CostModel
+    from gambrel.core.trace import Traced
     from gambrel.core.workload import Workload
     from gambrel.report import Report, TrafficView
 
@@ -40,6 +41,7 @@ __all__ = [
     "report_of",
     "simulate",
     "slo",
+    "trace",
 ]
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -190,8 +192,8 @@ def simulate(deployment: Deployment, workload: str | Path | Workload, priced: Co
     return replay(deployment, priced or cost_model(deployment), load_workload(workload))
 
 
-def report_of(plan: Plan, workload: Workload) -> Report:
-    """The page of a plan: the decision, the log behind it and the curve of the chosen deployment."""
+def report_of(plan: Plan, workload: Workload, *, traced: bool = False) -> Report:
+    """The page of a plan: the decision, the log behind it, the chosen deployment's curve, the trace if asked."""
     import numpy as np
 
     from gambrel.report import plan_report
@@ -199,7 +201,15 @@ def report_of(plan: Plan, workload: Workload) -> Report:
     chosen = plan.chosen.deployment
     held = int(np.ceil(float((workload.prompt_tokens + workload.output_tokens / 2).mean())))
     contexts = (held, max(64, held // 4), held * 4, held * 16)
-    return plan_report(plan, curve(chosen, CURVE_BATCHES, contexts, form="max"), traffic_view(workload))
+    drawn = curve(chosen, CURVE_BATCHES, contexts, form="max")
+    return plan_report(plan, drawn, traffic_view(workload), trace(plan, workload) if traced else ())
+
+
+def trace(plan: Plan, workload: str | Path | Workload) -> tuple[Traced, ...]:
+    """Every headline figure of a plan as a tree down to its inputs; see :func:`gambrel.plan.trace.plan_trace`."""
+    from gambrel.plan.trace import plan_trace
+
+    return plan_trace(plan, load_workload(workload), cost_model(plan.chosen.deployment))
 
 
 def traffic_view(workload: Workload) -> TrafficView | None:

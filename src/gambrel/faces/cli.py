@@ -364,6 +364,9 @@ def plan_command(
     check: Annotated[
         Path | None, typer.Option("--check", help="Instead of planning: does this plan file hold on --workload?")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write every headline figure down to its inputs: text, or .json.")
+    ] = None,
     price: Prices = None,
     catalog: Catalog = None,
     html: Html = None,
@@ -403,8 +406,10 @@ def plan_command(
             confidence=confidence,
             spare=spare,
         )
+    if trace is not None:
+        plan_outputs.write_trace(trace, plan, requests)
     if html is not None or images is not None:
-        write_report(api.report_of(plan, requests), html, images)
+        write_report(api.report_of(plan, requests, traced=True), html, images)
     if as_json:
         from gambrel.faces.documents import plan_document
 
@@ -451,7 +456,7 @@ def demo_command(
         plan = api.plan(
             "meta-llama/Llama-3.1-8B-Instruct", requests, api.slo("ttft.p95<=1s", "tpot.p95<=50ms"), progress=progress
         )
-    write_report(api.report_of(plan, requests), out / "report.html", out / "plots")
+    write_report(api.report_of(plan, requests, traced=True), out / "report.html", out / "plots")
     if as_json:
         emit(plan_document(plan) | ({} if measured is None else {"measured": measured}))
         return

@@ -51,12 +51,33 @@ def write_plan(path: Path, plan: Plan, workload: Workload, **asked: Any) -> None
     from gambrel.plan.file import Asked, objective_text, plan_file
 
     slo = [objective_text(o) for o in plan.slo.objectives]
-    text = plan_file(plan, Asked(slo=slo, **asked), workload).text(as_json=path.suffix == ".json")
+    write_text(path, plan_file(plan, Asked(slo=slo, **asked), workload).text(as_json=path.suffix == ".json"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; folders are made.
+
+    Raises:
+        GambrelError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise GambrelError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def write_trace(path: Path, plan: Plan, workload: Workload) -> None:
+    """Write every headline figure down to its inputs: indented text, or JSON where the name ends in ``.json``."""
+    from gambrel.faces import api
+    from gambrel.faces.console import talk
+    from gambrel.faces.documents import dump
+    from gambrel.report import trace_text
+
+    roots = api.trace(plan, workload)
+    text = dump({"trace": roots}) + "\n" if path.suffix == ".json" else trace_text(roots)
+    write_text(path, text)
+    talk(f"trace: {path}")
 
 
 def with_outlook(
@@ -231,11 +252,7 @@ def export_command(
     elif out is None:
         typer.echo(text, nl=False)
     if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise GambrelError(f"{out}: cannot be written ({error.strerror})") from None
+        write_text(out, text)
         talk(f"{form}: {out}")
 
 

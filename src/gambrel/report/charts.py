@@ -19,6 +19,7 @@ from gambrel.report.demand import (
     prompt_lengths,
 )
 from gambrel.report.memory import memory_vs_concurrency
+from gambrel.report.pareto import cost_vs_latency
 from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ CHARTS: Final[Mapping[str, Callable[..., dict[str, Any] | None]]] = {
     "bursts": bursts,
     "candidates": cost_of_candidates,
     "cells": cell_latency,
+    "cost-vs-latency": cost_vs_latency,
     "latency-vs-load": latency_vs_load,
     "latency-cdf": latency_cdf,
     "batch-over-time": batch_over_time,
     "kv-over-time": kv_over_time,
     "time-bound-by": time_bound_by,
 }
-"""Every chart by name; ``latency-vs-load`` draws one metric a call and is named after it (``ttft-vs-load``)."""
+"""Every chart by name; ``latency-vs-load`` and ``cost-vs-latency`` draw one metric a call and are named after it
+(``ttft-vs-load``, ``cost-vs-ttft``)."""

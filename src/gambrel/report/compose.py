@@ -39,7 +39,7 @@ from gambrel.report.demand import (
     output_lengths,
     prompt_lengths,
 )
-from gambrel.report.document import Fact, Report, Section
+from gambrel.report.document import Fact, Report, Section, Tree
 from gambrel.report.memory import HeldTokens, memory_vs_concurrency
 from gambrel.report.pareto import cost_vs_latency
 from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from gambrel.core.curve import Curve
     from gambrel.core.plan import Plan
+    from gambrel.core.trace import Traced
     from gambrel.report.demand import TrafficView
     from gambrel.report.document import Table
     from gambrel.report.style import Spec
@@ -64,11 +65,11 @@ _KNEE: Final = {
 _UNITS: Final = "GB is 1e9 bytes; peaks are dense; TTFT counts queueing; TPOT is (last - first) / (tokens - 1)."
 
 
-def _kept(items: Iterable[Spec | Table | None]) -> tuple[Spec | Table, ...]:
+def _kept(items: Iterable[Spec | Table | Tree | None]) -> tuple[Spec | Table | Tree, ...]:
     return tuple(item for item in items if item is not None)
 
 
-def _curve_charts(curve: Curve) -> tuple[Spec | Table, ...]:
+def _curve_charts(curve: Curve) -> tuple[Spec | Table | Tree, ...]:
     many = len(np.unique(curve.context[curve.context > 0])) > 1
     return _kept([latency_vs_batch(curve), cost_vs_batch(curve), step_vs_context(curve) if many else None])
 
@@ -136,10 +137,13 @@ def _curve_basis(curve: Curve) -> tuple[str, ...]:
     )
 
 
-def plan_report(plan: Plan, curve: Curve | None = None, traffic: TrafficView | None = None) -> Report:
+def plan_report(
+    plan: Plan, curve: Curve | None = None, traffic: TrafficView | None = None, trace: tuple[Traced, ...] = ()
+) -> Report:
     """The report of a plan: the answer, why it is the answer, the log behind it, and where it breaks.
 
-    ``curve`` is of the chosen deployment; ``traffic`` the log it was planned for. Either may be missing.
+    ``curve`` is of the chosen deployment; ``traffic`` the log it was planned for; ``trace`` the headline figures down
+    to their inputs. Each may be missing.
     """
     d = plan.chosen.deployment
     many = "" if d.replicas == 1 else f"{d.replicas} replicas of "
@@ -185,6 +189,8 @@ def plan_report(plan: Plan, curve: Curve | None = None, traffic: TrafficView | N
             code=plan.launch,
         )
     )
+    if trace:
+        sections.append(_trace_section(trace))
     return Report(
         title=f"{d.model.name.rpartition('/')[2]}: {gpus}",
         subtitle=(
@@ -286,10 +292,19 @@ def _demo(plan: Plan) -> list[Spec | Table | None]:
     return [cell_latency(plan.cells), cell_table(plan.cells) if plan.cells else None]
 
 
+def _trace_section(trace: tuple[Traced, ...]) -> Section:
+    text = (
+        "Open a figure to see what it is made of, down to price list, specification sheet, fitted constant or log. "
+        "Every operation is plain arithmetic on the lines below it; what is simulated says what was simulated."
+    )
+    return Section("Where every figure comes from", "", (Tree("Trace", text, trace),))
+
+
 def _answers(plan: Plan) -> list[Section]:
     """How sure, the settings, what money buys: only what the plan holds."""
     growth = None if plan.outlook is None else growth_table(plan.outlook)
-    fronts = [cost_vs_latency(plan, o) for o in plan.slo.objectives]
+    first = {o.metric: o for o in reversed(plan.slo.objectives)}
+    fronts = [cost_vs_latency(plan, first[m]) for m in dict.fromkeys(o.metric for o in plan.slo.objectives)]
     sure = _kept([sure_table(plan), confidence_table(plan), interval_table(plan)])
     money = _kept([*fronts, front_table(plan), price_table(plan), mode_table(plan)])
     found = [

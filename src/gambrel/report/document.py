@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gambrel.core.trace import Traced
     from gambrel.report.style import Spec
 
-__all__ = ["Fact", "Report", "Section", "Table"]
+__all__ = ["Fact", "Report", "Section", "Table", "Tree"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,21 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A question: ``sentence`` answers it, ``items`` (specs and tables) show it, ``code`` is what to run."""
+class Tree:
+    """Figures with where they come from, folded until somebody doubts one."""
 
     heading: str
     sentence: str
-    items: tuple[Spec | Table, ...] = ()
+    roots: tuple[Traced, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A question: ``sentence`` answers it, ``items`` (specs, tables, trees) show it, ``code`` is what to run."""
+
+    heading: str
+    sentence: str
+    items: tuple[Spec | Table | Tree, ...] = ()
     code: str = ""
 
 

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambrel.core.errors import ReportError
-from gambrel.report.document import Table
+from gambrel.report.document import Table, Tree
 from gambrel.report.image import charts_library
 from gambrel.report.style import caption, theme, title, unbroken
+from gambrel.report.tracing import figure, origin
 
 if TYPE_CHECKING:
+    from gambrel.core.trace import Traced
     from gambrel.report.document import Fact, Report, Section
     from gambrel.report.style import Spec
 
@@ -167,11 +169,33 @@ def _fact(fact: Fact) -> str:
 
 
 def _section(section: Section) -> str:
-    items = "\n".join(_table(item) if isinstance(item, Table) else _figure(item) for item in section.items)
+    items = "\n".join(_item(item) for item in section.items)
     lead = f'<p class="lead">{_text(section.sentence)}</p>' if section.sentence else ""
     code = f"<pre>{html.escape(section.code)}</pre>" if section.code else ""
     grid = f'<div class="grid">\n{items}\n</div>' if items else ""
     return f"<section><h2>{_text(section.heading)}</h2>{lead}{grid}{code}</section>"
+
+
+def _item(item: Spec | Table | Tree) -> str:
+    if isinstance(item, Tree):
+        return _tree(item)
+    return _table(item) if isinstance(item, Table) else _figure(item)
+
+
+def _tree(tree: Tree) -> str:
+    roots = "".join(_node(root) for root in tree.roots)
+    return (
+        f'<div class="table trace"><h3>{_text(tree.heading)}</h3><p class="caption">{_text(tree.sentence)}</p>'
+        f"{roots}</div>"
+    )
+
+
+def _node(node: Traced) -> str:
+    value = f"<b>{_text(figure(node))}</b>"
+    line = f'<span>{_text(node.name)}</span> {value} <span class="origin">{_text(origin(node))}</span>'
+    if not node.inputs:
+        return f'<p class="leaf">{line}</p>'
+    return f"<details><summary>{line}</summary>{''.join(_node(part) for part in node.inputs)}</details>"
 
 
 def _figure(spec: Spec) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gambrel.report import humanise as say
 from gambrel.report.marks import colour_scale, labelled_y, log
@@ -16,15 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = ["cost_vs_latency"]
 
+_FAR: Final = 3.0
+"""Times the dearest fleet that holds, beyond which nobody looks."""
+
 
 def cost_vs_latency(plan: Plan, objective: Objective) -> Spec | None:
     """Every simulated candidate at its dollars per hour and the statistic of one objective, both logarithmic.
 
-    The line joins the Pareto front: who is on it can be beaten in cost only at the price of latency. None where fewer
-    than two candidates have a price and a finite figure.
+    The line joins the Pareto front: who is on it can be beaten in cost only at the price of latency. What misses at
+    many times the price of what holds is left out. None where fewer than two candidates have a price and a figure.
     """
     found = [(c, v) for c in (plan.chosen, *plan.alternatives) if math.isfinite(v := _reached(c, objective))]
     found = [(c, v) for c, v in found if c.stage == "simulated" and 0 < c.usd_per_hour < math.inf and v > 0]
+    most = _FAR * max((c.usd_per_hour for c, _ in found if c.feasible), default=math.inf)
+    found = [(c, v) for c, v in found if c.usd_per_hour <= most]
+    found.sort(key=lambda p: p[0] is plan.chosen)  # the last is drawn on top
     if len(found) < 2:
         return None
     front: list[tuple[Candidate, float]] = []
