@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.plan import Month, Outlook
-from gambrel.plan.search import Bench, fewest_replicas, in_full, judge, search
+from gambrel.plan.search import Bench, fewest_replicas, judge, search
 from gambrel.report.humanise import per_hour
 from gambrel.traffic import scale_load
 
@@ -71,7 +71,7 @@ def outlook(
     found = search(chosen.model, scale_load(workload, last, seed=0), plan.slo, space, pricer).feasible
     if not found:
         return Outlook(growth, lasts, tuple(rows), None, "nothing in the search holds at the last month's load")
-    then = in_full(found[0], plan.slo).candidate
+    then = found[0].candidate
     return Outlook(growth, lasts, tuple(rows), then, switch(chosen, rows[-1], then.deployment, then.usd_per_hour))
 
 

@@ -24,7 +24,7 @@ from gambrel.plan.explain import (
     offered_rps,
 )
 from gambrel.plan.launch import vllm_command
-from gambrel.plan.search import WORKERS, Bench, Search, Trial, in_full, judge, rank, search
+from gambrel.plan.search import WORKERS, Bench, Outcome, Search, in_full, judge, rank, search
 from gambrel.plan.settings import fixes, neighbours, price_modes, settings
 from gambrel.report.humanise import seconds
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from gambrel.core.deployment import Deployment
     from gambrel.core.model import Model
+    from gambrel.core.run import Run
     from gambrel.core.slo import SLO
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
@@ -65,12 +66,12 @@ def plan(
     ranked = found.feasible
     if not ranked:
         raise refusal(model, found, slo)
-    found.trials.remove(ranked[0])
-    best = in_full(ranked[0], slo)
+    best = ranked[0]
+    found.trials.remove(best)
     deployment = best.candidate.deployment
     cost_model = pricer(deployment)
-    bench = Bench.of(cost_model)
-    around = Surroundings(found, best, deployment, cost_model, workload, slo, space, pricer, Loads(workload))
+    run = Bench.of(cost_model).run(deployment, workload, series=True)
+    around = Surroundings(found, best, run, deployment, cost_model, workload, slo, space, pricer, Loads(workload))
     with ThreadPoolExecutor(WORKERS) as pool:  # the parts are independent; each is deterministic
         parts = [pool.submit(part) for part in (around.load, around.others, around.sureness, around.tests)]
         for part, word in zip(parts, ("load and settings", "the others", "chances", "tests"), strict=True):
@@ -84,10 +85,10 @@ def plan(
     return Plan(
         workload=workload.name,
         num_requests=len(workload),
-        rate_rps=offered_rps(best.run),
+        rate_rps=offered_rps(run),
         slo=slo,
         chosen=best.candidate,
-        run=bench.run(deployment, workload, series=True),
+        run=run,
         alternatives=around.losers,
         biggest_gpu=biggest,
         biggest_gpu_extra_usd_per_hour=extra,
@@ -120,7 +121,8 @@ class Surroundings:
     """What stands around the decision, in parts that do not wait for each other; every part fills its own fields."""
 
     found: Search
-    best: Trial
+    best: Outcome
+    run: Run
     deployment: Deployment
     cost_model: CostModel
     workload: Workload
@@ -149,7 +151,7 @@ class Surroundings:
         now = min(self.breaks.values())
         near = neighbours(self.deployment, self.pricer, self.loads, self.slo, self.breaks)
         self.fixes = fixes(near, now)
-        self.settings = settings(self.deployment, bench, self.best.run, self.slo, near, now)
+        self.settings = settings(self.deployment, bench, self.run, self.slo, near, now)
         self.best = with_idle_share(self.best, now)
 
     def others(self) -> None:
@@ -161,23 +163,23 @@ class Surroundings:
         self.chances, self.chance_basis = chances(self.deployment, self.cost_model, self.workload, self.slo)
         self.surer = surer(self.deployment, self.cost_model, self.workload, self.slo, self.space.spare)
         self.intervals = intervals(self.deployment, self.cost_model, self.workload)
-        self.measure_next = measure_next(self.deployment, self.cost_model, self.workload, self.slo, self.best.run)
+        self.measure_next = measure_next(self.deployment, self.cost_model, self.workload, self.slo, self.run)
 
     def tests(self) -> None:
         """What a demo shows and hides."""
         bench = Bench.of(self.cost_model)
         self.demo, self.demo_hits = demo_plan(self.found, self.slo, self.workload, self.pricer)
-        self.cells = cells(self.deployment, bench, self.workload, self.best.run)
+        self.cells = cells(self.deployment, bench, self.workload, self.run)
 
 
-def with_idle_share(trial: Trial, load: float) -> Trial:
+def with_idle_share(trial: Outcome, load: float) -> Outcome:
     """The trial with the share of its capacity that the log leaves unused, given the load multiple it carries."""
     idle = 1.0 - 1.0 / min(load, MOST_CARRIED) if load > 1.0 else 0.0
     return replace(trial, candidate=replace(trial.candidate, idle_share=idle))
 
 
 def losers(
-    found: Search, best: Trial, slo: SLO, pricer: Callable[[Deployment], CostModel], loads: Loads
+    found: Search, best: Outcome, slo: SLO, pricer: Callable[[Deployment], CostModel], loads: Loads
 ) -> tuple[Candidate, ...]:
     """Everyone else with the reason: those that hold by cost, those that miss by how near, those ruled out last.
 
@@ -185,8 +187,7 @@ def losers(
     """
     rows = []
     seen = {best.candidate.deployment.accelerator.name}
-    for before in sorted(found.trials, key=rank):
-        trial = in_full(before, slo)
+    for trial in sorted(found.trials, key=rank):
         candidate = trial.candidate
         deployment = candidate.deployment
         if candidate.feasible:
@@ -203,7 +204,7 @@ def losers(
     return (*rows, *gone)
 
 
-def biggest_gpu(best: Trial, others: tuple[Candidate, ...], space: Space) -> Candidate | None:
+def biggest_gpu(best: Outcome, others: tuple[Candidate, ...], space: Space) -> Candidate | None:
     """The best row of the biggest accelerator: the one with the most memory bandwidth among those with a price."""
     priced = [a for a in space.accelerators if a.price is not None]
     if not priced:

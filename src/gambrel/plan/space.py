@@ -5,8 +5,8 @@ One axis is one field of :class:`~gambrel.core.deployment.Deployment`; adding an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from gambrel.core.deployment import Deployment
 from gambrel.core.formats import kv_format, weight_format
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
 
-__all__ = ["Space", "kv_formats_for", "tp_is_possible", "weight_formats_for"]
+__all__ = ["Space", "kv_formats_for", "shape_of", "tp_is_possible", "weight_formats_for"]
 
 FIRST_MAX_NUM_SEQS, FIRST_MAX_NUM_BATCHED_TOKENS = 256, 2048
 
@@ -75,6 +75,10 @@ class Space:
                             gpu_memory_utilization=self.gpu_memory_utilization,
                         )
 
+    def limits(self) -> list[tuple[int, int]]:
+        """Every pair of batch limits that engines accept: the token budget holds one token of every sequence."""
+        return [(s, t) for s in self.max_num_seqs for t in self.max_num_batched_tokens if s <= t]
+
     def first_limits(self) -> tuple[int, int]:
         """The batch limits every shape is tried with: the nearest allowed values to what engines default to.
 
@@ -83,6 +87,18 @@ class Space:
         tokens = min(self.max_num_batched_tokens, key=lambda v: (abs(v - FIRST_MAX_NUM_BATCHED_TOKENS), v))
         allowed = [v for v in self.max_num_seqs if v <= tokens] or [min(self.max_num_seqs)]
         return min(allowed, key=lambda v: (abs(v - FIRST_MAX_NUM_SEQS), v)), tokens
+
+
+def shape_of(deployment: Deployment) -> tuple[Any, ...]:
+    """What makes a deployment a shape: every field but the model, the number of replicas and the batch limits."""
+    return (deployment.accelerator.name, *(getattr(deployment, name) for name in SHAPE))
+
+
+SHAPE = tuple(
+    f.name
+    for f in fields(Deployment)
+    if f.name not in {"model", "accelerator", "replicas", "max_num_seqs", "max_num_batched_tokens"}
+)
 
 
 def tp_is_possible(model: Model, accelerator: Accelerator, tp: int) -> bool:

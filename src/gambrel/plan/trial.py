@@ -1,0 +1,272 @@
+"""One candidate on trial: simulated on a log, held against the objectives, priced.
+
+A :class:`Bench` is a shape's step table and scheduler limits, compiled once and used for every replica count and load.
+:func:`judge` simulates, :func:`fewest_replicas` asks it for the smallest fleet that holds, :func:`rank` orders what
+holds. The search (:mod:`gambrel.plan.search`) decides who comes to trial.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.core.formats import weight_format
+from gambrel.core.plan import Candidate, FrontPoint, Pricing
+from gambrel.core.units import GIB
+from gambrel.engine import limits_of, replay, run_of
+from gambrel.plan.safety import PREDICTION, Safety
+from gambrel.report.humanise import seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Run
+    from gambrel.core.slo import SLO, Verdict
+    from gambrel.core.step import CostModel, MemoryBudget, StepTable
+    from gambrel.core.workload import Workload
+    from gambrel.engine import Limits
+
+__all__ = [
+    "METRICS",
+    "Bench",
+    "Outcome",
+    "Trial",
+    "fewest_replicas",
+    "front_point",
+    "in_full",
+    "judge",
+    "loss",
+    "narrowest",
+    "price_run",
+    "rank",
+    "sustained",
+    "too_small",
+]
+
+TENTH = 0.1  # share of a missing margin that half as many replicas again must bring
+IDLE = 0.05  # busy share below which a missed objective is not a matter of load
+METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate; ``stressed`` says how well it bears more load, higher is better."""
+
+    candidate: Candidate
+    stressed: float = -math.inf
+
+
+@dataclass(frozen=True)
+class Trial(Outcome):
+    """An outcome with the run behind it, which saw ``share`` of the log: less than 1 where that was enough to fail."""
+
+    run: Run = field(kw_only=True)
+    share: float = 1.0
+
+
+def loss(deployment: Deployment) -> int:
+    """How far formats are from the checkpoint's: bits taken off a weight and off a KV element, added.
+
+    Every step down can cost answer quality, so between equal prices the lesser step wins.
+    """
+    own = weight_format(deployment.model.checkpoint_format).element_bits
+    weights = max(0.0, own - deployment.weight_format.element_bits)
+    return int(weights + 16 - 8 * deployment.kv_format.element_bytes)
+
+
+def rank(trial: Outcome) -> tuple[float, int, float, float, str]:
+    """Cheapest first; then the least loss of precision; then the widest margin under stress, and today.
+
+    The name decides last, so that ties never depend on order.
+    """
+    candidate = trial.candidate
+    margin = min((v.margin for v in candidate.verdicts), default=0.0)
+    d = candidate.deployment
+    return round(candidate.usd_per_hour, 6), loss(d), -round(trial.stressed, 6), -round(margin, 6), d.label
+
+
+def sustained(run: Run) -> bool:
+    """Whether the fleet keeps up with a log: the queue of the last tenth of requests is not a backlog.
+
+    A backlog grows with the log's length; the test allows a twentieth of the span (and one second for short logs).
+    """
+    last = run.queue_s[-max(1, len(run) // 10) :]
+    span = float(run.arrival_s[-1] - run.arrival_s[0])
+    return bool(np.mean(last) <= 0.05 * span + 1.0)
+
+
+def price_run(run: Run, usd_per_hour: float) -> Pricing:
+    """Dollars per token at the utilisation the traffic really gives: idle time is paid too.
+
+    The fleet is charged from the first arrival to the last token. Prefill's share of the busy time is charged to
+    prompt tokens, the rest to output tokens; ``usd_per_mtok`` charges everything to output tokens.
+    """
+    dollars = usd_per_hour * run.makespan_s / 3600.0
+    share = run.prefill_s / run.busy_s if run.busy_s > 0 else 0.0
+    prompt, output = float(run.prompt_tokens.sum()), float(run.output_tokens.sum())
+    return Pricing(
+        usd_per_hour=usd_per_hour,
+        usd_per_mtok=1e6 * dollars / output,
+        usd_per_mtok_input=1e6 * dollars * share / prompt,
+        usd_per_mtok_output=1e6 * dollars * (1.0 - share) / output,
+        utilisation=run.utilisation,
+    )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A deployment's step table and scheduler limits, compiled once and used for every replica count and load."""
+
+    cost_model: CostModel
+    memory: MemoryBudget
+    table: StepTable
+    limits: Limits
+    safety: Safety = PREDICTION
+
+    @classmethod
+    def of(cls, cost_model: CostModel, safety: Safety = PREDICTION) -> Bench:
+        """Compile the tables of the cost model's deployment; ``safety`` is what :func:`judge` asks beyond them."""
+        d, memory = cost_model.deployment, cost_model.memory()
+        table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs * (1 + d.draft_tokens))
+        return cls(cost_model, memory, table, limits_of(d, memory.num_kv_blocks), safety)
+
+    @cached_property
+    def harder(self) -> Bench:
+        """The same with every step as slow as the asked confidence demands, and nothing more asked."""
+        factor = self.safety.factor(self.cost_model.spread)
+        return replace(self, table=self.table.scaled(factor), safety=PREDICTION)
+
+    def seats(self, longest: int) -> int:
+        """Requests of ``longest`` tokens that one replica serves at once."""
+        return min(self.limits.max_num_seqs, self.memory.kv_tokens // longest)
+
+    def keeps_up(self, deployment: Deployment, workload: Workload, run: Run) -> str:
+        """Why the fleet does not keep up, or an empty string.
+
+        A log must not leave a growing queue; the users of a closed loop must all be served at once, none waiting
+        for the memory of another.
+        """
+        if not workload.closed_loop:
+            return "" if sustained(run) else "falls behind: the queue grows to the end of the log"
+        longest = int((workload.prompt_tokens + workload.output_tokens).max())
+        seats = self.seats(longest) * deployment.replicas
+        return "" if seats >= workload.closed_loop else f"serves {seats} of {workload.closed_loop} users at once"
+
+    def run(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Run:
+        """Replay a workload whose requests are known to fit."""
+        played = replay(
+            self.table,
+            self.limits,
+            workload,
+            replicas=deployment.replicas,
+            routing=deployment.routing,
+            series=series,
+        )
+        return run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
+
+
+def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO, run: Run | None = None) -> Trial:
+    """Simulate one candidate on the whole workload and hold it against the objectives.
+
+    Where the bench asks for safety, it is simulated a second time with the spare replicas down and slower steps.
+    ``run`` is its simulation where that is there already.
+    """
+    run = bench.run(deployment, workload) if run is None else run
+    price = deployment.usd_per_hour
+    verdicts = slo.check(run)
+    behind = bench.keeps_up(deployment, workload, run)
+    lost, safety = miss(verdicts) or behind, bench.safety
+    hard: tuple[Verdict, ...] = ()
+    if safety.asked and not lost:
+        left = deployment.replicas - safety.spare
+        if left < 1:
+            behind = f"nothing is left {safety.words}"
+        else:
+            fewer = deployment.with_(replicas=left)
+            worse = bench.harder.run(fewer, workload)
+            hard = slo.check(worse)
+            behind = bench.harder.keeps_up(fewer, workload, worse)
+        reason = miss(hard) or behind
+        lost = f"{safety.words}: {reason}" if reason else ""
+    candidate = Candidate(
+        deployment=deployment,
+        stage="simulated",
+        memory=bench.memory,
+        verdicts=verdicts,
+        safety=hard,
+        pricing=None if price is None else price_run(run, price),
+        keeps_up=not behind,
+        lost_because=lost,
+    )
+    return Trial(candidate, run=run)
+
+
+def in_full(trial: Trial, slo: SLO) -> Outcome:
+    """What became of it, with every percentile and its goodput; the run itself, a megabyte or more, is let go."""
+    latency = {m: trial.run.distribution(m) for m in METRICS}
+    candidate = replace(trial.candidate, latency=latency, goodput=slo.goodput(trial.run))
+    return Outcome(candidate, trial.stressed)
+
+
+def front_point(trial: Trial) -> FrontPoint:
+    """The trial as people weigh it: dollars, TTFT, TPOT and headroom."""
+    c, run = trial.candidate, trial.run
+    headroom = min((v.margin for v in c.verdicts), default=math.nan)
+    ttft, tpot = run.distribution("ttft").p95, run.distribution("tpot").p95
+    return FrontPoint(c.deployment, c.usd_per_hour, ttft, 0.0 if math.isnan(tpot) else tpot, headroom)
+
+
+def miss(verdicts: tuple[Verdict, ...]) -> str:
+    """The objective missed by most, in words; an empty string when all hold."""
+    worst = min((v for v in verdicts if not v.met), key=lambda v: v.margin, default=None)
+    if worst is None:
+        return ""
+    o = worst.objective
+    return f"{o.name} reaches {seconds(worst.reached_s)}, limit {seconds(o.limit_s)}"
+
+
+def narrowest(trial: Outcome) -> float:
+    """The smallest margin to an objective; negative when one is missed."""
+    return min((v.margin for v in trial.candidate.verdicts), default=0.0)
+
+
+def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployment, least: int, most: int) -> Trial:
+    """The fewest replicas in ``least..most`` that hold, by galloping up and bisecting; else the last that missed.
+
+    Galloping ends early where it leads nowhere: a fleet that keeps up, and that half as many replicas again brought
+    nearer to its limits by less than a tenth of what is missing, is not held back by load.
+    """
+    count, failed = min(least, most), min(least, most) - 1
+    trial = try_out(deployment.with_(replicas=count))
+    while not trial.candidate.feasible:
+        if count >= most or trial.run.utilisation < IDLE:
+            return trial
+        failed, count = count, min(most, max(count + 1, math.ceil(count * 1.5)))
+        before, trial = trial, try_out(deployment.with_(replicas=count))
+        gained = narrowest(trial) - narrowest(before)
+        enough = trial.candidate.keeps_up and count >= 1.5 * failed and trial.share == before.share
+        if enough and gained < TENTH * -narrowest(trial):
+            return trial
+    while trial.candidate.deployment.replicas - failed > 1:
+        middle = (trial.candidate.deployment.replicas + failed) // 2
+        other = try_out(deployment.with_(replicas=middle))
+        if other.candidate.feasible:
+            trial = other
+        else:
+            failed = middle
+    return trial
+
+
+def too_small(memory: MemoryBudget, longest: int) -> str:
+    """Why a replica cannot hold the model or the longest request, in GiB and tokens."""
+    needed = memory.weight_bytes + memory.activation_bytes + memory.reserve_bytes
+    if needed >= memory.usable_bytes:
+        return (
+            f"does not fit: needs {needed / GIB:.1f} GiB beside any KV cache, has {memory.usable_bytes / GIB:.1f} GiB"
+        )
+    return f"KV cache holds {memory.kv_tokens:,} tokens, the longest request needs {longest:,}"
