@@ -18,18 +18,24 @@ from web_client import Answer, ask
 pytest.importorskip("starlette", reason="the page needs the extra gambrel[web]")
 
 from gambrel.faces import api
-from gambrel.faces.web import measuring, planning, traffic
+from gambrel.faces.web import planning, traffic, uploads, wire
 from gambrel.faces.web.app import create_app
-from gambrel.faces.web.explore import explore_document
+from gambrel.faces.web.explore import ExploreRequest, explore_document
 from gambrel.faces.web.learn import SHOW, Dials, lessons_by_slug
-from gambrel.measure.mock import MockServer, Script
 from gambrel.report import humanise as say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gambrel.faces.web.jobs import Job
+
 APP = create_app()
 LOG = b"arrival_s,prompt_tokens,output_tokens\n" + b"".join(b"%d,%d,%d\n" % (i, 200 + i, 20) for i in range(300))
+
+
+def explored(query: dict[str, str]) -> list[dict[str, Any]]:
+    sides: list[dict[str, Any]] = explore_document(wire.asked(ExploreRequest, query))["sides"]
+    return sides
 
 
 def fine(answer: Answer) -> Any:
@@ -117,7 +123,7 @@ def test_all_that_is_transferred_is_small() -> None:
 
 
 def test_explore_says_what_the_curve_says() -> None:
-    side = explore_document({"batch": "64", "context": "3000", "gpu": "l40s", "form": "serial"})["sides"][0]
+    side = explored({"batch": "64", "context": "3000", "gpu": "l40s", "form": "serial"})[0]
     d = api.deployment("meta-llama/Llama-3.1-8B-Instruct", "l40s")
     curve = api.curve(d, [64], [3000])
     told = {f["label"]: f["value"].replace("\u00a0", " ") for f in side["facts"]}
@@ -129,14 +135,14 @@ def test_explore_says_what_the_curve_says() -> None:
 
 def test_a_second_side_keeps_what_is_not_its_own() -> None:
     query = {"gpu": "l40s", "price": "9", "weights": "fp8", "tp": "2", "b.gpu": "h100-sxm"}
-    other = explore_document(query)["sides"][1]["setup"]
+    other = explored(query)[1]["setup"]
     assert (other.price, other.weights, other.tp) == (None, "fp8", 2)
-    other = explore_document(query | {"b.model": "openai/gpt-oss-20b", "b.price": "3"})["sides"][1]["setup"]
+    other = explored(query | {"b.model": "openai/gpt-oss-20b", "b.price": "3"})[1]["setup"]
     assert (other.price, other.weights) == (3.0, "")
 
 
 def test_two_sides_share_their_scales() -> None:
-    found = explore_document({"b.gpu": "l4", "b.weights": "fp8"})["sides"]
+    found = explored({"b.gpu": "l4", "b.weights": "fp8"})
     assert found[1]["setup"].model == found[0]["setup"].model
     for a, b in zip(found[0]["items"], found[1]["items"], strict=True):
         for channel in ("x", "y"):
@@ -289,7 +295,7 @@ def test_old_logs_are_forgotten() -> None:
 
 @given(st.text(max_size=200))
 def test_the_name_of_an_upload_is_a_plain_file_name(name: str) -> None:
-    clean = traffic.safe_name(name)
+    clean = uploads.safe_name(name)
     assert clean
     assert not clean.startswith(".")
     assert "/" not in clean
@@ -313,8 +319,8 @@ def planned() -> str:
     return key
 
 
-def wait(key: str) -> planning.Job:
-    job = planning.job_of(key)
+def wait(key: str) -> Job[planning.Planned]:
+    job = planning.JOBS.job(key)
     limit = time.monotonic() + 60
     while not job.ended and time.monotonic() < limit:
         time.sleep(0.02)
@@ -323,7 +329,7 @@ def wait(key: str) -> planning.Job:
 
 
 def test_a_search_tells_its_parts_and_ends(planned: str) -> None:
-    events = [e["kind"] for e in planning.job_of(planned).events]
+    events = [e["kind"] for e in planning.JOBS.job(planned).events]
     assert events[:1] == ["part"]
     assert events[-1] == "done"
     told = ask(APP, f"/api/plan/{planned}/events").body
@@ -346,8 +352,8 @@ def test_every_file_can_be_taken_away(planned: str, name: str) -> None:
 
 
 def test_a_what_if_of_nothing_is_the_plan_itself(planned: str) -> None:
-    job, plan = planning.plan_of(planned)
-    same = planning.whatif_answer(job, plan, planning.WhatIf())
+    found = planning.JOBS.found(planned)
+    plan, same = found.plan, planning.whatif_answer(found, planning.WhatIf())
     told = {f["label"]: f["value"].replace("\u00a0", " ") for f in same["facts"]}
     for verdict in plan.chosen.verdicts:
         assert told[verdict.objective.name] == say.seconds(verdict.reached_s)
@@ -355,10 +361,11 @@ def test_a_what_if_of_nothing_is_the_plan_itself(planned: str) -> None:
 
 
 def test_more_load_is_slower_and_more_price_dearer(planned: str) -> None:
-    job, plan = planning.plan_of(planned)
+    found = planning.JOBS.found(planned)
+    plan = found.plan
     price = plan.chosen.deployment.accelerator.price
     assert price is not None
-    twice = planning.whatif_answer(job, plan, planning.WhatIf(price=2 * price.usd_per_hour))
+    twice = planning.whatif_answer(found, planning.WhatIf(price=2 * price.usd_per_hour))
     usd = plan.chosen.deployment.usd_per_hour
     assert usd is not None
     assert next(f["value"] for f in twice["facts"] if f["label"] == "cost") == say.per_hour(2 * usd)
@@ -374,7 +381,7 @@ def test_a_search_can_be_cancelled_and_only_one_runs() -> None:
     job = wait(key)
     assert "still running" in second.json()["error"]
     assert job.events[-1]["kind"] == "cancelled"
-    assert ask(APP, f"/api/plan/{key}").status == 400
+    assert ask(APP, f"/api/plan/{key}").status == 404
 
 
 def test_a_search_without_an_answer_says_why() -> None:
@@ -389,64 +396,16 @@ def test_a_search_without_an_answer_says_why() -> None:
     [
         ({"slo": []}, "slo"), ({"slo": ["fast"]}, "fast"), ({"gpus": []}, "no accelerator"), ({"gpus": ["x1"]}, "x1"),
         ({"model": "/etc/passwd"}, "unknown model"), ({"weights": ["fp9"]}, "fp9"), ({"tp": []}, "tp"),
+        ({"kv": ["fp9"]}, "fp9"), ({"confidence": 0.2}, "confidence"), ({"spare": -1}, "spare"),
+        ({"available": {"x1": 2}}, "x1"), ({"available": {"l4": 0}}, "available"), ({"growth": 0}, "growth"),
         ({"prices": {"l4": 0}}, "prices"), ({"traffic": {"id": "x"}}, "drop it again"), ({"traffic": 1}, "traffic"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_one_line(change: dict[str, Any], word: str) -> None:
     body = QUICK | {"traffic": {"id": log_id()}} | change
     answer = ask(APP, "/api/plan", method="POST", body=body)
-    assert answer.status == 400, answer.body
+    assert answer.status in {400, 404}, answer.body
     assert word in answer.json()["error"]
-
-
-# Measure ------------------------------------------------------------------------------------------------------------
-
-
-def measured(url: str, **more: Any) -> measuring.Measurement:
-    asked = {"url": url, "model": "mock", "concurrency": [1, 2], "prompt": 16, "output": 8, "duration_s": 1} | more
-    run = measuring.run_of(fine(ask(APP, "/api/measure", method="POST", body=asked))["id"])
-    if more.get("duration_s") == 600:
-        time.sleep(0.5)
-        run.stop.set()
-    limit = time.monotonic() + 60
-    while not run.ended and time.monotonic() < limit:
-        time.sleep(0.02)
-    assert run.ended
-    return run
-
-
-def test_a_server_is_measured_and_its_records_can_be_taken_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with MockServer(Script()) as mock:
-        run = measured(mock.url)
-    assert run.events[-1]["kind"] == "done", run.events[-1]
-    assert list(tmp_path.iterdir()) == []
-    key = next(k for k, r in measuring._runs.items() if r is run)
-    assert fine(ask(APP, f"/api/measure/{key}"))["report"]["sections"]
-    assert gzip.decompress(ask(APP, f"/api/measure/{key}/export/records.jsonl.gz").body).count(b"\n") > 10
-    assert b"<html" in ask(APP, f"/api/measure/{key}/export/report.html").body
-    assert ask(APP, f"/api/measure/{key}/export/x").status == 400
-    assert b"done" in ask(APP, f"/api/measure/{key}/events").body
-
-
-def test_a_measurement_can_be_cancelled() -> None:
-    with MockServer(Script()) as mock:
-        run = measured(mock.url, duration_s=600, concurrency=[1], output=200)
-    assert run.events[-1]["kind"] == "cancelled", run.events[-1]
-
-
-def test_what_cannot_be_measured_is_one_line() -> None:
-    run = measured("http://127.0.0.1:9")
-    assert run.events[-1]["kind"] == "failed"
-    assert "127.0.0.1:9" in run.events[-1]["text"]
-    changes: list[dict[str, Any]] = [
-        {"url": "file:///etc/passwd"}, {"url": "http://user:key@x"}, {"concurrency": []}, {"prompt": 0},
-    ]  # fmt: skip
-    for change in changes:
-        body = {"url": "http://x", "model": "m", "concurrency": [1]} | change
-        assert ask(APP, "/api/measure", method="POST", body=body).status == 400
 
 
 # Learn --------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The routes: the page and its files, and the questions it asks.
 
-Handlers only read the request and answer; what they say is computed in the module of each view. Work that takes more
-than a moment runs in threads, so that a slider never waits behind an upload.
+What each question takes and answers is in the module of its view; the same tables make the OpenAPI description at
+``/api/openapi.json``. Answers are computed in threads, so that a slider never waits behind an upload.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gzip
 import hashlib
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,37 +21,51 @@ from starlette.routing import Route
 from gambrel.core.errors import GambrelError
 from gambrel.faces.web import wire
 from gambrel.faces.web.guard import LOOPBACK, Guard
+from gambrel.faces.web.questions import Question, openapi, routes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from starlette.requests import Request
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "description", "questions"]
 
 VIEWS: Final = ("explore", "traffic", "plan", "measure", "learn")
 
 
 def create_app(hosts: Collection[str] = LOOPBACK, token: str | None = None) -> Guard:
     """The ASGI application, guarded; ``hosts`` and ``token`` as in :class:`Guard`."""
-    from gambrel.faces.web import learn, measuring, planning, traffic
-
     application = Starlette(
         routes=[
             Route("/", page),
             *(Route(f"/{view}", page) for view in VIEWS),
             Route("/learn/{lesson}", page),
             Route("/assets/{name}", asset),
-            Route("/api/catalog", catalog),
-            Route("/api/explore", explore),
-            *traffic.ROUTES,
-            *planning.ROUTES,
-            *measuring.ROUTES,
-            *learn.ROUTES,
+            *routes(questions()),
         ],
-        exception_handlers={GambrelError: refused, HTTPException: missing, Exception: failed},
+        exception_handlers={
+            wire.Unknown: unknown,
+            GambrelError: refused,
+            HTTPException: missing,
+            Exception: failed,
+        },
     )
     return Guard(application, hosts, token)
+
+
+@lru_cache(maxsize=1)
+def questions() -> tuple[Question, ...]:
+    """Everything the page may ask."""
+    from gambrel.faces.web import explore, fitting, learn, measuring, planning, runs, traffic
+
+    views = (explore, traffic, planning, measuring, runs, fitting, learn)
+    own = Question("GET", "/api/openapi.json", description)
+    return (own, *(question for view in views for question in view.QUESTIONS))
+
+
+def description() -> dict[str, Any]:
+    """The OpenAPI description of every question."""
+    return openapi(questions())
 
 
 async def page(request: Request) -> Response:
@@ -70,25 +84,14 @@ async def asset(request: Request) -> Response:
     return _compressed(request, data, f"{kinds[name]}; charset=utf-8", kept)
 
 
-async def catalog(request: Request) -> Response:
-    """Models, accelerators, themes."""
-    from gambrel.faces.web.setup import catalog_document
-
-    data = (await run_in_threadpool(lambda: wire.answer(catalog_document()))).body
-    return _compressed(request, bytes(data), "application/json", "no-cache")
-
-
-async def explore(request: Request) -> Response:
-    """Charts and facts of an operating point."""
-    from gambrel.faces.web.explore import explore_document
-
-    query = dict(request.query_params)
-    return await run_in_threadpool(lambda: wire.answer(explore_document(query)))
-
-
 async def refused(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
     """A mistake in the input, or an answer that is "no": one line."""
     return wire.answer({"error": str(error)}, 400)
+
+
+async def unknown(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    """Nothing under this id or name."""
+    return wire.answer({"error": str(error)}, 404)
 
 
 async def missing(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature

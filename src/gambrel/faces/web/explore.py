@@ -17,32 +17,54 @@ from gambrel.core.step import Step
 from gambrel.cost import curve as draw
 from gambrel.faces import api
 from gambrel.faces.web import wire
-from gambrel.faces.web.setup import Setup
+from gambrel.faces.web.questions import Question
+from gambrel.faces.web.setup import Dollars, Name, Setup, Tp, catalog_document, take_model
+from gambrel.faces.web.uploads import Upload
 from gambrel.report import Fact, cost_vs_batch, latency_vs_batch, memory_bar, step_vs_context
 from gambrel.report import humanise as say
 from gambrel.report.marks import log_ticks
 from gambrel.report.style import CAUSE_TITLES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gambrel.core.curve import Curve
     from gambrel.core.step import CostModel
     from gambrel.report.style import Spec
 
-__all__ = ["explore_document"]
+__all__ = ["QUESTIONS", "ExploreRequest", "explore_document"]
 
 CONTEXTS: Final = tuple(round(2 ** (7 + i / 2)) for i in range(21))  # 128 to 131,072, two a doubling
 BATCHES: Final = tuple(sorted({round(2 ** (i / 4)) for i in range(41)}))  # to 1,024, four a doubling
 MOST_CONTEXT: Final = 1 << 20
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the sliders are, and which form of a step is drawn."""
+class ExploreRequest(Setup, frozen=True, kw_only=True, rename=lambda name: name.replace("b_", "b.", 1)):
+    """Where the sliders are, which form of a step is drawn, and what of a second configuration differs."""
 
     batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     context: Annotated[int, msgspec.Meta(ge=1, le=MOST_CONTEXT)] = 4096
     form: Literal["max", "serial", "textbook"] = "max"
+    b_model: Name | None = None
+    b_gpu: Name | None = None
+    b_tp: Tp | None = None
+    b_weights: Name | None = None
+    b_kv: Name | None = None
+    b_price: Dollars | None = None
+
+    def setups(self) -> tuple[Setup, ...]:
+        """The configuration, and the second one where any of its fields is given."""
+        names = Setup.__struct_fields__
+        first = {name: getattr(self, name) for name in names}
+        other = {name: value for name in names if (value := getattr(self, f"b_{name}")) is not None}
+        if not other:
+            return (Setup(**first),)
+        same = dict(first)
+        if "gpu" in other:
+            same.pop("price")  # a price belongs to its accelerator
+        if "model" in other:
+            same = {k: v for k, v in same.items() if k not in {"weights", "kv"}}  # formats to their checkpoint
+        return Setup(**first), Setup(**same | other)
 
 
 @lru_cache(maxsize=64)
@@ -52,23 +74,13 @@ def cost_model(setup: Setup, form: str) -> CostModel:
     return api.cost_model(setup.deployment(), form="max" if textbook else form, textbook=textbook)
 
 
-def explore_document(query: Mapping[str, str]) -> dict[str, Any]:
-    """Charts and facts of the query's configuration, and of a second one if any of its fields (``b.gpu``) is there.
+def explore_document(asked: ExploreRequest) -> dict[str, Any]:
+    """Charts and facts of an operating point, of one configuration or of two.
 
     Raises:
-        GambrelError: a field that cannot be read, an unknown name, settings that contradict each other.
+        GambrelError: an unknown name, settings that contradict each other.
     """
-    point = wire.asked(Point, query)
-    first = wire.asked(Setup, query)
-    setups = [first]
-    other = {k[2:]: v for k, v in query.items() if k.startswith("b.")}
-    if other:
-        same = {k: v for k, v in msgspec.structs.asdict(first).items() if v is not None}
-        if "gpu" in other:
-            same.pop("price", None)  # a price belongs to its accelerator
-        if "model" in other:
-            same = {k: v for k, v in same.items() if k not in {"weights", "kv"}}  # formats to their checkpoint
-        setups.append(wire.asked(Setup, same | other))
+    setups, point = asked.setups(), asked
     sides = [_side(setup, point) for setup in setups]
     if len(sides) == 2:
         share_axes([spec for spec, _ in sides[0][1]], [spec for spec, _ in sides[1][1]])
@@ -87,7 +99,7 @@ def explore_document(query: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _side(setup: Setup, point: Point) -> tuple[str, list[tuple[Spec, bool]], list[Fact], list[str]]:
+def _side(setup: Setup, point: ExploreRequest) -> tuple[str, list[tuple[Spec, bool]], list[Fact], list[str]]:
     """Title, charts, facts and basis of one configuration."""
     priced = cost_model(setup, point.form)
     d = priced.deployment
@@ -136,7 +148,7 @@ _WORDS: Final = {
 }
 
 
-def _facts(curve: Curve, here: int, predicted: float, point: Point) -> list[Fact]:
+def _facts(curve: Curve, here: int, predicted: float, point: ExploreRequest) -> list[Fact]:
     step = float(curve.step_s[here])
     fits = bool(curve.fits[here])
     causes = {c: float(getattr(curve, f"{c}_s")[here]) for c in CAUSE_TITLES}
@@ -217,3 +229,10 @@ def _scaled(spec: Spec, channel: str) -> list[Spec]:
 
 def _numeric(encoding: Spec) -> bool:
     return encoding.get("type") == "quantitative"
+
+
+QUESTIONS: Final = (
+    Question("GET", "/api/catalog", catalog_document),
+    Question("GET", "/api/explore", explore_document, query=ExploreRequest),
+    Question("POST", "/api/models", take_model, query=Upload, upload="application/json"),
+)

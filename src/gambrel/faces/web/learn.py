@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import numpy as np
-from starlette.concurrency import run_in_threadpool
-from starlette.routing import Route
 
-from gambrel.core.errors import UnknownName
 from gambrel.core.step import Step
 from gambrel.cost import curve as draw
 from gambrel.cost.blackboard import train_wait_s
 from gambrel.cost.queueing import erlang_c_wait, mg1_wait
 from gambrel.faces.web import wire
 from gambrel.faces.web.explore import BATCHES, CONTEXTS, cost_model
+from gambrel.faces.web.questions import Question
 from gambrel.faces.web.setup import Setup
 from gambrel.report import Fact, cost_vs_batch, latency_vs_batch, step_vs_context
 from gambrel.report import humanise as say
@@ -32,13 +30,10 @@ from gambrel.report.style import BLUE, GREEN, GREY, ORANGE, chart, rows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from starlette.requests import Request
-    from starlette.responses import Response
-
     from gambrel.core.curve import Curve
     from gambrel.report.style import Spec
 
-__all__ = ["ROUTES", "SHOW", "Dials", "Lesson", "lessons_by_slug"]
+__all__ = ["QUESTIONS", "SHOW", "Dials", "Lesson", "lessons_by_slug"]
 
 
 class Dials(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,33 +222,27 @@ def lessons_by_slug() -> dict[str, Lesson]:
     return msgspec.convert(tomllib.loads(text), dict[str, Lesson])
 
 
-async def lessons(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
-    """GET of the list."""
-    return wire.answer({"lessons": [{"slug": s, "title": lesson.title} for s, lesson in lessons_by_slug().items()]})
+def lessons() -> dict[str, Any]:
+    """The lessons there are."""
+    return {"lessons": [{"slug": s, "title": lesson.title} for s, lesson in lessons_by_slug().items()]}
 
 
-async def lesson(request: Request) -> Response:
-    """GET of one lesson at the dials of the query."""
-    slug = request.path_params["slug"]
+def lesson(slug: str, asked: Dials) -> dict[str, Any]:
+    """A lesson, its plot drawn at the dials."""
     known = lessons_by_slug()
     if slug not in known:
-        raise UnknownName("lesson", slug[:80], known)
-    found, dials = known[slug], wire.asked(Dials, dict(request.query_params))
-
-    def made() -> Response:
-        facts, charts = SHOW[slug](dials)
-        document: dict[str, Any] = {
-            "slug": slug,
-            "title": found.title,
-            "paragraphs": found.paragraphs,
-            "formula": found.formula,
-            "dials": {name: getattr(dials, name) for name in found.dials},
-            "facts": wire.facts(facts),
-            "items": [wire.item(spec) for spec in charts],
-        }
-        return wire.answer(document)
-
-    return await run_in_threadpool(made)
+        raise wire.Unknown(f"no lesson {slug[:80]!r}; there are {', '.join(known)}")
+    found = known[slug]
+    facts, charts = SHOW[slug](asked)
+    return {
+        "slug": slug,
+        "title": found.title,
+        "paragraphs": found.paragraphs,
+        "formula": found.formula,
+        "dials": {name: getattr(asked, name) for name in found.dials},
+        "facts": wire.facts(facts),
+        "items": [wire.item(spec) for spec in charts],
+    }
 
 
-ROUTES: Final = (Route("/api/learn", lessons), Route("/api/learn/{slug}", lesson))
+QUESTIONS: Final = (Question("GET", "/api/learn", lessons), Question("GET", "/api/learn/{slug}", lesson, query=Dials))

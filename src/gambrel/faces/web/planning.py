@@ -1,188 +1,152 @@
-"""The Plan view: a search that can be watched and stopped, its answer, what-ifs on it, and the files to take away.
-
-One search runs at a time, in a thread of its own; what it has done so far is a list of events that any number of
-listeners read from the start, so a page that is reloaded misses nothing.
-"""
+"""The Plan view: a search that can be watched and stopped, its answer, what-ifs on it, and the files to take away."""
 
 from __future__ import annotations
 
-import secrets
-import threading
 import time
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
-from starlette.routing import Route
 
 from gambrel.core.errors import GambrelError
 from gambrel.faces import api
 from gambrel.faces.web import wire
+from gambrel.faces.web.jobs import Jobs
+from gambrel.faces.web.questions import Question
 from gambrel.faces.web.setup import DEFAULT_MODEL, Dollars, Name, chosen_accelerator, chosen_model
 from gambrel.faces.web.traffic import Window, window_of
-from gambrel.report import Fact, Section
+from gambrel.report import Fact
 from gambrel.report import humanise as say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from starlette.requests import Request
+    from starlette.responses import Response
 
+    from gambrel.core.deployment import Deployment
     from gambrel.core.plan import Plan
+    from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
-    from gambrel.report import Report
+    from gambrel.faces.web.jobs import Job
 
-__all__ = ["ROUTES"]
+__all__ = ["JOBS", "QUESTIONS"]
 
-KEPT: Final = 4
 MOST_WHATIF: Final = 400_000
 
 Text = Annotated[str, msgspec.Meta(max_length=60)]
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan is asked for."""
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan is asked for: objectives like ``ttft.p95<=1s``, and what may be searched."""
 
     traffic: Window
     model: Name = DEFAULT_MODEL
     slo: Annotated[list[Text], msgspec.Meta(min_length=1, max_length=12)]
     gpus: Annotated[list[Name], msgspec.Meta(max_length=100)] | None = None
-    prices: dict[Name, Dollars] = {}
+    prices: Annotated[dict[Name, Dollars], msgspec.Meta(max_length=100)] = {}
+    available: Annotated[dict[Name, Annotated[int, msgspec.Meta(ge=1, le=4096)]], msgspec.Meta(max_length=100)] = {}
     tp: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=64)], ...], msgspec.Meta(min_length=1, max_length=7)] = (
         1, 2, 4, 8,
     )  # fmt: skip
     weights: Annotated[list[Name], msgspec.Meta(max_length=12)] = []
+    kv: Annotated[list[Name], msgspec.Meta(max_length=6)] = []
     max_gpus: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
+    confidence: Annotated[float, msgspec.Meta(ge=0.5, le=0.999)] = 0.5
+    spare: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    growth: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    months: Annotated[int, msgspec.Meta(ge=1, le=36)] = 6
+
+    def checked(self) -> None:
+        """Refuse what a search would only find out later.
+
+        Raises:
+            GambrelError: a name or an objective is unknown.
+        """
+        from gambrel.core.formats import kv_format, weight_format
+
+        chosen_model(self.model)
+        api.slo(*self.slo)
+        for name in (*(self.gpus or ()), *self.prices, *self.available):
+            chosen_accelerator(name)
+        for name in self.weights:
+            weight_format(name)
+        for name in self.kv:
+            kv_format(name)
+        if self.gpus is not None and not self.gpus:
+            raise GambrelError("no accelerator is chosen: tick at least one")
+
+    def axes(self) -> dict[str, Any]:
+        """Fields of :class:`gambrel.plan.Space`."""
+        found: dict[str, Any] = {
+            "tp": tuple(sorted(set(self.tp))), "max_gpus": self.max_gpus, "confidence": self.confidence,
+            "spare": self.spare, "available": {chosen_accelerator(k).name: v for k, v in self.available.items()},
+        }  # fmt: skip
+        return found | {k: tuple(v) for k, v in (("weights", self.weights), ("kv", self.kv)) if v}
 
 
-class Cancelled(GambrelError):  # noqa: N818 - reads as the sentence it is
-    """The person stopped the search."""
+@dataclass(frozen=True)
+class Planned:
+    """A question, the log it was asked about, and the answer."""
 
-
-@dataclass
-class Job:
-    """A search: what it was asked, what it has said so far, and what came of it."""
-
-    asked: Asked
+    asked: PlanRequest
     workload: Workload
-    events: list[dict[str, Any]] = field(default_factory=list)
-    plan: Plan | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-    ended: bool = False
-    started: float = field(default_factory=time.monotonic)
-
-    def say(self, kind: str, text: str) -> None:
-        """Add an event; a search that was cancelled ends here."""
-        self.events.append({"kind": kind, "text": text, "elapsed_s": time.monotonic() - self.started})
-        if kind == "part" and self.stop.is_set():
-            raise Cancelled("cancelled")
-
-    def run(self) -> None:
-        """Search; errors become the last event."""
-        try:
-            self.plan = self._search()
-            self.say("done", "")
-        except Cancelled:
-            self.say("cancelled", "cancelled")
-        except GambrelError as error:
-            self.say("failed", str(error))
-        except Exception as error:
-            self.say("failed", f"this is a defect of gambrel: {type(error).__name__}")
-            raise
-        finally:
-            self.ended = True
-
-    def _search(self) -> Plan:
-        a = self.asked
-        chosen = [d.name for d in api.default_accelerators()] if a.gpus is None else a.gpus
-        devices = [chosen_accelerator(name, a.prices.get(name)) for name in dict.fromkeys(chosen)]
-        axes: dict[str, Any] = {"tp": tuple(sorted(set(a.tp))), "max_gpus": a.max_gpus}
-        if a.weights:
-            axes["weights"] = tuple(a.weights)
-        return api.plan(
-            chosen_model(a.model), self.workload, api.slo(*a.slo), gpus=devices,
-            progress=lambda word: self.say("part", word), **axes,
-        )  # fmt: skip
+    plan: Plan
 
 
-_jobs: OrderedDict[str, Job] = OrderedDict()
-_lock = threading.Lock()
+JOBS: Final[Jobs[Planned]] = Jobs("search")
 
 
-def start(asked: Asked) -> str:
-    """Start a search and give its id.
-
-    Raises:
-        GambrelError: a name or an objective is unknown, or another search is running.
-    """
-    from gambrel.core.formats import weight_format
-
-    chosen_model(asked.model)
-    api.slo(*asked.slo)
-    for name in (*(asked.gpus or ()), *asked.prices):
-        chosen_accelerator(name)
-    for name in asked.weights:
-        weight_format(name)
-    if asked.gpus is not None and not asked.gpus:
-        raise GambrelError("no accelerator is chosen: tick at least one")
-    job = Job(asked, window_of(asked.traffic))
-    with _lock:
-        if any(not j.ended for j in _jobs.values()):
-            raise GambrelError("another search is still running: cancel it first")
-        key = secrets.token_urlsafe(8)
-        _jobs[key] = job
-        while len(_jobs) > KEPT:
-            _jobs.popitem(last=False)
-    threading.Thread(target=job.run, name=f"plan-{key}", daemon=True).start()
-    return key
+def start(asked: PlanRequest) -> dict[str, Any]:
+    """Search the cheapest deployment for a log: the id of the search."""
+    asked.checked()
+    workload = window_of(asked.traffic)
+    return {"id": JOBS.start(lambda job: search(asked, workload, job))}
 
 
-def job_of(key: str) -> Job:
-    """The search of an id."""
-    with _lock:
-        if key not in _jobs:
-            raise GambrelError("this plan is no longer here (the server forgets): run it again")
-        return _jobs[key]
+def search(asked: PlanRequest, workload: Workload, job: Job[Planned]) -> Planned:
+    """The plan; a search that is cancelled ends with the next deployment it would price."""
+    from gambrel.faces.plan_outputs import with_outlook
+    from gambrel.plan import Space
+    from gambrel.plan import plan as cheapest
 
+    make = api.pricer()
 
-def plan_of(key: str) -> tuple[Job, Plan]:
-    """A search that ended well, with its plan."""
-    job = job_of(key)
-    if job.plan is None:
-        raise GambrelError("this search has no plan")
-    return job, job.plan
+    def priced(d: Deployment) -> CostModel:
+        job.check()
+        return make(d)
+
+    chosen = [d.name for d in api.default_accelerators()] if asked.gpus is None else asked.gpus
+    prices = {chosen_accelerator(k).name: v for k, v in asked.prices.items()}
+    names = dict.fromkeys(chosen_accelerator(name).name for name in chosen)
+    devices = tuple(chosen_accelerator(name, prices.get(name)) for name in names)
+    axes = asked.axes()
+    plan = cheapest(
+        chosen_model(asked.model), workload, api.slo(*asked.slo), Space(devices, **axes), priced, progress=job.say
+    )
+    if asked.growth is not None:
+        job.say("growth, month by month")
+        plan = with_outlook(plan, workload, devices, axes, asked.growth, asked.months)
+    return Planned(asked, workload, plan)
 
 
 # The answer ---------------------------------------------------------------------------------------------------------
 
 
-def report_of(job: Job, plan: Plan) -> Report:
-    """The report of a plan, with cost against latency added to the decision."""
-    from dataclasses import replace
-
-    from gambrel.report import cost_vs_latency
-
-    report = api.report_of(plan, job.workload)
-    fronts = [spec for o in plan.slo.objectives if (spec := cost_vs_latency(plan, o)) is not None]
-    distinct = list({spec["name"]: spec for spec in fronts}.values())
-    decision = report.sections[0]
-    items = (*decision.items[:-1], *distinct, *decision.items[-1:])
-    changed: tuple[Section, ...] = (replace(decision, items=items), *report.sections[1:])
-    return replace(report, sections=changed)
+def found(id: str) -> dict[str, Any]:  # noqa: A002 - the parameter of the address
+    """The plan of a search: its report, what a what-if can change, and the files on offer."""
+    return plan_answer(JOBS.found(id))
 
 
-def plan_answer(job: Job, plan: Plan) -> dict[str, Any]:
+def plan_answer(planned: Planned) -> dict[str, Any]:
     """The report, what a what-if can change, and the files on offer."""
+    plan, workload = planned.plan, planned.workload
     price = plan.chosen.deployment.accelerator.price
     return {
-        "report": wire.report_document(report_of(job, plan)),
+        "report": wire.report_document(api.report_of(plan, workload)),
         "whatif": {
             "replicas": plan.chosen.deployment.replicas,
             "usd_per_gpu_hour": None if price is None else price.usd_per_hour,
-            "most_load": max(1.0, min(8.0, MOST_WHATIF / len(job.workload))),
+            "most_load": max(1.0, min(8.0, MOST_WHATIF / len(workload))),
         },
         "exports": [{"name": name, "title": title} for name, (title, _, _) in EXPORTS.items()],
     }
@@ -197,7 +161,12 @@ class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     price: Dollars | None = None
 
 
-def whatif_answer(job: Job, plan: Plan, asked: WhatIf) -> dict[str, Any]:
+def whatif(id: str, asked: WhatIf) -> dict[str, Any]:  # noqa: A002 - the parameter of the address
+    """The chosen deployment simulated again under other load, lengths, replicas or price."""
+    return whatif_answer(JOBS.found(id), asked)
+
+
+def whatif_answer(planned: Planned, asked: WhatIf) -> dict[str, Any]:
     """The chosen deployment simulated again under other traffic, with other replicas or another price.
 
     Raises:
@@ -207,14 +176,14 @@ def whatif_answer(job: Job, plan: Plan, asked: WhatIf) -> dict[str, Any]:
     from gambrel.traffic import scale_lengths, scale_load
 
     started = time.perf_counter()
-    if asked.load * len(job.workload) > MOST_WHATIF:
+    plan, requests = planned.plan, planned.workload
+    if asked.load * len(requests) > MOST_WHATIF:
         raise GambrelError(f"a what-if simulates up to {MOST_WHATIF:,} requests; choose a shorter window of the log")
     d = plan.chosen.deployment
     if asked.replicas is not None:
         d = d.with_(replicas=asked.replicas)
     if asked.price is not None:
         d = d.with_(accelerator=chosen_accelerator(d.accelerator.name, asked.price))
-    requests = job.workload
     if asked.prompt != 1.0:
         requests = scale_lengths(requests, prompt=asked.prompt)
     if asked.load != 1.0:
@@ -251,40 +220,43 @@ def whatif_answer(job: Job, plan: Plan, asked: WhatIf) -> dict[str, Any]:
 # Files to take away -------------------------------------------------------------------------------------------------
 
 
-def _html(job: Job, plan: Plan) -> str:
+def _html(planned: Planned) -> str:
     from gambrel.report import page_html
 
-    return page_html(report_of(job, plan))
+    return page_html(api.report_of(planned.plan, planned.workload))
 
 
-def _json(job: Job, plan: Plan) -> str:  # noqa: ARG001 - all exports are asked alike
+def _json(planned: Planned) -> str:
     from gambrel.faces.documents import dump, plan_document
 
-    return dump(plan_document(plan))
+    return dump(plan_document(planned.plan))
 
 
-def _plan_file(job: Job, plan: Plan) -> Any:
-    from gambrel.plan.file import Asked as Question
-    from gambrel.plan.file import objective_text, plan_file
+def _plan_file(planned: Planned) -> Any:
+    from gambrel.plan.file import Asked, objective_text, plan_file
 
-    slo = [objective_text(o) for o in plan.slo.objectives]
-    return plan_file(plan, Question(model=job.asked.model, source=job.workload.source, slo=slo), job.workload)
+    plan, asked = planned.plan, planned.asked
+    question = Asked(
+        model=asked.model, source=planned.workload.source, slo=[objective_text(o) for o in plan.slo.objectives],
+        confidence=asked.confidence, spare=asked.spare,
+    )  # fmt: skip
+    return plan_file(plan, question, planned.workload)
 
 
-def _toml(job: Job, plan: Plan) -> str:
-    return str(_plan_file(job, plan).text(as_json=False))
+def _toml(planned: Planned) -> str:
+    return str(_plan_file(planned).text(as_json=False))
 
 
-def _form(form: str) -> Callable[[Job, Plan], str]:
-    def made(job: Job, plan: Plan) -> str:
+def _form(form: str) -> Callable[[Planned], str]:
+    def made(planned: Planned) -> str:
         from gambrel.faces.plan_outputs import exported
 
-        return exported(_plan_file(job, plan), plan.chosen.deployment, form)
+        return exported(_plan_file(planned), planned.plan.chosen.deployment, form)
 
     return made
 
 
-EXPORTS: Final[dict[str, tuple[str, str, Callable[[Job, Plan], str]]]] = {
+EXPORTS: Final[dict[str, tuple[str, str, Callable[[Planned], str]]]] = {
     "report.html": ("Report, one file", "text/html", _html),
     "plan.toml": ("Plan file", "application/toml", _toml),
     "plan.json": ("Every figure, JSON", "application/json", _json),
@@ -299,56 +271,21 @@ EXPORTS: Final[dict[str, tuple[str, str, Callable[[Job, Plan], str]]]] = {
 """What a plan can be taken away as: file name -> (title, media type, writer)."""
 
 
-# Routes -------------------------------------------------------------------------------------------------------------
-
-
-async def begin(request: Request) -> Response:
-    """POST of what to plan for: the id of the search."""
-    asked = wire.asked(Asked, await wire.body(request))
-    return wire.answer({"id": await run_in_threadpool(start, asked)}, 202)
-
-
-async def events(request: Request) -> Response:
-    """GET of a search's events as they happen (server-sent events), ending with the last one."""
-    return wire.stream(job_of(request.path_params["id"]), request)
-
-
-async def cancel(request: Request) -> Response:
-    """DELETE of a search: it stops at its next part."""
-    job_of(request.path_params["id"]).stop.set()
-    return wire.answer({"cancelled": True})
-
-
-async def found(request: Request) -> Response:
-    """GET of a plan."""
-    job, plan = plan_of(request.path_params["id"])
-    return await run_in_threadpool(lambda: wire.answer(plan_answer(job, plan)))
-
-
-async def whatif(request: Request) -> Response:
-    """GET of a what-if on a plan."""
-    job, plan = plan_of(request.path_params["id"])
-    asked = wire.asked(WhatIf, dict(request.query_params))
-    return await run_in_threadpool(lambda: wire.answer(whatif_answer(job, plan, asked)))
-
-
-async def export(request: Request) -> Response:
-    """GET of one of ``EXPORTS``."""
-    job, plan = plan_of(request.path_params["id"])
-    name = request.path_params["name"]
+def export(id: str, name: str) -> Response:  # noqa: A002 - the parameter of the address
+    """One of the files of a plan."""
+    planned = JOBS.found(id)
     if name not in EXPORTS:
-        raise GambrelError(f"no such file {name[:60]!r}; there are {', '.join(EXPORTS)}")
+        raise wire.Unknown(f"no such file {name[:60]!r}; there are {', '.join(EXPORTS)}")
     _, media_type, write = EXPORTS[name]
-    text = await run_in_threadpool(write, job, plan)
-    headers = {"content-disposition": f'attachment; filename="gambrel-{name}"'}
-    return Response(text, 200, headers, f"{media_type}; charset=utf-8")
+    return wire.file(write(planned), name, media_type)
 
 
-ROUTES: Final = (
-    Route("/api/plan", begin, methods=["POST"]),
-    Route("/api/plan/{id}", found, methods=["GET"]),
-    Route("/api/plan/{id}", cancel, methods=["DELETE"]),
-    Route("/api/plan/{id}/events", events),
-    Route("/api/plan/{id}/whatif", whatif),
-    Route("/api/plan/{id}/export/{name}", export),
+QUESTIONS: Final = (
+    Question("POST", "/api/plan", start, body=PlanRequest, status=202),
+    Question("GET", "/api/plan/{id}", found),
+    Question("GET", "/api/plan/{id}/whatif", whatif, query=WhatIf),
+    Question(
+        "GET", "/api/plan/{id}/export/{name}", export, media=tuple(dict.fromkeys(m for _, m, _ in EXPORTS.values()))
+    ),
+    *JOBS.questions("/api/plan"),
 )

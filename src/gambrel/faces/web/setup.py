@@ -1,33 +1,49 @@
 """A choice of model, accelerator and formats as the page makes it: names in, a deployment out.
 
-Only names of the catalogs are taken, never a path: what a browser sends must not make the server read files.
+Only names of the catalogs are taken, never a path: what a browser sends must not make the server read files. A
+``config.json`` that is in no catalog is sent as itself, and has a name of its own until the server stops.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
+from starlette.concurrency import run_in_threadpool
 
-from gambrel.core.errors import DeploymentError, UnknownName
+from gambrel.core.errors import CatalogError, DeploymentError, GambrelError, UnknownName
 from gambrel.core.formats import KV_FORMATS, WEIGHT_FORMATS
 from gambrel.faces import api
+from gambrel.faces.web.uploads import Upload, received, safe_name, scrub
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.requests import Request
+
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
     from gambrel.core.model import Model
 
-__all__ = ["Setup", "catalog_document", "chosen_accelerator", "chosen_model"]
+__all__ = ["Dollars", "Name", "Setup", "Tp", "catalog_document", "chosen_accelerator", "chosen_model", "take_model"]
 
 DEFAULT_MODEL: Final = "meta-llama/Llama-3.1-8B-Instruct"
 DEFAULT_GPU: Final = "h100-sxm"
+UPLOADED: Final = "uploaded/"
 OFFERED_WEIGHTS: Final = ("bf16", "fp16", "fp8", "int8", "int4", "mxfp4", "nvfp4", "q8_0", "q4_k_m")
 OFFERED_KV: Final = ("bf16", "fp16", "fp8", "int8")
 
 Name = Annotated[str, msgspec.Meta(max_length=200)]
 Dollars = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
+Tp = Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+MOST_CONFIG_BYTES: Final = 2 * 10**6
+KEPT_MODELS: Final = 16
+_uploaded: OrderedDict[str, Model] = OrderedDict()
 
 
 def chosen_model(name: str) -> Model:
@@ -36,10 +52,34 @@ def chosen_model(name: str) -> Model:
     Raises:
         UnknownName: no such model; the nearest three are named.
     """
+    if name in _uploaded:
+        return _uploaded[name]
+    if name.startswith(UPLOADED):
+        raise UnknownName("model", name[:200], (), "the server forgets: give its config.json again")
     names = model_names()
     if name not in names:
         raise UnknownName("model", name[:200], names)
     return _model(name)
+
+
+async def take_model(request: Request, asked: Upload) -> dict[str, Any]:
+    """Read a config.json: the name under which the model can be chosen from now on."""
+    async with received(request, safe_name(asked.name), MOST_CONFIG_BYTES) as path:
+        return await run_in_threadpool(_take, path)
+
+
+def _take(path: Path) -> dict[str, Any]:
+    tag = hashlib.sha256(path.read_bytes()).hexdigest()[:6]
+    config = path.rename(path.with_name("config.json"))
+    try:
+        read = api.model(config)
+    except GambrelError as error:
+        raise CatalogError(scrub(str(error), config)) from error
+    name = f"{UPLOADED}{path.stem}-{tag}"
+    _uploaded[name] = replace(read, name=name)
+    while len(_uploaded) > KEPT_MODELS:
+        _uploaded.popitem(last=False)
+    return {"name": name, "total_params": read.total_params}
 
 
 @lru_cache(maxsize=32)
@@ -66,7 +106,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Name = DEFAULT_MODEL
     gpu: Name = DEFAULT_GPU
-    tp: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    tp: Tp = 1
     weights: Name = ""
     kv: Name = ""
     price: Dollars | None = None
@@ -110,9 +150,15 @@ def _deployment(setup: Setup) -> Deployment:
     return api.deployment(model, device, **settings)
 
 
-@lru_cache(maxsize=1)
 def catalog_document() -> dict[str, Any]:
     """Every model and accelerator there is to choose from, and the themes that charts are drawn in."""
+    shipped = _shipped()
+    return shipped | {"models": [*_uploaded, *shipped["models"]]}
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, Any]:
+    from gambrel.measure.embedded import INSTALL, missing_packages
     from gambrel.report import theme
 
     rentable = {a.name for a in api.default_accelerators()}
@@ -131,5 +177,6 @@ def catalog_document() -> dict[str, Any]:
             for a in api.accelerators().values()
         ],
         "default": {"model": DEFAULT_MODEL, "gpu": DEFAULT_GPU},
+        "embedded": {"missing": list(missing_packages()), "install": INSTALL},
         "themes": {"light": theme(), "dark": theme(dark=True)},
     }

@@ -8,36 +8,35 @@ from __future__ import annotations
 
 import math
 import secrets
-import tempfile
 import threading
 from collections import OrderedDict
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import numpy as np
 from starlette.concurrency import run_in_threadpool
-from starlette.routing import Route
 
 from gambrel.core.errors import GambrelError, WorkloadError
 from gambrel.faces import api
 from gambrel.faces.web import wire
+from gambrel.faces.web.questions import Question
+from gambrel.faces.web.uploads import Upload, received, safe_name, scrub
 from gambrel.report import Fact
 from gambrel.report import humanise as say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from gambrel.core.workload import Workload
 
-__all__ = ["ROUTES", "Window", "window_of"]
+__all__ = ["QUESTIONS", "Window", "window_of"]
 
 MOST_BYTES: Final = 512 * 10**6
 MOST_REQUESTS: Final = 5_000_000
 KEPT: Final = 6
-NAME: Final = "log"
 
 _kept: OrderedDict[str, Workload] = OrderedDict()
 _lock = threading.Lock()
@@ -59,11 +58,11 @@ def kept(key: str) -> Workload:
     """The workload of an id.
 
     Raises:
-        WorkloadError: there is none, or it was forgotten.
+        Unknown: there is none, or it was forgotten.
     """
     with _lock:
         if key not in _kept:
-            raise WorkloadError("this log is no longer here (the server forgets): drop it again on the Traffic view")
+            raise wire.Unknown("this log is no longer here (the server forgets): drop it again on the Traffic view")
         _kept.move_to_end(key)
         return _kept[key]
 
@@ -154,86 +153,72 @@ def busiest_windows(workload: Workload) -> list[dict[str, Any]]:
     return found
 
 
-def safe_name(given: str) -> str:
-    """The name of an upload as a file name: its last part, printable, its endings kept for the readers."""
-    name = PurePosixPath(given.replace("\\", "/")).name
-    clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[-80:].lstrip(".-")
-    return clean or NAME
+async def upload(request: Request, asked: Upload) -> dict[str, Any]:
+    """Read a log, of any format: its figures and charts, and the id under which it can be planned for."""
+    async with received(request, safe_name(asked.name), MOST_BYTES) as path:
+        workload = await run_in_threadpool(_read, path)
+    return await run_in_threadpool(lambda: traffic_document(Window(id=keep(workload))))
 
 
-async def upload(request: Request) -> Response:
-    """POST of a raw file; its name is in the query, for its endings."""
-    name = safe_name(request.query_params.get("name", NAME))
-    with tempfile.TemporaryDirectory(prefix="gambrel-") as folder:
-        path = Path(folder) / name
-        size = 0
-        with path.open("wb") as file:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MOST_BYTES:
-                    raise GambrelError(f"{name}: larger than {say.num_bytes(MOST_BYTES)}; gzip it, or cut it by time")
-                file.write(chunk)
-        if size == 0:
-            raise GambrelError(f"{name}: the file is empty")
-        workload = await run_in_threadpool(_read, path, name)
-    return await run_in_threadpool(lambda: wire.answer(traffic_document(Window(id=keep(workload)))))
-
-
-def scrub(text: str, path: Path, name: str) -> str:
-    """A message about the upload without the server's folder, even where a library cut the path short."""
-    return text.replace(str(path), name).replace(f"{path.parent}/", "")
-
-
-def _read(path: Path, name: str) -> Workload:
+def _read(path: Path) -> Workload:
     """The log, with every mention of the temporary folder replaced by the name the person knows."""
     from gambrel.traffic import ready_to_replay
 
     try:
         found = ready_to_replay(api.read_workload(path))
     except GambrelError as error:
-        raise WorkloadError(scrub(str(error), path, name)) from error
-    clean = tuple(scrub(w, path, name) for w in found.warnings)
-    return replace(found, source=scrub(found.source, path, name), warnings=clean)
+        raise WorkloadError(scrub(str(error), path)) from error
+    clean = tuple(scrub(w, path) for w in found.warnings)
+    return replace(found, source=scrub(found.source, path), warnings=clean)
 
 
-class Generated(msgspec.Struct, frozen=True, kw_only=True):
-    """Traffic without a log: the sample, a profile at a rate, or users who are always there."""
+class TrafficRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Traffic without a log: the sample (nothing given), a profile at a rate, or users who are always there."""
 
     profile: Annotated[str, msgspec.Meta(max_length=40)] = ""
     rate: Annotated[float, msgspec.Meta(ge=0.001, le=1000)] = 5.0
+    users: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    prompt: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 2000
+    output: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
 
 
-async def generate(request: Request) -> Response:
-    """POST of what to generate."""
-    wanted = wire.asked(Generated, await wire.body(request))
+def generate(asked: TrafficRequest) -> dict[str, Any]:
+    """Make traffic where there is no log."""
+    from gambrel.traffic import closed_loop, profile, profiles, sample
 
-    def made() -> Response:
-        from gambrel.traffic import profile, profiles, sample
-
-        if wanted.profile and wanted.profile not in profiles():
-            raise WorkloadError(f"unknown profile {wanted.profile!r}; known: {', '.join(profiles())}")
-        found = profile(f"{wanted.profile}:rate={wanted.rate:g}") if wanted.profile else sample()
-        return wire.answer(traffic_document(Window(id=keep(found))))
-
-    return await run_in_threadpool(made)
-
-
-async def view(request: Request) -> Response:
-    """GET of a window of a kept log."""
-    window = wire.asked(Window, {"id": request.path_params["id"]} | dict(request.query_params))
-    return await run_in_threadpool(lambda: wire.answer(traffic_document(window)))
+    if asked.users is not None:
+        made = closed_loop(asked.users, asked.prompt, asked.output)
+    elif not asked.profile:
+        made = sample()
+    elif asked.profile in profiles():
+        made = profile(f"{asked.profile}:rate={asked.rate:g}")
+    else:
+        raise WorkloadError(f"unknown profile {asked.profile!r}; known: {', '.join(profiles())}")
+    return traffic_document(Window(id=keep(made)))
 
 
-async def known_profiles(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
-    """GET of the profiles there are."""
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Part of a log's time, seconds from its first arrival."""
+
+    start_s: Annotated[float, msgspec.Meta(ge=0, lt=1e12)] | None = None
+    stop_s: Annotated[float, msgspec.Meta(ge=0, lt=1e12)] | None = None
+
+
+def view(id: str, asked: Part) -> dict[str, Any]:  # noqa: A002 - the parameter of the address
+    """Figures and charts of a log that was read, or of a window of it."""
+    return traffic_document(Window(id=id, start_s=asked.start_s, stop_s=asked.stop_s))
+
+
+def known_profiles() -> dict[str, Any]:
+    """The profiles there are."""
     from gambrel.traffic import profiles
 
-    return wire.answer({"profiles": [{"name": name, "title": p.title} for name, p in profiles().items()]})
+    return {"profiles": [{"name": name, "title": p.title} for name, p in profiles().items()]}
 
 
-ROUTES: Final = (
-    Route("/api/traffic", upload, methods=["POST"]),
-    Route("/api/traffic/generate", generate, methods=["POST"]),
-    Route("/api/profiles", known_profiles),
-    Route("/api/traffic/{id}", view),
+QUESTIONS: Final = (
+    Question("POST", "/api/traffic", upload, query=Upload, upload="application/octet-stream"),
+    Question("POST", "/api/traffic/generate", generate, body=TrafficRequest),
+    Question("GET", "/api/profiles", known_profiles),
+    Question("GET", "/api/traffic/{id}", view, query=Part),
 )

@@ -5,58 +5,44 @@ The page draws charts, facts and tables of a report as they are, so there is one
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from gambrel.core.errors import GambrelError
-from gambrel.report.document import Table
+from gambrel.report.document import Table, Tree
 from gambrel.report.style import caption, title, unbroken
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from starlette.requests import Request
 
+    from gambrel.core.trace import Traced
     from gambrel.report import Fact, Report, Section
     from gambrel.report.style import Spec
 
-__all__ = ["Told", "answer", "asked", "body", "facts", "item", "report_document", "section", "stream"]
+__all__ = ["Unknown", "answer", "asked", "body", "facts", "file", "item", "report_document", "section"]
 
 MOST_JSON_BYTES = 64 * 1024
-POLL_S = 0.1
 _Asked = TypeVar("_Asked")
 
 
-class Told(Protocol):
-    """Work in a thread that says what it is at."""
-
-    events: list[dict[str, Any]]
-    ended: bool
-
-
-def stream(work: Told, request: Request) -> Response:
-    """Its events from the first one on, as they happen (server-sent events), ending with its last."""
-
-    async def told() -> AsyncIterator[bytes]:
-        sent = 0
-        while True:
-            ended = work.ended  # read first: what is said before the end is still sent
-            for event in work.events[sent:]:
-                yield b"data: " + msgspec.json.encode(event) + b"\n\n"
-                sent += 1
-            if ended or await request.is_disconnected():
-                return
-            await asyncio.sleep(POLL_S)
-
-    return StreamingResponse(told(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+class Unknown(GambrelError):  # noqa: N818 - reads as the sentence it is
+    """There is nothing under this id or name: 404."""
 
 
 def answer(document: Mapping[str, Any], status: int = 200) -> Response:
     """A JSON response; NaN and infinities become null."""
     return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+
+def file(data: bytes | str, name: str, media_type: str) -> Response:
+    """A file to take away."""
+    charset = "; charset=utf-8" if isinstance(data, str) else ""
+    headers = {"content-disposition": f'attachment; filename="gambrel-{name}"'}
+    return Response(data, 200, headers, media_type + charset)
 
 
 def asked(kind: type[_Asked], given: Mapping[str, Any]) -> _Asked:
@@ -96,8 +82,11 @@ def facts(found: Iterable[Fact]) -> list[dict[str, str]]:
     return [{"label": f.label, "value": unbroken(f.value), "note": unbroken(f.note), "status": f.status} for f in found]
 
 
-def item(thing: Spec | Table) -> dict[str, Any]:
-    """A chart or a table."""
+def item(thing: Spec | Table | Tree) -> dict[str, Any]:
+    """A chart, a table or a tree of figures."""
+    if isinstance(thing, Tree):
+        roots = [_node(root) for root in thing.roots]
+        return {"kind": "tree", "heading": thing.heading, "sentence": unbroken(thing.sentence), "roots": roots}
     if isinstance(thing, Table):
         return {
             "kind": "table",
@@ -116,6 +105,14 @@ def item(thing: Spec | Table) -> dict[str, Any]:
         "sentence": unbroken(caption(thing)),
         "spec": spec,
     }
+
+
+def _node(node: Traced) -> dict[str, Any]:
+    """A figure, where it comes from, and the figures it is made of."""
+    from gambrel.report.tracing import figure, origin
+
+    parts = [_node(part) for part in node.inputs]
+    return {"name": node.name, "value": unbroken(figure(node)), "origin": unbroken(origin(node)), "parts": parts}
 
 
 def section(found: Section) -> dict[str, Any]:

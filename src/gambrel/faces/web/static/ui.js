@@ -191,6 +191,12 @@ function table(item) {
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": item.heading }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body))));
 }
 
+function tree(item) {
+  const line = (node) => [node.name, " ", el("b", {}, node.value), " ", el("span", { class: "origin" }, node.origin)];
+  const branch = (node) => (node.parts.length ? el("details", {}, el("summary", {}, ...line(node)), ...node.parts.map(branch)) : el("p", { class: "leaf" }, ...line(node)));
+  return el("div", { class: "table trace" }, el("h3", {}, item.heading), el("p", { class: "caption" }, item.sentence), ...item.roots.map(branch));
+}
+
 const seen = new Map();
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) { const spec = seen.get(entry.target); if (spec) { seen.delete(entry.target); draw(entry.target, spec); } }
@@ -199,6 +205,7 @@ const watcher = new IntersectionObserver((entries) => {
 function show(items) { // drawn when they come near the screen, so that a long report opens at once
   return el("div", { class: "grid" }, ...items.map((item) => {
     if (item.kind === "table") return table(item);
+    if (item.kind === "tree") return tree(item);
     const made = figure(item);
     const box = made.querySelector(".chart");
     box.style.minHeight = `${(item.spec.height || 320) + 60}px`;
@@ -399,6 +406,22 @@ function startExplore() {
   });
   $("form").addEventListener("change", (event) => { explore.query.set("form", event.target.value); changed(); });
   $("explore-form").addEventListener("submit", (event) => event.preventDefault());
+  $("config-file").addEventListener("change", (event) => { if (event.target.files[0]) takeConfig(event.target.files[0]); event.target.value = ""; });
+}
+
+// A config.json becomes a model that every list offers.
+async function takeConfig(file) {
+  const note = $("config-note");
+  try {
+    const { name, total_params: params } = await ask(`/api/models?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+    catalog = await ask("/api/catalog");
+    note.textContent = `${name}: ${(params / 1e9).toPrecision(3)} billion parameters`;
+    for (const select of document.querySelectorAll("[data-field=model], #plan-model, #served-model")) options(select, modelGroups(), select.value);
+    for (const other of ["weights", "kv", "tp"]) explore.query.delete(other);
+    explore.query.set("model", name);
+    problem("explore-problem", null);
+    changed();
+  } catch (error) { problem("explore-problem", error); }
 }
 
 // Traffic -----------------------------------------------------------------------------------------------------------
@@ -496,6 +519,7 @@ async function startTraffic() {
   drop.addEventListener("drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]); });
   $("sample").addEventListener("click", () => generate({}));
   $("no-log").addEventListener("submit", (event) => { event.preventDefault(); generate({ profile: $("profile").value, rate: Number($("rate").value) }); });
+  $("users-form").addEventListener("submit", (event) => { event.preventDefault(); generate({ users: Number($("users").value), prompt: Number($("users-prompt").value), output: Number($("users-output").value) }); });
   const { profiles } = await ask("/api/profiles");
   options($("profile"), [["", profiles.map((p) => [p.name, p.title])]], "chat");
 }
@@ -520,9 +544,10 @@ function startPlan() {
   options($("plan-model"), modelGroups(), catalog.default.model);
   $("slos").append(sloRow("ttft", "p95", "1s"), sloRow("tpot", "p95", "50ms"));
   $("add-slo").addEventListener("click", () => { $("slos").append(sloRow("e2e", "p95", "30s")); $("slos").lastElementChild.querySelector("select").focus(); });
-  $("gpus").append(...catalog.gpus.map((g) => el("div", { class: "gpu" },
+  $("gpus").append(el("div", { class: "gpu heads", "aria-hidden": "true" }, el("span", {}, "accelerator"), el("span", {}, "$/h"), el("span", {}, "to be had")), ...catalog.gpus.map((g) => el("div", { class: "gpu" },
     el("label", { class: "check" }, el("input", { type: "checkbox", value: g.name, checked: g.rentable }), gpuText({ ...g, usd_per_hour: null })),
-    el("input", { type: "number", min: "0.01", step: "any", "data-gpu": g.name, placeholder: g.usd_per_hour ? g.usd_per_hour.toFixed(2) : "no price", "aria-label": `$ per hour of ${g.title}` }))));
+    el("input", { type: "number", min: "0.01", step: "any", "data-gpu": g.name, placeholder: g.usd_per_hour ? g.usd_per_hour.toFixed(2) : "no price", "aria-label": `$ per hour of ${g.title}` }),
+    el("input", { type: "number", min: "1", max: "4096", step: "1", "data-available": g.name, placeholder: "all", "aria-label": `how many ${g.title} can be had` }))));
   $("gpus").addEventListener("change", (event) => { if (event.target.type === "checkbox") $("all-gpus").checked = false; });
   $("all-gpus").addEventListener("change", (event) => { if (event.target.checked) for (const box of $("gpus").querySelectorAll("[type=checkbox]")) box.checked = catalog.gpus.find((g) => g.name === box.value).rentable; else $("gpu-details").open = true; });
   $("plan-form").addEventListener("submit", (event) => { event.preventDefault(); runPlan(); });
@@ -552,11 +577,14 @@ function tellTraffic() {
 async function runPlan() {
   problem("plan-problem", null);
   const gpus = $("all-gpus").checked ? null : [...$("gpus").querySelectorAll("[type=checkbox]:checked")].map((box) => box.value);
-  const prices = Object.fromEntries([...$("gpus").querySelectorAll("[data-gpu]")].filter((i) => i.value).map((i) => [i.dataset.gpu, Number(i.value)]));
+  const given = (kind) => Object.fromEntries([...$("gpus").querySelectorAll(`[data-${kind}]`)].filter((i) => i.value).map((i) => [i.dataset[kind], Number(i.value)]));
   const words = (id) => $(id).value.split(",").map((w) => w.trim()).filter(Boolean);
   const window_ = { id: traffic.id, start_s: traffic.start_s, stop_s: traffic.stop_s };
   try {
-    const { id } = await send("/api/plan", { traffic: window_, model: $("plan-model").value, slo: slos(), gpus, prices, tp: words("plan-tp").map(Number), weights: words("plan-weights"), max_gpus: Number($("plan-most").value) });
+    const { id } = await send("/api/plan", {
+      traffic: window_, model: $("plan-model").value, slo: slos(), gpus, prices: given("gpu"), available: given("available"), tp: words("plan-tp").map(Number),
+      weights: words("plan-weights"), kv: words("plan-kv"), max_gpus: Number($("plan-most").value), confidence: Number($("plan-confidence").value), spare: Number($("plan-spare").value),
+      growth: $("plan-growth").value ? Number($("plan-growth").value) / 100 : null, months: Number($("plan-months").value) });
     planning = id;
     const query = planQuery();
     query.set("plan", id);
@@ -586,7 +614,7 @@ function watch(path, { progress, run, cancel, problemId, result, ready, done }) 
     const event = JSON.parse(message.data);
     if (event.kind === "part") progress.textContent = `${event.text} \u00b7 ${event.elapsed_s.toFixed(1)} s`;
     if (event.kind === "cancelled") end("cancelled");
-    if (event.kind === "failed") { end(""); forget(result); result.replaceChildren(); problem(problemId, new Error(event.text)); }
+    if (event.kind === "failed") { end(""); if (result) { forget(result); result.replaceChildren(); } problem(problemId, new Error(event.text)); }
     if (event.kind === "done") {
       end(`done in ${event.elapsed_s.toFixed(1)} s`);
       try { done(await ask(path)); } catch (error) { problem(problemId, error); }
@@ -667,36 +695,177 @@ function whatIf(offer) {
 
 // Measure -----------------------------------------------------------------------------------------------------------
 
-let measuring = null, measureEvents = null;
+let measuring = null, measureEvents = null, fitEvents = null, run = null; // run: the one that is open
+const SERVED = ["model", "gpu", "tp", "weights", "kv", "engine", "engine_version", "max_num_seqs", "max_num_batched_tokens"];
 
 function startMeasure() {
+  const { missing, install } = catalog.embedded;
+  $("measure-embedded").disabled = missing.length > 0;
+  $("embedded-note").hidden = missing.length === 0;
+  $("embedded-note").textContent = `The small engine needs ${missing.join(", ")}; install with: ${install}`;
+  const what = () => {
+    const own = $("measure-embedded").checked;
+    for (const id of ["measure-url", "measure-model"]) { $(id).disabled = own; $(id).closest("label").hidden = own; }
+    $("measure-key-line").hidden = own;
+    if (own) for (const [id, value] of [["measure-prompt", 64], ["measure-output", 32], ["measure-seconds", 8]]) $(id).value = value;
+  };
+  for (const radio of document.querySelectorAll("[name=measure-what]")) radio.addEventListener("change", what);
+  options($("served-model"), modelGroups(), catalog.default.model);
+  options($("served-gpu"), gpuGroups(), catalog.default.gpu);
   $("measure-form").addEventListener("submit", async (event) => {
     event.preventDefault();
     try {
+      const own = $("measure-embedded").checked;
       const users = $("measure-users").value.split(",").map((w) => Number(w.trim())).filter(Boolean);
-      const { id } = await send("/api/measure", { url: $("measure-url").value, model: $("measure-model").value, concurrency: users, prompt: Number($("measure-prompt").value), output: Number($("measure-output").value), duration_s: Number($("measure-seconds").value), with_key: $("measure-key").checked });
-      history.replaceState(null, "", `/measure?run=${id}`);
+      const { id } = await send("/api/measure", { url: own ? "" : $("measure-url").value, model: own ? "" : $("measure-model").value, embedded: own, concurrency: users, prompt: Number($("measure-prompt").value), output: Number($("measure-output").value), duration_s: Number($("measure-seconds").value), with_key: !own && $("measure-key").checked });
+      history.replaceState(null, "", `/measure?job=${id}`);
       followMeasure(id);
     } catch (error) { problem("measure-problem", error); }
   });
   $("measure-cancel").addEventListener("click", () => { ask(`/api/measure/${measuring}`, { method: "DELETE" }); $("measure-cancel").disabled = true; });
+  $("run-file").addEventListener("change", async (event) => {
+    const file = event.target.files[0];
+    event.target.value = "";
+    if (!file) return;
+    try {
+      problem("measure-problem", null);
+      const { name } = await ask(`/api/runs?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+      await tellLibrary();
+      go(`/measure?run=${encodeURIComponent(name)}`);
+    } catch (error) { problem("measure-problem", error); }
+  });
+  $("served-form").addEventListener("submit", (event) => { event.preventDefault(); predict(); });
+  $("fit").addEventListener("click", fit);
+  $("compare-form").addEventListener("submit", (event) => { event.preventDefault(); compareRuns(); });
+  $("compare-run").addEventListener("change", levelsOfB);
 }
 
-function openMeasure(query) {
-  const id = query.get("run");
-  if (id && id !== measuring) followMeasure(id);
+async function openMeasure(query) {
+  const { job } = Object.fromEntries(query);
+  await tellLibrary();
+  if (job && job !== measuring) followMeasure(job);
+  const name = query.get("run");
+  if (name && name !== run?.name) await openRun(name, query);
+  if (!name && run) history.replaceState(null, "", runPath());
+}
+
+const served = () => Object.fromEntries([...SERVED.map((f) => [f, $(`served-${f}`).value.trim()]).filter(([, v]) => v), ...($("served-leave_out_bound").checked ? [["leave_out_bound", "true"]] : [])]);
+const runPath = (more = {}) => `/measure?${new URLSearchParams({ run: run.name, ...more })}`;
+
+async function tellLibrary() {
+  const { runs, folder } = await ask("/api/runs");
+  $("library-note").textContent = runs.length || folder ? (folder ? `The record files in ${folder}.` : "Kept in memory until the server stops; gambrel ui --runs DIR keeps them in a folder.") : "None yet. What is measured here is kept in memory until the server stops; gambrel ui --runs DIR keeps it in a folder.";
+  const row = (r) => el("tr", { class: r.name === run?.name ? "chosen" : null },
+    el("td", {}, el("a", { href: `/measure?run=${encodeURIComponent(r.name)}` }, r.name.replace(/\.jsonl\.gz$/, ""))), el("td", { "data-column": "model" }, r.model), el("td", { "data-column": "measured" }, new Date(r.when).toLocaleString()),
+    el("td", { class: "number", "data-column": "levels" }, String(r.levels)), el("td", {}, el("button", { type: "button", class: "quiet", "aria-label": `Delete ${r.name}`, onclick: () => deleteRun(r.name) }, "Delete")));
+  const heads = ["run", "model", "measured", "levels", ""];
+  $("library").replaceChildren(runs.length ? el("div", { class: "table" }, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Runs" }, el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((h) => (h ? el("th", { scope: "col", class: h === "levels" ? "number" : null }, h) : el("td", {}))))), el("tbody", {}, ...runs.map(row))))) : "");
+  const others = runs.filter((r) => r.name !== run?.name);
+  options($("compare-run"), [["", (others.length ? others : runs).map((r) => [r.name, r.name.replace(/\.jsonl\.gz$/, "")])]], "");
+  $("comparing").hidden = !run || others.length === 0;
+  if (!$("comparing").hidden) await levelsOfB();
+}
+
+async function deleteRun(name) {
+  if (!confirm(`Delete ${name}? Its records are gone then.`)) return;
+  try {
+    await ask(`/api/runs/${encodeURIComponent(name)}`, { method: "DELETE" });
+    if (run?.name === name) closeRun();
+    await tellLibrary();
+  } catch (error) { problem("measure-problem", error); }
+}
+
+function closeRun() {
+  run = null;
+  for (const id of ["measure-result", "predicted", "fit-result", "compare-result"]) { forget($(id)); $(id).replaceChildren(); }
+  $("against").hidden = true;
+  $("comparing").hidden = true;
+  history.replaceState(null, "", "/measure");
 }
 
 function followMeasure(id) {
   measuring = id;
   measureEvents?.close();
-  measureEvents = watch(`/api/measure/${encodeURIComponent(id)}`, { progress: $("measure-progress"), run: $("measure-run"), cancel: $("measure-cancel"), problemId: "measure-problem", result: $("measure-result"), ready: () => true, done: (found) => {
+  measureEvents = watch(`/api/measure/${encodeURIComponent(id)}`, { progress: $("measure-progress"), run: $("measure-run"), cancel: $("measure-cancel"), problemId: "measure-problem", result: null, ready: () => true, done: (found) => go(`/measure?run=${encodeURIComponent(found.run)}`) });
+}
+
+async function openRun(name, query) {
+  try {
+    problem("measure-problem", null);
+    const found = await ask(`/api/runs/${encodeURIComponent(name)}`);
+    closeRun();
+    run = found;
+    history.replaceState(null, "", `/measure?${query}`);
     const root = $("measure-result");
+    const made = reportParts(found.report, found.exports.map((e) => [`/api/runs/${encodeURIComponent(name)}/export/${e.name}`, e.title]));
+    root.replaceChildren(made.header, made.files, ...made.sections, made.basis);
+    $("against").hidden = false;
+    if (found.model) $("served-model").value = found.model;
+    if (found.served.startsWith("SmolLM2-135M") && !query.get("gpu")) { $("served-gpu").value = "cpu-xeon-8480"; $("served-engine").value = "openvino"; }
+    for (const field of SERVED) if (query.get(field)) $(`served-${field}`).value = query.get(field);
+    options($("compare-level-a"), [["", [["", "every level of both"], ...found.levels.map((l) => [l, l])]]], "");
+    await tellLibrary();
+    arrive(made.heading);
+    if (query.get("gpu")) await predict();
+    if (query.get("fit")) followFit(query.get("fit"));
+    if (query.get("b")) { $("compare-run").value = query.get("b"); await levelsOfB(); await compareRuns(); }
+  } catch (error) { problem("measure-problem", error); }
+}
+
+async function predict() {
+  const root = $("predicted");
+  try {
+    problem("against-problem", null);
+    const found = await ask(`/api/runs/${encodeURIComponent(run.name)}/predicted?${new URLSearchParams(served())}`);
+    history.replaceState(null, "", runPath(served()));
     forget(root);
-    const made = reportParts(found.report, [[`/api/measure/${id}/export/report.html`, "Report, one file"], [`/api/measure/${id}/export/records.jsonl.gz`, "Raw records"]]);
+    root.replaceChildren(factList(found.facts), found.bound.length ? el("ul", { class: "warnings" }, el("li", {}, `The client, not the server, set the pace of ${found.bound.join(", ")}: these levels say nothing about the server, and no fit takes them.`)) : "", show(found.items), el("p", { class: "basis" }, found.basis));
+  } catch (error) { forget(root); root.replaceChildren(); problem("against-problem", error); }
+}
+
+async function fit() {
+  try {
+    problem("against-problem", null);
+    const asked = served();
+    for (const field of ["tp", "max_num_seqs", "max_num_batched_tokens"]) asked[field] = Number(asked[field]);
+    const { id } = await send("/api/fit", { ...asked, leave_out_bound: Boolean(asked.leave_out_bound), run: run.name });
+    history.replaceState(null, "", runPath({ ...served(), fit: id }));
+    followFit(id);
+  } catch (error) { problem("against-problem", error); }
+}
+
+function followFit(id) {
+  fitEvents?.close();
+  $("fit-cancel").onclick = () => { ask(`/api/fit/${id}`, { method: "DELETE" }); $("fit-cancel").disabled = true; };
+  fitEvents = watch(`/api/fit/${encodeURIComponent(id)}`, { progress: $("fit-progress"), run: $("fit"), cancel: $("fit-cancel"), problemId: "against-problem", result: $("fit-result"), ready: () => true, done: (found) => {
+    const root = $("fit-result");
+    forget(root);
+    forget($("predicted"));
+    $("predicted").replaceChildren(); // the fit's charts hold both lines
+    const made = reportParts(found.report, found.exports.map((e) => [`/api/fit/${id}/export/${e.name}`, e.title]));
     root.replaceChildren(made.header, made.files, ...made.sections, made.basis);
     arrive(made.heading);
   } });
+}
+
+async function levelsOfB() {
+  const name = $("compare-run").value;
+  if (!name) return;
+  try {
+    const { levels } = await ask(`/api/runs/${encodeURIComponent(name)}`);
+    options($("compare-level-b"), [["", [["", "every level of both"], ...levels.map((l) => [l, l])]]], "");
+  } catch (error) { problem("compare-problem", error); }
+}
+
+async function compareRuns() {
+  const root = $("compare-result");
+  try {
+    problem("compare-problem", null);
+    const asked = { a: run.name, b: $("compare-run").value, level_a: $("compare-level-a").value, level_b: $("compare-level-b").value };
+    const found = await ask(`/api/compare?${new URLSearchParams(Object.entries(asked).filter(([, v]) => v))}`);
+    history.replaceState(null, "", runPath({ b: asked.b }));
+    root.replaceChildren(el("p", { class: "caption" }, `A is ${found.a}, B is ${found.b}. ${found.note}`), show(found.items));
+  } catch (error) { root.replaceChildren(); problem("compare-problem", error); }
 }
 
 // Learn -------------------------------------------------------------------------------------------------------------
