@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
 
-__all__ = ["PERCENTILES", "Distribution", "Histogram", "Run", "Series"]
+__all__ = ["PERCENTILES", "Distribution", "Histogram", "PoolUse", "Run", "Series"]
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 
@@ -110,6 +110,20 @@ class Series:
     kv_usage: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """What one pool of workers did, ``prefill`` or ``decode``: the figures of :class:`Run`, of these replicas alone."""
+
+    name: str
+    replicas: int
+    busy_s: float
+    num_steps: int
+    batch_mean: float
+    batch_max: int
+    kv_usage_mean: float
+    kv_usage_max: float
+
+
 @dataclass(frozen=True)
 class Run:
     """Per-request times and what the replicas did meanwhile.
@@ -133,6 +147,9 @@ class Run:
         batch_mean, batch_max: sequences per step, weighted by step time, and the largest.
         kv_usage_mean, kv_usage_max: share of KV blocks in use, likewise.
         origin: ``simulated``, ``measured``, ``logged`` or ``imported``.
+        prefilled_s, transferred_s: where prompts have workers of their own, when the prompt was computed and when the
+            decode worker had all of it; else None.
+        pools: what each of the two pools did; empty where there is one.
     """
 
     arrival_s: Floats
@@ -160,6 +177,9 @@ class Run:
     origin: str = "simulated"
     basis: str = ""
     meta: Mapping[str, str] = field(default_factory=dict)
+    prefilled_s: Floats | None = None
+    transferred_s: Floats | None = None
+    pools: tuple[PoolUse, ...] = ()
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -241,6 +261,11 @@ class Run:
     def num_preemptions(self) -> int:
         """Evictions in all."""
         return int(self.preemptions.sum())
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests without a last token: failed, or dropped by a client that gave up."""
+        return int(np.count_nonzero(~np.isfinite(self.last_token_s)))
 
     @property
     def hit_ratio(self) -> float:

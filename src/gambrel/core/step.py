@@ -10,12 +10,14 @@ and the simulator cannot tell an analytic, a calibrated and a measured cost apar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gambrel.core.deployment import Deployment
 
 __all__ = [
@@ -23,9 +25,11 @@ __all__ = [
     "CostModel",
     "Floats",
     "MemoryBudget",
+    "RankTable",
     "Step",
     "StepCost",
     "StepTable",
+    "WorkerCost",
     "causal_pairs",
     "pairs_within",
     "step_parts",
@@ -227,6 +231,28 @@ class StepTable:
             linear, compute, weights, collective, overhead, head, head_compute, head_weights, lines, self.window
         )
 
+    def stages(self, shares: Sequence[float]) -> tuple[StepTable, ...]:
+        """One table a pipeline stage, each with its share of the layers; the head is the last one's.
+
+        Layers count alike, and what belongs to none of them (host, sends) is spread with them, so the stages add up
+        to the table.
+        """
+        if len(shares) == 1:
+            return (self,)
+        found = []
+        for k, share in enumerate(shares):
+            last = k == len(shares) - 1
+            linear, compute, weights, wire, overhead, head, head_compute, head_weights, _ = self.arrays()
+            lines = self.lines * share
+            lines[15] = self.lines[15]  # the form
+            lines[16] = self.lines[16] * last  # logits
+            table = StepTable(
+                linear * share, compute * share, weights * share, wire * share, overhead * share,
+                head * last, head_compute * last, head_weights * last, lines, self.window,
+            )  # fmt: skip
+            found.append(table)
+        return tuple(found)
+
     def cost(self, step: Step) -> StepCost:
         """The cost of one step; IndexError beyond the table's token or row count."""
         return self.at(step, tokens=step.tokens, sampled=step.sampled)
@@ -282,6 +308,31 @@ def step_parts(
     return compute, weights, memory, wire, host, total
 
 
+@dataclass(frozen=True, slots=True)
+class RankTable:
+    """A step of ranks that hold sequences of their own and share the experts: data-parallel attention.
+
+    ``own`` is what a rank does for its own tokens and rows. By the tokens of all ranks, float64 seconds: ``experts``
+    (total, of the busiest rank) with ``experts_compute`` and ``experts_weights``, and ``exchange``, which is read at
+    the number of ranks times the tokens of the widest. A step lasts as long as the slowest rank's own part, then the
+    shared one; with equal ranks that is the plain table's step, but for host seconds per sequence, which each rank
+    spends on its own.
+    """
+
+    own: StepTable
+    experts: Floats
+    experts_compute: Floats
+    experts_weights: Floats
+    exchange: Floats
+
+    def stages(self, shares: Sequence[float]) -> tuple[RankTable, ...]:
+        """One table a pipeline stage; see :meth:`StepTable.stages`."""
+        return tuple(
+            RankTable(own, self.experts * f, self.experts_compute * f, self.experts_weights * f, self.exchange * f)
+            for own, f in zip(self.own.stages(shares), shares, strict=True)
+        )
+
+
 class CostModel(Protocol):
     """Anything that can price steps of a deployment: analytic, calibrated, or measured."""
 
@@ -305,3 +356,17 @@ class CostModel(Protocol):
 
     def memory(self) -> MemoryBudget:
         """The memory of one accelerator of a replica."""
+
+
+@runtime_checkable
+class WorkerCost(CostModel, Protocol):
+    """A cost model that can also price ranks in lockstep, and prompts on workers of their own."""
+
+    def compile_ranks(self, max_tokens: int, max_seqs: int) -> RankTable:
+        """The cost of steps of up to ``max_tokens`` tokens and ``max_seqs`` sampled rows on each rank."""
+
+    def prefill(self) -> CostModel:
+        """The same for the prefill workers of a disaggregated deployment."""
+
+    def transfer_s(self, tokens: Floats) -> Floats:
+        """Seconds to bring the cache of prompts of that many tokens from a prefill to a decode worker, link idle."""

@@ -1,0 +1,325 @@
+"""Deployments that are more than equal replicas of one stage: pools, pipelines and ranks in lockstep, as one replay.
+
+A :class:`Pool` is what one kind of worker is; a collocated deployment has one, a disaggregated one two. This module
+turns pools into the arrays of :mod:`gambrel.engine.workers_kernel` and what that leaves behind into a run. Where one
+pool of one rank and one stage remains, :mod:`gambrel.engine.simulation` serves it by the faster plain kernels instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gambrel.core.errors import DeploymentError, WorkloadError
+from gambrel.core.run import Histogram, PoolUse, Run, Series
+from gambrel.engine.state import (
+    BATCH_MAX,
+    BATCH_S,
+    BOUND_S,
+    BUSY_S,
+    GAP_TOTAL,
+    LEAST,
+    NEVER,
+    NUM_BUCKETS,
+    NUM_FLOATS,
+    NUM_INTS,
+    NUM_PARTS,
+    NUM_SAMPLES_MAX,
+    PART_S,
+    POWER,
+    PREFILL_S,
+    STEPS,
+    USED_MAX,
+    USED_S,
+    Limits,
+    Requests,
+    bucket_edges,
+)
+
+if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.step import Floats, RankTable, StepTable
+    from gambrel.core.workload import Ints, Workload
+
+__all__ = ["Played", "Pool", "Transfer", "needed", "rank_limits", "serve", "worker_run"]
+
+LOOKING = {"least_outstanding": LEAST, "power_of_two": POWER}
+KEPT_TOKENS = 512
+"""SGLang's ``num_reserved_decode_tokens``, its default."""
+SMALL_SERVER, SPARE_SHARE = 32, 2
+"""A decode server of at most 32 running requests gives blocks to twice as many more beforehand (SGLang)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Equal workers: their table (one rank and stage: a plain one), the limits of one rank, and their shape.
+
+    ``shares`` of the layers by pipeline stage, first to last; ``batch_seqs`` sequences in one micro-batch at most.
+    """
+
+    table: StepTable | RankTable
+    limits: Limits
+    workers: int = 1
+    ranks: int = 1
+    shares: tuple[float, ...] = (1.0,)
+    batch_seqs: int = 0
+    by_score: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """How prompts come over: float64[n] ``seconds`` each on an idle link, and who waits for whom.
+
+    ``pull``: the decode worker fetches finished prompts (vLLM's NIXL connector, TensorRT-LLM); else it gives blocks
+    first and the prefill worker sends into them (SGLang). ``first_along``: the first token comes with them; else the
+    decode worker makes it.
+    """
+
+    seconds: Floats
+    pull: bool = True
+    first_along: bool = False
+    kept_tokens: int = KEPT_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What the kernel left behind; sums have one row a pool, ``prefilled`` and ``transferred`` one entry a request."""
+
+    requests: Requests
+    replica: Ints
+    prefilled: Floats
+    transferred: Floats
+    ints: Ints
+    floats: Floats
+    histogram: Ints
+    series: Series | None
+
+
+def needed(deployment: Deployment) -> bool:
+    """Whether a deployment is more than equal replicas of one stage and one scheduler."""
+    return deployment.disaggregated or deployment.pp > 1 or deployment.attention_dp > 1
+
+
+def rank_limits(limits: Limits, deployment: Deployment) -> Limits:
+    """A rank's part of its worker's limits, which count all ranks: rounded up, blocks rounded down."""
+    ranks = deployment.attention_dp
+    if ranks == 1:
+        return limits
+    return replace(
+        limits,
+        max_num_seqs=-(-limits.max_num_seqs // ranks),
+        max_num_batched_tokens=-(-limits.max_num_batched_tokens // ranks),
+        num_kv_blocks=limits.num_kv_blocks // ranks,
+    )
+
+
+def _stacked(pools: tuple[Pool, ...]) -> tuple[Any, ...]:
+    """The tables of all stages of all pools as arrays with one row a stage, padded to the longest."""
+    own: list[StepTable] = []
+    shared: list[tuple[Floats, Floats, Floats, Floats]] = []
+    from gambrel.core.step import RankTable
+
+    for pool in pools:
+        if isinstance(pool.table, RankTable):
+            for part in pool.table.stages(pool.shares):
+                own.append(part.own)
+                shared.append((part.experts, part.experts_compute, part.experts_weights, part.exchange))
+        else:
+            own += pool.table.stages(pool.shares)
+            shared += [(np.zeros(1),) * 4] * len(pool.shares)
+
+    def rows(arrays: list[Floats]) -> Floats:
+        out = np.zeros((len(arrays), max(len(a) for a in arrays)))
+        for row, array in zip(out, arrays, strict=True):
+            row[: len(array)] = array
+        return out
+
+    return (
+        *(rows([table.arrays()[k] for table in own]) for k in range(9)),
+        *(rows([s[k] for s in shared]) for k in range(4)),
+    )
+
+
+def _limit_rows(pools: tuple[Pool, ...], transfer: Transfer | None) -> Ints:
+    from gambrel.engine import workers_kernel as at
+
+    rows = np.zeros((len(pools), at.NUM_LIMITS), np.int64)
+    stage = worker = 0
+    for p, (row, pool) in enumerate(zip(rows, pools, strict=True)):
+        limits = pool.limits
+        role = at.BOTH if transfer is None else (at.PREFILL, at.DECODE)[p]
+        row[at.ROLE] = role
+        row[at.NUM_SEQS] = limits.max_num_seqs
+        row[at.NUM_TOKENS] = limits.max_num_batched_tokens
+        row[at.NUM_BLOCKS] = limits.num_kv_blocks
+        row[at.BLOCK_SIZE] = limits.block_size
+        row[at.CHUNKED] = limits.chunked_prefill
+        row[at.WHOLE_PROMPT] = limits.reserve_full_prompt
+        row[at.WATERMARK] = limits.watermark_blocks
+        row[at.PROMISE] = limits.promise_output
+        row[at.STATIC] = limits.static_batch
+        row[at.PROMPTS_FIRST] = limits.prefill_first and role != at.DECODE
+        row[at.BATCH_SEQS] = pool.batch_seqs or limits.max_num_seqs
+        row[at.RANKS] = pool.ranks
+        row[at.STAGES] = len(pool.shares)
+        row[at.FIRST_STAGE] = stage
+        row[at.WINDOW] = pool.table.window if not hasattr(pool.table, "own") else pool.table.own.window
+        row[at.FIRST_WORKER] = worker
+        row[at.NUM_WORKERS] = pool.workers
+        row[at.BY_SCORE] = pool.by_score
+        if transfer is not None:
+            row[at.PULL] = transfer.pull
+            row[at.ALONG] = transfer.first_along
+            row[at.KEPT_TOKENS] = max(transfer.kept_tokens, limits.block_size)
+            if limits.max_num_seqs <= SMALL_SERVER:
+                row[at.SPARE_SEQS] = SPARE_SHARE * limits.max_num_seqs
+        stage += len(pool.shares)
+        worker += pool.workers
+    return rows
+
+
+def _fixed(workload: Workload, requests: Requests, routing: str) -> Ints:
+    """Which worker serves each row where the rule looks at nothing, before the modulo."""
+    rows = np.arange(len(workload), dtype=np.int64)
+    if requests.users:
+        return rows % requests.users
+    if routing != "session_sticky":
+        return rows
+    if workload.session is None:
+        raise WorkloadError(
+            f"{workload.source or workload.name}: routing session_sticky needs a session column; "
+            "name one when reading the log, or route by least_outstanding"
+        )
+    _, first, session = np.unique(np.asarray(workload.session, np.int64), return_index=True, return_inverse=True)
+    turn = np.empty(len(first), np.int64)
+    turn[np.argsort(first)] = np.arange(len(first))
+    return turn[session]
+
+
+def _lines(requests: Requests, fixed: Ints, number: int) -> tuple[Ints, Ints, Ints]:
+    """The rows that each line of users asks one after the other: line of a row, row after a row, first of a line."""
+    n = len(fixed)
+    line = fixed % number
+    after = np.full(n, n, np.int64)
+    cursor = np.full(number, n, np.int64)
+    if requests.users:
+        for k in range(number):
+            own = np.flatnonzero(line == k)
+            after[own[:-1]] = own[1:]
+            cursor[k] = own[0] if len(own) else n
+    return line, after, cursor
+
+
+def serve(
+    pools: tuple[Pool, ...],
+    workload: Workload,
+    *,
+    transfer: Transfer | None = None,
+    routing: str = "round_robin",
+    series: bool = False,
+) -> Played:
+    """Replay a workload on one pool, or on a prefill and a decode pool with a ``transfer`` between them.
+
+    Requests must fit (:func:`gambrel.engine.simulation.check_fits`). Without prefix caching: every prompt is computed.
+
+    Raises:
+        DeploymentError: a routing that these workers do not have.
+        WorkloadError: sticky sessions without a session column.
+    """
+    from gambrel.engine.workers_kernel import serve as loop
+
+    if routing not in LOOKING and routing not in ("round_robin", "session_sticky"):
+        raise DeploymentError(
+            f"routing {routing!r} does not go with pipeline stages, data-parallel attention or pools of their own; "
+            f"known there: round_robin, session_sticky, {', '.join(LOOKING)}"
+        )
+    requests = Requests.of(workload)
+    n = len(workload)
+    fixed = _fixed(workload, requests, routing)
+    rule = LOOKING.get(routing, -1)
+    number = 1 if rule >= 0 else pools[0].workers
+    opens = np.arange(0 if requests.users else n)
+    then = np.full(n, -1, np.int64)
+    if workload.after is not None:
+        waits = np.flatnonzero(workload.after >= 0)
+        then[workload.after[waits]] = waits
+        opens = np.flatnonzero(workload.after < 0)
+        requests.arrival[waits] = NEVER
+    line, after, cursor = _lines(requests, fixed if rule < 0 else np.zeros(n, np.int64), number)
+    rng = np.random.default_rng(0)
+    draws = np.zeros((n if rule == POWER else 0, 2), np.int64)
+    if rule == POWER:
+        draws[:] = rng.integers(0, 2**31, (n, 1))
+        draws[:, 1] += rng.integers(1, max(2, min(p.workers for p in pools)), n)
+    prefilled, transferred = np.full(n, np.nan), np.full(n, np.nan)
+    replica = np.zeros(n, np.int64)
+    ints = np.zeros((len(pools), NUM_INTS), np.int64)
+    floats = np.zeros((len(pools), NUM_FLOATS))
+    histogram = np.zeros((len(pools), NUM_BUCKETS), np.int64)
+    every = max(workload.span_s / 2048, 1e-3) if series else NEVER
+    samples = np.zeros((4, NUM_SAMPLES_MAX if series else 2))
+    taken = loop(
+        *_stacked(pools), _limit_rows(pools, transfer), requests.users, requests.think, line, after, cursor,
+        opens, then, rule, fixed, draws,
+        requests.arrival, requests.prompt, requests.output, requests.follow,
+        requests.scheduled, requests.first, requests.last, requests.preemptions, requests.paused,
+        prefilled, transferred, np.zeros(n) if transfer is None else transfer.seconds, replica,
+        ints, floats, histogram, samples, every,
+    )  # fmt: skip
+    sampled = Series(*(row[:taken].copy() for row in samples)) if series else None
+    return Played(requests, replica, prefilled, transferred, ints, floats, histogram, sampled)
+
+
+def worker_run(played: Played, pools: tuple[Pool, ...], basis: str = "") -> Run:
+    """A replay as the table that reports, plans and fits read; use by pool where there are two."""
+    requests, ints, floats = played.requests, played.ints, played.floats
+    total = floats.sum(axis=0)
+    busy = float(total[BUSY_S])
+    histogram = played.histogram.sum(axis=0)
+    used = np.flatnonzero(histogram)
+    low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+    names = ("prefill", "decode") if len(pools) > 1 else ("",)
+    uses = tuple(
+        PoolUse(
+            name=name,
+            replicas=pool.workers,
+            busy_s=float(f[BUSY_S]),
+            num_steps=int(i[STEPS]),
+            batch_mean=float(f[BATCH_S]) / max(float(f[BUSY_S]), 1e-300),
+            batch_max=int(i[BATCH_MAX]),
+            kv_usage_mean=float(f[USED_S]) / (max(float(f[BUSY_S]), 1e-300) * pool.limits.num_kv_blocks * pool.ranks),
+            kv_usage_max=int(i[USED_MAX]) / (pool.limits.num_kv_blocks * pool.ranks),
+        )
+        for name, pool, i, f in zip(names, pools, ints, floats, strict=True)
+    )
+    apart = len(pools) > 1
+    return Run(
+        arrival_s=requests.arrival,
+        scheduled_s=requests.scheduled,
+        first_token_s=requests.first,
+        last_token_s=requests.last,
+        prompt_tokens=requests.prompt,
+        output_tokens=requests.output,
+        preemptions=requests.preemptions,
+        paused_s=requests.paused,
+        replica=played.replica,
+        itl=Histogram(bucket_edges()[low : high + 1], histogram[low:high], float(total[GAP_TOTAL])),
+        busy_s=busy,
+        bound_by_s=total[BOUND_S : BOUND_S + NUM_PARTS],
+        part_s=total[PART_S : PART_S + NUM_PARTS],
+        prefill_s=float(total[PREFILL_S]),
+        num_steps=int(ints[:, STEPS].sum()),
+        batch_mean=float(total[BATCH_S]) / busy,
+        batch_max=int(ints[:, BATCH_MAX].max()),
+        kv_usage_mean=sum(u.kv_usage_mean * u.busy_s for u in uses) / busy,
+        kv_usage_max=max(u.kv_usage_max for u in uses),
+        replicas=sum(pool.workers for pool in pools),
+        series=played.series,
+        origin="simulated",
+        basis=basis,
+        prefilled_s=played.prefilled if apart else None,
+        transferred_s=played.transferred if apart else None,
+        pools=uses if apart else (),
+    )
