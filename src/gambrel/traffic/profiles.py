@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gambrel.core.errors import UnknownName, WorkloadError
-from gambrel.traffic.synthetic import ARRIVALS, Quantiles, synthesise
+from gambrel.traffic.synthetic import ARRIVALS, Lengths, Quantiles, synthesise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +58,11 @@ class Profile:
     as_of: str
     note: str
 
+    @property
+    def lengths(self) -> Lengths:
+        """The lengths alone, for arrivals of another kind."""
+        return Lengths(self.prompt, self.output, self.correlation, f"lengths of profile {self.name}")
+
 
 @cache
 def profiles() -> Mapping[str, Profile]:
@@ -89,7 +94,7 @@ def profile(spec: str) -> Workload:
     """The workload of a sentence such as ``chat``, ``chat:rate=5`` or ``code:rate=20,minutes=30,seed=1,cv=2``.
 
     Keys: ``rate`` requests a second (1); ``n`` requests (2,000) or ``minutes``; ``seed`` (0); ``cv`` of the gaps
-    (the profile's own); ``arrival`` poisson, gamma or constant; ``correlation``.
+    (the profile's own); ``arrival`` poisson, gamma, weibull or constant; ``correlation``.
 
     Raises:
         WorkloadError: an unknown profile or key (nearest named), or a value out of its range.

@@ -36,7 +36,7 @@ def scale_rate(workload: Workload, factor: float, seed: int = 0) -> Workload:
     not coincide, near enough that the rush hour stays the rush hour. What bursts add to the index of dispersion
     then stays that of one copy, what the curve of the day adds grows with ``factor``, and the CV of gaps falls
     towards 1, as it does for larger pools of clients in production (ServeGen, arXiv:2505.09999). Sessions and prefix
-    blocks of copies are made distinct, so copies share no cache.
+    blocks of copies are made distinct, so copies share no cache. Turns that wait for others stay together.
 
     Raises:
         WorkloadError: a factor that is not above 0, or that leaves nothing or too much.
@@ -52,7 +52,8 @@ def scale_rate(workload: Workload, factor: float, seed: int = 0) -> Workload:
     rng = np.random.default_rng(seed)
     n = len(workload)
     whole = int(factor)
-    some = np.flatnonzero(rng.random(n) < factor - whole)
+    root = _roots(workload)
+    some = np.flatnonzero(rng.random(n)[root] < factor - whole)
     picks = [np.arange(n)] * whole + ([some] if len(some) else [])
     if not picks:
         raise WorkloadError(f"{workload.name}: rate factor {factor:g} leaves none of {n} requests")
@@ -60,9 +61,10 @@ def scale_rate(workload: Workload, factor: float, seed: int = 0) -> Workload:
     reach = min(_MAX_SHIFT_S, 0.1 * workload.span_s)
     shifts = [0.0, *rng.uniform(-reach, reach, len(picks) - 1)]
     start = float(workload.arrival_s[0])
+    begin = workload.arrival_s[root] - start  # turns that wait for others move with the first of them
+    later = workload.arrival_s - workload.arrival_s[root]
     times = [
-        start
-        + (np.mod(workload.arrival_s[rows] - start + shift, period) if shift else workload.arrival_s[rows] - start)
+        start + (np.mod(begin[rows] + shift, period) if shift else begin[rows]) + later[rows]
         for rows, shift in zip(picks, shifts, strict=True)
     ]
     arrival = np.concatenate(times)
@@ -71,6 +73,17 @@ def scale_rate(workload: Workload, factor: float, seed: int = 0) -> Workload:
     copy = np.repeat(np.arange(len(picks)), [len(p) for p in picks])[order]
     scaled = _rows(workload, rows, arrival[order], copy)
     return replace(scaled, source=f"{workload.source}, rate x {factor:g} (seed {seed})")
+
+
+def _roots(workload: Workload) -> Ints:
+    """The row that begins what each row is part of: itself, or the first of the turns it waits for."""
+    rows = np.arange(len(workload))
+    if workload.after is None:
+        return rows
+    root = np.where(workload.after < 0, rows, workload.after)
+    while not np.array_equal(root, root[root]):
+        root = root[root]
+    return root
 
 
 def _rows(workload: Workload, rows: Ints, arrival: Floats, copy: Ints) -> Workload:
@@ -85,8 +98,15 @@ def _rows(workload: Workload, rows: Ints, arrival: Floats, copy: Ints) -> Worklo
             low, width = 0, int(blocks.max(initial=0)) + 1
         blocks, offsets = gather(blocks - low, offsets, rows)
         blocks = blocks + np.repeat(copy * width, np.diff(offsets))
+    after = workload.after
+    if after is not None:
+        place = np.full((int(copy.max()) + 1, len(workload)), -1, np.int64)
+        place[copy, rows] = np.arange(len(rows))
+        after = np.where(after[rows] < 0, -1, place[copy, np.maximum(after[rows], 0)])
     return replace(
         workload,
+        after=after,
+        think_s=None if workload.think_s is None else workload.think_s[rows],
         arrival_s=arrival,
         prompt_tokens=workload.prompt_tokens[rows],
         output_tokens=workload.output_tokens[rows],
@@ -107,7 +127,10 @@ def compress_time(workload: Workload, factor: float) -> Workload:
     if not (math.isfinite(factor) and factor > 0):
         raise WorkloadError(f"{workload.name}: time factor must be above 0, got {factor!r}")
     return replace(
-        workload, arrival_s=workload.arrival_s / factor, source=f"{workload.source}, time compressed x {factor:g}"
+        workload,
+        arrival_s=workload.arrival_s / factor,
+        think_s=None if workload.think_s is None else workload.think_s / factor,
+        source=f"{workload.source}, time compressed x {factor:g}",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
 
-__all__ = ["ARRIVALS", "Quantiles", "from_users", "synthesise"]
+__all__ = ["ARRIVALS", "MAX_REQUESTS", "Lengths", "Quantiles", "from_users", "gaps", "synthesise"]
 
-ARRIVALS = ("poisson", "gamma", "constant")
+ARRIVALS = ("poisson", "gamma", "weibull", "constant")
 EXTREME = 1e-4
 """Probability given to each end: the stated minimum and maximum are met about once in ten thousand requests."""
 _MAX_TOKENS = 2**31 - 1
-_MAX_REQUESTS = 100_000_000
+MAX_REQUESTS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,32 @@ class Quantiles:
         return float(self.lengths(_scores(slices)).mean())
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Prompt and output lengths with their Spearman rank correlation, -1 to 1; ``source``: where they come from."""
+
+    prompt: Quantiles
+    output: Quantiles
+    correlation: float = 0.0
+    source: str = "stated lengths"
+
+    def __post_init__(self) -> None:
+        if not -1.0 <= self.correlation <= 1.0:
+            raise WorkloadError(f"{self.source}: correlation must lie in -1 to 1, got {self.correlation!r}")
+
+    def scores(self, rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
+        """Normal scores of ``n`` prompts and answers, float64[n] each, joined as asked for."""
+        first = rng.standard_normal(n)
+        second = rng.standard_normal(n)
+        pearson = 2.0 * math.sin(math.pi * self.correlation / 6.0)  # of the scores, for the rank correlation asked for
+        return first, pearson * first + math.sqrt(max(1.0 - pearson * pearson, 0.0)) * second
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[Ints, Ints]:
+        """``n`` prompt and output lengths, int64[n] each."""
+        first, second = self.scores(rng, n)
+        return self.prompt.lengths(first), self.output.lengths(second)
+
+
 def _scores(probabilities: Floats) -> Floats:
     """Normal scores, interpolated in a table fine enough for means (error below 1e-4)."""
     grid = np.linspace(-5.0, 5.0, 4001)
@@ -134,8 +161,8 @@ def synthesise(
         prompt: lengths in tokens.
         output: lengths in tokens.
         seed: the same seed gives the same bytes.
-        arrival: ``poisson``, ``gamma`` (gaps with coefficient of variation ``cv``) or ``constant``.
-        cv: burstiness for ``gamma``; anything but 1 with ``poisson`` means ``gamma``.
+        arrival: ``poisson``, ``gamma`` or ``weibull`` (gaps with coefficient of variation ``cv``) or ``constant``.
+        cv: burstiness for ``gamma`` and ``weibull``; anything but 1 with ``poisson`` means ``gamma``.
         correlation: Spearman rank correlation of prompt and output length, -1 to 1.
         name: what the workload is called.
         source: where the figures come from.
@@ -143,26 +170,27 @@ def synthesise(
     Raises:
         WorkloadError: a figure out of its range.
     """
-    if not 1 <= num_requests <= _MAX_REQUESTS:
-        raise WorkloadError(f"{name}: number of requests must be 1 to {_MAX_REQUESTS:,}, got {num_requests!r}")
-    if not -1.0 <= correlation <= 1.0:
-        raise WorkloadError(f"{name}: correlation must lie in -1 to 1, got {correlation!r}")
+    if not 1 <= num_requests <= MAX_REQUESTS:
+        raise WorkloadError(f"{name}: number of requests must be 1 to {MAX_REQUESTS:,}, got {num_requests!r}")
+    lengths = Lengths(prompt, output, correlation, name)
     rng = np.random.default_rng(seed)
-    gaps = _gaps(rng, num_requests, rate, arrival, cv, name)
-    first = rng.standard_normal(num_requests)
-    second = rng.standard_normal(num_requests)
-    pearson = 2.0 * math.sin(math.pi * correlation / 6.0)  # of the scores, for the rank correlation asked for
-    second = pearson * first + math.sqrt(max(1.0 - pearson * pearson, 0.0)) * second
+    between = gaps(rng, num_requests, rate, arrival, cv, name)
+    prompts, outputs = lengths.draw(rng, num_requests)
     return Workload(
-        arrival_s=np.cumsum(gaps) - gaps[0],
-        prompt_tokens=prompt.lengths(first),
-        output_tokens=output.lengths(second),
+        arrival_s=np.cumsum(between) - between[0],
+        prompt_tokens=prompts,
+        output_tokens=outputs,
         name=name,
         source=source or f"synthetic: {rate:g}/s, {arrival}, cv {cv:g}, seed {seed}",
     )
 
 
-def _gaps(rng: np.random.Generator, n: int, rate: float, arrival: str, cv: float, name: str) -> Floats:
+def gaps(rng: np.random.Generator, n: int, rate: float, arrival: str, cv: float, name: str) -> Floats:
+    """``n`` gaps between arrivals in seconds, float64[n]: mean 1 / ``rate``, coefficient of variation ``cv``.
+
+    Raises:
+        WorkloadError: a figure out of its range, or an unknown process.
+    """
     if not (math.isfinite(rate) and rate > 0):
         raise WorkloadError(f"{name}: rate must be above 0 requests a second, got {rate!r}")
     if arrival not in ARRIVALS:
@@ -173,8 +201,23 @@ def _gaps(rng: np.random.Generator, n: int, rate: float, arrival: str, cv: float
         return np.full(n, 1.0 / rate)
     if arrival == "poisson" and cv == 1.0:
         return rng.exponential(1.0 / rate, n)
+    if arrival == "weibull":
+        k = _weibull_shape(cv)
+        return np.asarray(rng.weibull(k, n) / (rate * math.gamma(1.0 + 1.0 / k)), np.float64)
     shape = 1.0 / (cv * cv)
     return rng.gamma(shape, 1.0 / (rate * shape), n)
+
+
+@cache
+def _weibull_shape(cv: float) -> float:
+    """The shape of a Weibull distribution with this coefficient of variation, by bisection; 1 is exponential."""
+    low, high = math.log(0.05), math.log(200.0)
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        k = math.exp(middle)
+        squared = math.exp(math.lgamma(1.0 + 2.0 / k) - 2.0 * math.lgamma(1.0 + 1.0 / k)) - 1.0
+        low, high = (middle, high) if squared > cv * cv else (low, middle)
+    return math.exp(0.5 * (low + high))
 
 
 def from_users(
@@ -216,8 +259,8 @@ def from_users(
         raise WorkloadError(f"service_s must be above 0 seconds, got {service_s!r}")
     if n is None:
         n = max(500, 20 * users)
-    if not 1 <= n <= _MAX_REQUESTS:
-        raise WorkloadError(f"number of requests must be 1 to {_MAX_REQUESTS:,}, got {n!r}")
+    if not 1 <= n <= MAX_REQUESTS:
+        raise WorkloadError(f"number of requests must be 1 to {MAX_REQUESTS:,}, got {n!r}")
     prompt = prompt if isinstance(prompt, Quantiles) else Quantiles.of(prompt)
     output = output if isinstance(output, Quantiles) else Quantiles.of(output)
     rng = np.random.default_rng(seed)
