@@ -182,7 +182,7 @@ def test_profile_sentences() -> None:
         ("chat:n=2.5", "whole number"),
         ("chat:n=5,minutes=3", "give one"),
         ("chat:rate=-1", "above 0"),
-        ("chat:arrival=weekly", "poisson, gamma, constant"),
+        ("chat:arrival=weekly", "poisson, gamma, weibull, constant"),
         ("chat:seed=-4", "seed"),
         ("chat:minutes=nan", "minutes"),
     ):

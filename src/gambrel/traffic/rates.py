@@ -2,8 +2,8 @@
 
 A :class:`RateSeries` is a rate in each of some windows, read from a CSV file or made here. Arrivals follow it exactly
 in the mean: a renewal process is drawn in *operational time*, in which one request is expected a unit, and mapped
-through the inverse of the cumulated rate. With exponential gaps that is the inhomogeneous Poisson process; with others the gaps
-keep their coefficient of variation wherever the rate is steady (time rescaling).
+through the inverse of the cumulated rate. With exponential gaps that is the inhomogeneous Poisson process; with others
+the gaps keep their coefficient of variation wherever the rate is steady (time rescaling).
 """
 
 from __future__ import annotations
