@@ -47,6 +47,9 @@ class Workload:
         after: int64[n] the row whose end this one waits for (and then for its ``think_s``), an earlier one, each named
             once at most; -1 for rows that arrive by themselves. ``arrival_s`` of the others is a guess that orders the
             rows; the engine makes their arrivals. None: all arrive by themselves.
+        priority: int64[n] of each request, lower first as in vLLM, or None; read by policies that know priorities.
+        deadline_s: float64[n] seconds after its arrival at which the client gives up and drops the request, infinite
+            for never, or None.
         has_arrivals: False when the source had lengths only and the times were made up.
     """
 
@@ -67,17 +70,21 @@ class Workload:
     staggered: bool = False
     think_s: Floats | None = None
     after: Ints | None = None
+    priority: Ints | None = None
+    deadline_s: Floats | None = None
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
         if n == 0:
             raise WorkloadError(f"{self.source or self.name}: no requests")
-        for column in ("prompt_tokens", "output_tokens", "session", "cached_tokens", "service_s", "think_s", "after"):
+        for column in (
+            "prompt_tokens", "output_tokens", "session", "cached_tokens", "service_s", "think_s", "after", "priority",
+            "deadline_s",
+        ):  # fmt: skip
             values = getattr(self, column)
             if values is not None and len(values) != n:
                 raise WorkloadError(f"{self.source or self.name}: {column} has {len(values)} rows, arrival_s {n}")
-        if self.think_s is not None and not bool(np.all(np.isfinite(self.think_s) & (self.think_s >= 0))):
-            raise WorkloadError(f"{self.source or self.name}: think_s must be finite and at least 0")
+        self._check_seconds()
         if not np.all(np.isfinite(self.arrival_s)):
             raise WorkloadError(f"{self.source or self.name}: arrival times must be finite")
         if n > 1 and bool(np.any(np.diff(self.arrival_s) < 0)):
@@ -91,6 +98,14 @@ class Workload:
                 raise WorkloadError(
                     f"{self.source or self.name}: {column} must be at least 1, row {row + 1} has {int(values[row])}"
                 )
+
+    def _check_seconds(self) -> None:
+        name, think_s, deadline_s = self.source or self.name, self.think_s, self.deadline_s
+        if think_s is not None and not bool(np.all(np.isfinite(think_s) & (think_s >= 0))):
+            raise WorkloadError(f"{name}: think_s must be finite and at least 0")
+        if deadline_s is not None and not bool(np.all(deadline_s > 0)):
+            row = int(np.argmin(deadline_s > 0))
+            raise WorkloadError(f"{name}: deadline_s must be above 0, row {row + 1} has {deadline_s[row]:g}")
 
     def _check_turns(self, after: Ints) -> None:
         name = self.source or self.name
@@ -140,6 +155,8 @@ class Workload:
             cached_tokens=None if self.cached_tokens is None else self.cached_tokens[rows],
             service_s=None if self.service_s is None else self.service_s[rows],
             think_s=None if self.think_s is None else self.think_s[rows],
+            priority=None if self.priority is None else self.priority[rows],
+            deadline_s=None if self.deadline_s is None else self.deadline_s[rows],
             after=after,
             prefix_blocks=blocks,
             prefix_offsets=offsets,

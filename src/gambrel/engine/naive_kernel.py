@@ -2,8 +2,8 @@
 
 It follows vLLM's V1 scheduler statement by statement in behaviour: running sequences in order of admission, each
 allocating the blocks it lacks and preempting from the tail when there are none, then the waiting line. O(batch) per
-step, easy to check by eye; :mod:`gambrel.engine.kernel` must agree with it bit for bit. Policies under which decoders
-do not advance alike start from here.
+step, easy to check by eye; :mod:`gambrel.engine.kernel` must agree with it bit for bit. What touches single requests
+between steps starts from here: guesses, priorities, clients that give up, and the record of a window of time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.closed_kernel import pop, push
 from gambrel.engine.compiled import compiled
 from gambrel.engine.naive_cache import found_blocks, free_all, make_findable, pull, put, take_block
 from gambrel.engine.state import (
@@ -42,11 +43,35 @@ from gambrel.engine.state import (
 
 __all__ = ["replay"]
 
+# What happens to a request: rows of the second record are time, what, request.
+ADMITTED, EVICTED, TOKEN, ENDED, ABANDONED = range(5)
+
 _pairs = njit(pairs_within)
 _parts = njit(step_parts)
 
 
-@compiled(step_parts, pairs_within, found_blocks, free_all, make_findable, pull, put, take_block, allocates=True)
+@compiled(allocates=True)
+def longer(table: Any, number: int) -> Any:
+    """The table, with twice the rows if ``number`` of them are all it has."""
+    if number < len(table):
+        return table
+    grown = np.zeros((2 * len(table) + 1, table.shape[1]))
+    grown[:number] = table
+    return grown
+
+
+@compiled(longer, allocates=True)
+def marked(marks: Any, number: int, time: float, what: int, request: int) -> Any:
+    """The table with one more row: what happened to a request, and when."""
+    marks = longer(marks, number)
+    marks[number, 0] = time
+    marks[number, 1] = what
+    marks[number, 2] = request
+    return marks
+
+
+@compiled(push, pop, longer, marked, step_parts, pairs_within, found_blocks, free_all, make_findable, pull, put, take_block,
+          allocates=True)  # fmt: skip
 def replay(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
@@ -57,11 +82,19 @@ def replay(
     paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
     draft_tokens: int, draft_s: float, accepted: Any,
-) -> None:  # fmt: skip
+    rank: Any, deadline: Any, since: float, until: float, stop: Any,
+) -> Any:  # fmt: skip
     """Run the whole waiting line of the first replica; results land in the same places as the fast kernel's.
 
     Speculative decoding: a decoder computes ``draft_tokens`` guesses beside its token, never beyond its answer; the
     next of ``accepted`` int64[m], over and over, says how many of them hold. Guessing takes ``draft_s`` seconds a step.
+    ``rank`` int64[n], or empty for first come, first served: lower ranks are admitted first, the highest is preempted.
+    ``deadline`` float64[n], or empty: from then on a request that has not ended is dropped before the next step.
+    No step begins at or after ``until``, or once ``stop`` bool[1] is set.
+
+    The steps that end after ``since`` (infinite for none) are recorded: float64[m, 10] start, seconds, decoders, their
+    tokens, prompt tokens, prompts, cause, running, preempted, KV blocks used; and all that happened to requests:
+    float64[m, 3] time, what, request.
     """
     n = len(arrival)
     computed = np.zeros(n, np.int64)  # tokens in the cache
@@ -72,6 +105,18 @@ def replay(
     running = np.zeros(max_num_seqs, np.int64)
     chunk_of = np.zeros(max_num_seqs, np.int64)
     stack = np.zeros(max_num_seqs, np.int64)  # preempted, the last one waits at the front
+    ordered = len(rank) > 0
+    by_rank = np.zeros(len(rank), np.int64)
+    for i in range(len(rank)):
+        by_rank[rank[i]] = i
+    heap = np.zeros(len(rank), np.int64)  # ranks of those who wait
+    num_heap = 0
+    timed = len(deadline) > 0
+    steps = np.zeros((0, 10))
+    marks = np.zeros((0, 3))
+    num_steps = 0
+    num_marks = 0
+    traced = since < np.inf
     num_running = 0
     num_preempted = 0
     promised = 0
@@ -102,12 +147,45 @@ def replay(
     clock = floats[0, CLOCK]
 
     while True:
-        if num_running == 0 and num_preempted == 0:
+        if ordered:
+            while waiting >= 0 and arrival[waiting] <= clock:
+                num_heap = push(heap, num_heap, rank[waiting])
+                waiting = follow[waiting]
+        if timed:  # who runs and gave up is gone; who waits holds nothing, and goes when it is his turn
+            still = 0
+            for k in range(num_running):
+                i = running[k]
+                if deadline[i] > clock:
+                    running[still] = i
+                    still += 1
+                    continue
+                if prefix_caching:
+                    row = row_of[i]
+                    free += free_all(
+                        row, held[i], shared[i], computed[i] // block_size, True, blocks[row],
+                        newer, older, owner, place, left, refs,
+                    )  # fmt: skip
+                    spare[num_spare] = row
+                    num_spare += 1
+                else:
+                    free += held[i]
+                held[i] = 0
+                if promise_output:
+                    promised -= (prompt[i] + output[i] - 1 + block_size - 1) // block_size
+                if traced:
+                    marks = marked(marks, num_marks, clock, ABANDONED, i)
+                    num_marks += 1
+            num_running = still
+        if num_running == 0 and num_preempted == 0 and num_heap == 0:
             if waiting < 0:
                 break
             if arrival[waiting] > clock:
                 clock = arrival[waiting]
                 share = SHARE_FIRST
+                if ordered:
+                    continue
+        if clock >= until or stop[0]:
+            break
         budget = max_num_batched_tokens
         any_preempted = False
         num_scheduled = 0
@@ -123,12 +201,35 @@ def replay(
                         ):
                             batch_new += output[running[k]] - generated[running[k]]
                     while budget > 0 and num_running < max_num_seqs:
-                        if num_preempted > 0:
+                        if ordered:
+                            if num_heap == 0:
+                                break
+                            i = by_rank[heap[0]]
+                        elif num_preempted > 0:
                             i = stack[num_preempted - 1]
                         elif waiting >= 0 and arrival[waiting] <= clock:
                             i = waiting
                         else:
                             break
+                        resumed = preemptions[i] > 0
+                        if timed and deadline[i] <= clock:
+                            if ordered:
+                                num_heap = pop(heap, num_heap)
+                            elif not resumed:
+                                waiting = follow[i]
+                            if resumed:
+                                num_preempted -= 1
+                                if prefix_caching:
+                                    row = row_of[i]
+                                    for block in range(num_kv_blocks):
+                                        if owner[block] == row:
+                                            owner[block] = -1
+                                    spare[num_spare] = row
+                                    num_spare += 1
+                            if traced:
+                                marks = marked(marks, num_marks, clock, ABANDONED, i)
+                                num_marks += 1
+                            continue
                         tokens = prompt[i] + generated[i]
                         found = 0
                         evictable = 0
@@ -137,7 +238,7 @@ def replay(
                         if prefix_caching:
                             common = found_blocks(i, prompt[i] // block_size, starts, block_of, units, unit_offsets)
                             found = common
-                            if num_preempted > 0:
+                            if resumed:
                                 found += left[row_of[i]]
                                 evictable += left[row_of[i]]
                             number = 0
@@ -172,15 +273,31 @@ def replay(
                             if num_running > 0 and tokens - hit + new + block_size >= kept:
                                 break
                             batch_new += new
-                        if num_preempted > 0:
+                        if ordered:
+                            num_heap = pop(heap, num_heap)
+                        if resumed:
                             num_preempted -= 1
                         else:
                             scheduled[i] = clock
                             hits[i] = hit
-                            waiting = follow[i]
+                            if not ordered:
+                                waiting = follow[i]
                             if prefix_caching:
+                                if num_spare == 0:  # under priorities more may be started than run
+                                    num_spare = rows
+                                    spare = np.arange(rows, 2 * rows + num_spare)
+                                    grown = np.zeros((2 * rows, most), np.int64)
+                                    grown[:rows] = blocks
+                                    blocks = grown
+                                    lefts = np.zeros(2 * rows, np.int64)
+                                    lefts[:rows] = left
+                                    left = lefts
+                                    rows *= 2
                                 num_spare -= 1
                                 row_of[i] = spare[num_spare]
+                        if traced:
+                            marks = marked(marks, num_marks, clock, ADMITTED, i)
+                            num_marks += 1
                         free -= need + evictable
                         if prefix_caching:
                             row = row_of[i]
@@ -229,6 +346,20 @@ def replay(
                     while need > free:
                         num_running -= 1
                         victim = running[num_running]
+                        if ordered:
+                            worst = num_running
+                            for j in range(num_running):
+                                if rank[running[j]] > rank[running[worst]]:
+                                    worst = j
+                            victim = running[worst]
+                            if worst < k - 1:  # it had its share of this step already
+                                budget += chunk_of[worst]
+                                num_scheduled -= 1
+                                k -= 1
+                            for j in range(worst, num_running):
+                                running[j] = running[j + 1]
+                                chunk_of[j] = chunk_of[j + 1]
+                            chunk_of[num_running] = 0
                         if prefix_caching:
                             row = row_of[victim]
                             free += free_all(
@@ -243,9 +374,15 @@ def replay(
                         if preemptions[victim] == 0 and generated[victim] == 0:
                             token_s[victim] = clock  # its first token is late by what follows
                         preemptions[victim] += 1
-                        stack[num_preempted] = victim
+                        if ordered:
+                            num_heap = push(heap, num_heap, rank[victim])
+                        else:
+                            stack[num_preempted] = victim
                         num_preempted += 1
                         any_preempted = True
+                        if traced:
+                            marks = marked(marks, num_marks, clock, EVICTED, victim)
+                            num_marks += 1
                         if victim == i:
                             fits = False
                             break
@@ -328,6 +465,7 @@ def replay(
         if decodes > 0 and draft_tokens > 0:
             seconds += draft_s
             floats[0, PART_S + 4] += draft_s
+        start = clock
         clock = clock + seconds
         used = num_kv_blocks - free
         ints[0, STEPS] += 1
@@ -342,6 +480,19 @@ def replay(
             if parts[k] > parts[cause]:
                 cause = k
         floats[0, BOUND_S + cause] += seconds
+        if traced and clock > since:
+            steps = longer(steps, num_steps)
+            steps[num_steps, 0] = start
+            steps[num_steps, 1] = seconds
+            steps[num_steps, 2] = decodes
+            steps[num_steps, 3] = verified
+            steps[num_steps, 4] = pre_tokens
+            steps[num_steps, 5] = pre_chunks
+            steps[num_steps, 6] = cause
+            steps[num_steps, 7] = num_running
+            steps[num_steps, 8] = num_preempted
+            steps[num_steps, 9] = used
+            num_steps += 1
 
         kept = 0
         for k in range(num_running):
@@ -367,12 +518,18 @@ def replay(
                         bits[0, 0] = gap
                         histogram[0, min(max((bits_int[0, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1
                     token_s[i] = clock
+                    if traced and not decoding[i]:
+                        marks = marked(marks, num_marks, clock, TOKEN, i)
+                        num_marks += 1
                     decoding[i] = True
                     generated[i] += emitted
                     histogram[0, 0] += emitted - 1  # guesses that hold come together with the token
                     if generated[i] == output[i]:
                         last[i] = clock
                         ints[0, FINISHED] += 1
+                        if traced:
+                            marks = marked(marks, num_marks, clock, ENDED, i)
+                            num_marks += 1
                         promised -= (computed[i] + block_size - 1) // block_size
                         if prefix_caching:
                             row = row_of[i]
@@ -396,3 +553,4 @@ def replay(
     floats[0, CLOCK] = clock
     ints[0, FREE_BLOCKS] = free
     ints[0, NEXT] = waiting
+    return steps[:num_steps], marks[:num_marks]

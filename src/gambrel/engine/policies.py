@@ -1,7 +1,7 @@
 """Whose scheduler it is: the rules of known engines, as limits on what a step may hold.
 
 Each is named after the engine whose behaviour it follows; ``docs/engine.md`` says from which source and where it
-differs. All have a fast form, for their decoders advance alike.
+differs. All have a fast form, for their decoders advance alike; only priorities need the plain scheduler.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def vllm(limits: Limits, version: str) -> Limits:
     37307), only the first chunk's before.
     """
     return replace(limits, reserve_full_prompt=_numbers(version) >= (0, 19))
+
+
+def vllm_priority(limits: Limits, version: str) -> Limits:
+    """VLLM V1 with ``--scheduling-policy priority``: lowest value first, ties by arrival; preempts the highest."""
+    return replace(vllm(limits, version), by_priority=True)
 
 
 def sglang(limits: Limits, version: str) -> Limits:
@@ -74,6 +79,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 POLICIES: dict[str, Policy] = {
     "vllm": vllm,
+    "vllm_priority": vllm_priority,
     "sglang": sglang,
     "tensorrt_llm": tensorrt_llm,
     "tensorrt_llm_max_utilization": tensorrt_llm_max_utilization,

@@ -18,13 +18,13 @@ from gambrel.engine.state import LEAST, NEVER, POWER, PREFIX, Replicas
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gambrel.core.step import StepTable
+    from gambrel.core.step import Floats, StepTable
     from gambrel.core.workload import Ints
     from gambrel.engine.state import Limits, Requests
 
     Router = Callable[[StepTable, Limits, Requests, int, float, bool], tuple[list[Replicas], Ints]]
 
-__all__ = ["ROUTINGS", "round_robin", "run_replica", "serve_assigned", "session_sticky"]
+__all__ = ["ROUTINGS", "round_robin", "run_plain", "run_replica", "serve_assigned", "session_sticky"]
 
 _THREADS_FROM = 20_000  # requests from which a second thread pays for itself
 
@@ -33,19 +33,32 @@ def run_replica(
     table: StepTable, limits: Limits, requests: Requests, replica: Replicas, *, oracle: bool = False
 ) -> None:
     """Serve the waiting line of a single replica to the end; results land in ``requests`` and ``replica``."""
-    loop: Callable[..., None]
-    arguments = _shared(table, limits, requests, specialised=not oracle)
     if oracle:
-        from gambrel.engine.naive_kernel import replay as loop
+        run_plain(table, limits, requests, replica)
+        return
+    loop: Callable[..., None]
+    from gambrel.engine.kernel import advance as loop
 
-        loop(
-            *arguments, replica.ints, replica.floats, replica.histogram, replica.bits, replica.bits_int,
-            limits.draft_tokens, limits.draft_s, limits.accepted(),
-        )  # fmt: skip
-    else:
-        from gambrel.engine.kernel import advance as loop
+    loop(0, NEVER, False, *_shared(table, limits, requests), *replica.arguments())
 
-        loop(0, NEVER, False, *arguments, *replica.arguments())
+
+def run_plain(
+    table: StepTable, limits: Limits, requests: Requests, replica: Replicas, since_s: float = NEVER,
+    until_s: float = NEVER,
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """The same by the plain scheduler, to ``until_s``; the steps and marks it recorded, none where ``since_s`` is."""
+    loop: Callable[..., tuple[Floats, Floats]]
+    from gambrel.engine.naive_kernel import replay as loop
+
+    rank = requests.rank if limits.by_priority else None
+    return loop(
+        *_shared(table, limits, requests, specialised=False),
+        replica.ints, replica.floats, replica.histogram, replica.bits, replica.bits_int,
+        limits.draft_tokens, limits.draft_s, limits.accepted(),
+        np.empty(0, np.int64) if rank is None else rank,
+        np.empty(0) if requests.deadline is None else requests.deadline,
+        since_s, until_s, np.zeros(1, np.bool_),
+    )  # fmt: skip
 
 
 def looking(requests: Requests, replicas: int, rule: int) -> tuple[Any, ...]:

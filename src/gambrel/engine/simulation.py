@@ -145,10 +145,11 @@ def replay(
             f"the step table holds {table.max_tokens} tokens and {table.max_seqs} sampled rows; a step can have "
             f"{limits.max_num_batched_tokens} and {rows}"
         )
-    if limits.draft_tokens:
+    special = _special(limits, workload)
+    if special:
         if workload.closed_loop or workload.after is not None or routing not in ("round_robin", "session_sticky"):
             raise DeploymentError(
-                "speculative decoding runs in the plain scheduler, which serves open arrivals dealt beforehand; "
+                f"{special} in the plain scheduler, which serves open arrivals dealt beforehand; "
                 "use routing round_robin or session_sticky and a workload with arrival times"
             )
         oracle = True
@@ -176,6 +177,17 @@ def replay(
     ints, floats, histogram = Replicas.total(served)
     sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
     return Replay(requests, assigned, ints, floats, histogram, sampled)
+
+
+def _special(limits: Limits, workload: Workload) -> str:
+    """What only the plain scheduler knows and this replay needs, with its verb; empty for none."""
+    if limits.draft_tokens:
+        return "speculative decoding runs"
+    if limits.by_priority and workload.priority is not None:
+        return "priorities are kept"
+    if workload.deadline_s is not None and bool(np.isfinite(workload.deadline_s).any()):
+        return "clients give up"
+    return ""
 
 
 def _staggered(table: StepTable, limits: Limits, workload: Workload) -> Workload:

@@ -146,7 +146,8 @@ class Limits:
     ``static_batch``: nobody is admitted while anybody runs; ``prefill_first``: a step holds prompts only, if any can be
     computed, else decoders only. ``request_blocks`` above 0: what one request may take, checked beforehand.
     ``draft_tokens`` are guessed for a decoder in every step, in ``draft_s`` seconds for all; each holds with
-    probability ``acceptance`` if those before it do.
+    probability ``acceptance`` if those before it do. ``by_priority``: the workload's priorities decide who is admitted
+    first and who is preempted, ties by arrival.
     """
 
     max_num_seqs: int
@@ -164,6 +165,7 @@ class Limits:
     draft_tokens: int = 0
     acceptance: float = 0.0
     draft_s: float = 0.0
+    by_priority: bool = False
 
     def accepted(self, num: int = 1 << 16) -> Ints:
         """How many guesses hold, drawn ``num`` times with a fixed seed: int64[num] of 0 to ``draft_tokens``."""
@@ -189,7 +191,8 @@ class Requests:
     and after it (gaps between tokens in which the request was evicted and recomputed).
     ``cached`` int64: tokens of the prompt found in the prefix cache at first admission; ``prefixes``: what they share.
     ``users`` above 0 make the arrivals of a closed loop, with pauses of ``think`` float64 seconds after each row, or
-    none where it is empty.
+    none where it is empty. ``rank`` int64: place in the order of priority and arrival, and ``deadline`` float64 seconds
+    on the clock at which the client gives up, or None.
     """
 
     arrival: Floats
@@ -206,6 +209,8 @@ class Requests:
     users: int
     think: Floats
     session: Ints | None = None
+    rank: Ints | None = None
+    deadline: Floats | None = None
 
     @classmethod
     def of(cls, workload: Workload, prefixes: Prefixes | None = None) -> Requests:
@@ -232,6 +237,8 @@ class Requests:
             min(workload.closed_loop, n),
             np.empty(0) if workload.think_s is None else np.ascontiguousarray(workload.think_s, dtype=np.float64),
             workload.session,
+            None if workload.priority is None else ranks(workload.priority),
+            None if workload.deadline_s is None else workload.arrival_s + workload.deadline_s,
         )
 
     def line_up(self, line: npt.NDArray[np.intp]) -> int:
@@ -257,6 +264,14 @@ class Requests:
             self.scheduled, self.first, self.last, self.preemptions, self.paused,
             self.cached, self.prefixes.units, self.prefixes.offsets, self.prefixes.sizes,
         )  # fmt: skip
+
+
+def ranks(priority: Ints) -> Ints:
+    """Place of every row in the order of priority, lowest first, then arrival: int64[n]."""
+    order = np.argsort(priority, kind="stable")  # rows are in order of arrival already
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
 
 
 @dataclass(frozen=True, slots=True)
