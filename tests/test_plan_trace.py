@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gambrel.core.plan import Plan
     from gambrel.core.workload import Workload
 
-CASES = (
+CASES: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("meta-llama/Llama-3.1-8B-Instruct", "l40s", {}),
     ("meta-llama/Llama-3.3-70B-Instruct", "h100-sxm", {"tp": 4, "weights": "fp8"}),
     ("Qwen/Qwen3-30B-A3B", "h100-sxm", {"tp": 2, "ep": 2}),

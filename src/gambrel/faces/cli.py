@@ -390,7 +390,7 @@ def plan_command(
     requests = settle(traffic(workload, users, prompt, output))
     chosen_devices = devices(gpu, price, catalog)
     talk_warnings(requests)
-    with progress_on_stderr() as progress:
+    with plan_outputs.refused(as_json=as_json), progress_on_stderr() as progress:
         plan = api.plan(model, requests, objectives, gpus=chosen_devices, progress=progress, **axes)
         if growth is not None:
             progress("growth")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gambrel.core.plan import Outlook, Plan
+    from collections.abc import Sequence
 
-__all__ = ["answers_document"]
+    from gambrel.core.plan import Measurement, Outlook, Plan, Relaxation
+
+__all__ = ["answers_document", "refusal_document"]
 
 
 def answers_document(plan: Plan) -> dict[str, Any]:
@@ -70,6 +72,48 @@ def answers_document(plan: Plan) -> dict[str, Any]:
             for m in plan.price_modes
         ],
         "outlook": None if plan.outlook is None else outlook_document(plan.outlook),
+        "other_traffic": [
+            {
+                "change": s.change,
+                "draws": s.draws,
+                "chance": s.chance,
+                "worst": {v.objective.name: {"reached_s": v.reached_s, "met": v.met} for v in s.worst},
+            }
+            for s in plan.sensitivities
+        ],
+        "measurement": None if plan.measurement is None else measurement_document(plan.measurement),
+    }
+
+
+def measurement_document(m: Measurement) -> dict[str, Any]:
+    """What to measure, how, and what it is worth."""
+    return {
+        "what": m.what,
+        "because": m.because,
+        "command": m.command,
+        "flips": m.flips,
+        "expected_saving_usd_per_hour": m.saves_usd_per_hour,
+        "choices": [
+            {"step_factor": factor, "label": label, "plan_usd_per_hour": now, "choice_usd_per_hour": then}
+            for factor, label, now, then in m.choices
+        ],
+    }
+
+
+def refusal_document(reason: str, relaxations: Sequence[Relaxation]) -> dict[str, Any]:
+    """An infeasible request: the reason, and the nearest requests that can be met."""
+    return {
+        "feasible": False,
+        "reason": reason,
+        "relaxations": [
+            {
+                "change": r.change,
+                "because": r.because,
+                "label": None if r.deployment is None else r.deployment.label,
+                "usd_per_hour": r.usd_per_hour,
+            }
+            for r in relaxations
+        ],
     }
 
 

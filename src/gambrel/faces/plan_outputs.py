@@ -6,15 +6,16 @@ Every plan file is read and written here; what is in it is :mod:`gambrel.plan.fi
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gambrel.core.errors import GambrelError
+from gambrel.core.errors import DoesNotFit, GambrelError, InfeasiblePlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -65,6 +66,23 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise GambrelError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def refused(*, as_json: bool) -> Iterator[None]:
+    """Turn a plan that cannot be made into an answer: the reason and the nearest requests that can; status 1."""
+    try:
+        yield
+    except (InfeasiblePlan, DoesNotFit) as error:
+        from gambrel.faces.console import emit, show
+        from gambrel.faces.plan_answers import refusal_document
+        from gambrel.faces.tables import refusal_tables
+
+        if as_json:
+            emit(refusal_document(str(error), error.relaxations))
+        else:
+            show(refusal_tables(str(error), error.relaxations))
+        raise typer.Exit(1) from None
 
 
 def write_trace(path: Path, plan: Plan, workload: Workload) -> None:

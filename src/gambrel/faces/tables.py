@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gambrel.core.curve import Curve
-    from gambrel.core.plan import Plan
+    from gambrel.core.plan import Plan, Relaxation
     from gambrel.core.run import Run
     from gambrel.core.slo import Verdict
     from gambrel.core.step import MemoryBudget
     from gambrel.report import Table as Page
     from gambrel.traffic import WorkloadFigures
 
-__all__ = ["curve_tables", "grid", "plan_tables", "run_tables", "verdict_table", "workload_tables"]
+__all__ = ["curve_tables", "grid", "plan_tables", "refusal_tables", "run_tables", "verdict_table", "workload_tables"]
 
 MARKS = {"compute": "compute", "weights": "weights", "kv": "KV", "collective": "collective", "overhead": "overhead"}
-SAID = {"How sure", "Growth"}
+SAID = {"How sure", "Growth", "Measure next"}
 """Tables whose sentence says what no row does."""
 
 
@@ -263,4 +263,21 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
             if table.heading in SAID:
                 blocks[-1:] = [Text(table.sentence, style="dim"), ""]
     done = f"{plan.num_considered:,} settings, {plan.num_simulated:,} simulated, {plan.wall_s:.1f} s"
-    return [*blocks, facts("next", [("measure", plan.measure_next), ("searched", done)])]
+    measure = plan.measure_next if plan.measurement is None else plan.measurement.command
+    return [*blocks, facts("next", [("measure", measure), ("searched", done)])]
+
+
+def refusal_tables(reason: str, relaxations: Sequence[Relaxation]) -> list[RenderableType]:
+    """Why a plan cannot be made, then the nearest requests that can be met."""
+    rows = [
+        [r.change, "" if r.deployment is None else r.deployment.label,
+         "" if r.usd_per_hour is None else human.per_hour(r.usd_per_hour), r.because]
+        for r in relaxations
+    ]  # fmt: skip
+    blocks: list[RenderableType] = [Text(reason)]
+    if rows:
+        table = last_column_left(
+            grid("what would hold instead", ["ask", "deployment", "cost", "because"], rows, left=2)
+        )
+        blocks += ["", table]
+    return blocks

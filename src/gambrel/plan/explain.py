@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Cell, LoadPoint
-from gambrel.plan.search import METRICS, Bench, fewest_replicas, judge
+from gambrel.plan.search import METRICS, Bench
 from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ __all__ = [
     "cells",
     "intervals",
     "load_sweep",
-    "measure_next",
     "offered_rps",
 ]
 
@@ -286,30 +285,3 @@ def intervals(deployment: Deployment, cost_model: CostModel, workload: Workload)
         for metric in METRICS
         for statistic in ("p50", "p95", "p99")
     }
-
-
-def measure_next(deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO, run: Run) -> str:
-    """The measurement whose result could change the decision most, with what is at stake in dollars.
-
-    The plan is re-made with every step at the slow edge of the interval; the extra replicas are the stake.
-    """
-    shares = run.time_bound_by()
-    cause = max(shares, key=lambda k: shares[k])
-    slow = Bench.of(Slower(cost_model, float(np.exp(INTERVAL_SIGMAS * cost_model.spread))))
-    trial = fewest_replicas(
-        lambda d: judge(d, slow, workload, slo), deployment, deployment.replicas, deployment.replicas * 2
-    )
-    context = int(run.prompt_tokens.mean() + run.output_tokens.mean() / 2)
-    what = (
-        f"decode steps of {deployment.model.name} on {deployment.accelerator.name} tp{deployment.tp} at batch "
-        f"{max(1, round(run.batch_mean))} and context {context}: {cause} binds {shares[cause]:.0%} of the busy time, "
-        f"and the step time is known to {np.expm1(INTERVAL_SIGMAS * cost_model.spread):+.0%} (80 %)"
-    )
-    extra = trial.candidate.deployment.replicas - deployment.replicas
-    if not trial.candidate.feasible:
-        return f"{what}; at the slow edge no replica count up to twice today's holds ({trial.candidate.lost_because})"
-    if extra == 0:
-        return f"{what}; even at the slow edge the plan holds, so nothing is at stake"
-    dollars = deployment.with_(replicas=extra).usd_per_hour
-    stake = "" if dollars is None else f", ${dollars:.2f}/h"
-    return f"{what}; at the slow edge it takes {extra} more replica{'s' if extra > 1 else ''}{stake}"

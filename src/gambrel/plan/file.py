@@ -21,6 +21,7 @@ from gambrel.core.errors import DeploymentError
 from gambrel.core.slo import SLO, Objective
 from gambrel.core.version import __version__
 from gambrel.plan.toml_text import toml_text
+from gambrel.plan.worth import in_flight_at_break
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -155,6 +156,7 @@ class PlanFile:
     basis: str = ""
     launch: str = ""
     measure_next: str = ""
+    measure_command: str = ""
     price: Price | None = None
     usd_per_mtok_input: float | None = None
     usd_per_mtok_output: float | None = None
@@ -232,7 +234,7 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
     price = d.accelerator.price_for(d.tp)
     settings = {f.name: getattr(d, f.name) for f in fields(d) if f.name not in {"model", "accelerator"}}
     settings = {name: value for name, value in settings.items() if value is not None}  # TOML has no null
-    pricing = c.pricing
+    pricing, measured, flight = c.pricing, plan.measurement, in_flight_at_break(plan)
     m = c.memory
     return PlanFile(
         format=FORMAT,
@@ -244,7 +246,8 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
         label=d.label,
         basis=plan.basis,
         launch=plan.launch,
-        measure_next=plan.measure_next,
+        measure_next="" if measured is None else measured.because,
+        measure_command="" if measured is None else measured.command,
         price=None
         if price is None or d.usd_per_hour is None
         else Price(price.usd_per_hour, d.usd_per_hour, price.basis, price.source, price.as_of, price.confidence),
@@ -254,7 +257,7 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
         goodput=finite(c.goodput),
         breaks_at=finite(min(plan.breaks_at.values(), default=math.inf)),
         chance=next((c.chance for c in plan.chances if c.objective == "all"), None),
-        in_flight_at_break=in_flight(plan),
+        in_flight_at_break=None if flight is None else finite(flight),
         kv_tokens=m.kv_tokens,
         kv_usage_max=finite(plan.run.kv_usage_max),
         max_prompt_tokens=int(workload.prompt_tokens.max()),
@@ -274,15 +277,6 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
         fixes=[f"{f.change}: {f.effect}" for f in plan.cheaper_fixes],
         losers=kept(plan.alternatives),
     )
-
-
-def in_flight(plan: Plan) -> float | None:
-    """Requests in flight per replica where the first objective breaks; None when nothing breaks in the sweep."""
-    load = min(plan.breaks_at.values(), default=math.inf)
-    if not math.isfinite(load):
-        return None
-    nearest = min(plan.loads, key=lambda p: abs(p.load - load))
-    return finite(nearest.rate_rps * nearest.latency["e2e"].mean / plan.chosen.deployment.replicas)
 
 
 def predictions(plan: Plan) -> list[Predicted]:

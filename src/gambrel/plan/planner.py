@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gambrel.core.errors import DoesNotFit, InfeasiblePlan
-from gambrel.core.plan import Candidate, Cell, Chance, Fix, LoadPoint, Plan, Setting, Surer
+from gambrel.core.plan import Candidate, Cell, Chance, Fix, LoadPoint, Plan, Sensitivity, Setting, Surer
 from gambrel.plan.chance import chances, surer
 from gambrel.plan.compare import biggest_because, break_even_prices, pareto_front
 from gambrel.plan.explain import (
@@ -20,13 +19,15 @@ from gambrel.plan.explain import (
     cells,
     intervals,
     load_sweep,
-    measure_next,
     offered_rps,
 )
 from gambrel.plan.launch import vllm_command
+from gambrel.plan.other_traffic import sensitivities
+from gambrel.plan.relax import refusal
 from gambrel.plan.search import WORKERS, Bench, Outcome, Search, in_full, judge, rank, search
 from gambrel.plan.settings import fixes, neighbours, price_modes, settings
-from gambrel.report.humanise import seconds
+from gambrel.plan.trial import loss
+from gambrel.plan.worth import with_measurement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,7 +66,7 @@ def plan(
     found = search(model, workload, slo, space, pricer, progress)
     ranked = found.feasible
     if not ranked:
-        raise refusal(model, found, slo)
+        raise refusal(model, workload, slo, space, pricer, found)
     best = ranked[0]
     found.trials.remove(best)
     deployment = best.candidate.deployment
@@ -82,7 +83,7 @@ def plan(
     extra = (
         biggest.usd_per_hour - best.candidate.usd_per_hour if biggest is not None and biggest.feasible else float("nan")
     )
-    return Plan(
+    made = Plan(
         workload=workload.name,
         num_requests=len(workload),
         rate_rps=offered_rps(run),
@@ -100,7 +101,7 @@ def plan(
         breaks_at=around.breaks,
         cheaper_fixes=around.fixes,
         intervals=around.intervals,
-        measure_next=around.measure_next,
+        measure_next="",
         launch=vllm_command(deployment),
         basis=cost_model.basis,
         chances=around.chances,
@@ -110,10 +111,13 @@ def plan(
         break_even=break_even_prices(best.candidate, around.losers),
         settings=around.settings,
         price_modes=price_modes(deployment, cost_model, workload, slo),
-        wall_s=time.perf_counter() - started,
+        sensitivities=around.sensitivities,
+        wall_s=0.0,
         num_considered=found.num_considered,
         num_simulated=found.num_simulated,
     )
+    measured = with_measurement(made, workload, pricer, space.spare)
+    return replace(measured, wall_s=time.perf_counter() - started)
 
 
 @dataclass
@@ -139,7 +143,7 @@ class Surroundings:
     chance_basis: str = ""
     surer: tuple[Surer, ...] = ()
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    measure_next: str = ""
+    sensitivities: tuple[Sensitivity, ...] = ()
     cells: tuple[Cell, ...] = ()
     demo: Candidate | None = None
     demo_hits: str = ""
@@ -163,13 +167,13 @@ class Surroundings:
         self.chances, self.chance_basis = chances(self.deployment, self.cost_model, self.workload, self.slo)
         self.surer = surer(self.deployment, self.cost_model, self.workload, self.slo, self.space.spare)
         self.intervals = intervals(self.deployment, self.cost_model, self.workload)
-        self.measure_next = measure_next(self.deployment, self.cost_model, self.workload, self.slo, self.run)
 
     def tests(self) -> None:
-        """What a demo shows and hides."""
+        """What a demo shows and hides, and what other traffic would."""
         bench = Bench.of(self.cost_model)
         self.demo, self.demo_hits = demo_plan(self.found, self.slo, self.workload, self.pricer)
         self.cells = cells(self.deployment, bench, self.workload, self.run)
+        self.sensitivities = sensitivities(self.deployment, bench, self.workload, self.slo)
 
 
 def with_idle_share(trial: Outcome, load: float) -> Outcome:
@@ -192,7 +196,7 @@ def losers(
         deployment = candidate.deployment
         if candidate.feasible:
             more = candidate.usd_per_hour - best.candidate.usd_per_hour
-            reason = f"holds, but costs ${more:.2f}/h more" if more > 0.005 else "same cost, narrower margin"
+            reason = f"holds, but costs ${more:.2f}/h more" if more > 0.005 else tied(deployment, best)
             candidate = replace(candidate, lost_because=reason)
             if deployment.accelerator.name not in seen:
                 seen.add(deployment.accelerator.name)
@@ -202,6 +206,13 @@ def losers(
     rows.sort(key=lambda c: (not c.feasible, c.usd_per_hour, c.deployment.label))
     gone = sorted(found.ruled_out, key=lambda c: (c.stage == "fits", -c.memory.kv_cache_bytes, c.deployment.label))
     return (*rows, *gone)
+
+
+def tied(deployment: Deployment, best: Outcome) -> str:
+    """Why a deployment of the same cost lost, in the order of :func:`gambrel.plan.trial.rank`."""
+    if loss(deployment) > loss(best.candidate.deployment):
+        return "same cost, with fewer bits than needed"
+    return "same cost, bears less load"
 
 
 def biggest_gpu(best: Outcome, others: tuple[Candidate, ...], space: Space) -> Candidate | None:
@@ -243,38 +254,3 @@ def demo_plan(
         real = in_full(judge(deployment, bench, workload, slo), slo).candidate
         return real, real.lost_because or "it holds under the real log too"
     return None, "no single replica passes even the demo"
-
-
-def refusal(model: Model, found: Search, slo: SLO) -> InfeasiblePlan | DoesNotFit:
-    """Why there is no plan, in one line: bytes when nothing fits, else each objective's best and by whom."""
-    if not found.trials and all(c.stage == "fits" for c in found.ruled_out):
-        nearest = max(found.ruled_out, key=lambda c: (c.memory.kv_cache_bytes, c.deployment.label))
-        m = nearest.memory
-        needed = m.weight_bytes + m.activation_bytes + m.reserve_bytes
-        return DoesNotFit(
-            f"{model.name} fits nowhere in the search; nearest is {nearest.deployment.label}: {nearest.lost_because} "
-            f"({needed:.0f} bytes needed, {m.usable_bytes:.0f} available per accelerator)",
-            needed_bytes=needed,
-            available_bytes=m.usable_bytes,
-        )
-    judged = [c for c in (*(t.candidate for t in found.trials), *found.ruled_out) if c.verdicts]
-    if not judged:
-        example = next(c for c in found.ruled_out if c.stage == "screen")
-        return InfeasiblePlan(f"nothing could be ranked: {example.deployment.label}: {example.lost_because}")
-    parts = []
-    for objective in slo.objectives:
-        best = min(
-            ((v.reached_s, c) for c in judged for v in c.verdicts if v.objective == objective),
-            key=lambda pair: (pair[0], pair[1].deployment.label),
-            default=None,
-        )
-        if best is not None and best[0] > objective.limit_s:
-            bound = " at the very best" if best[1].stage == "screen" else ""
-            parts.append(f"{objective.name} reaches {seconds(best[0])}{bound} on {best[1].deployment.label}")
-    if not parts:
-        nearest = max(judged, key=lambda c: (min(v.margin for v in c.verdicts), c.deployment.label))
-        parts.append(
-            f"each objective can be met alone, not all at once; nearest is {nearest.deployment.label}: "
-            f"{nearest.lost_because}"
-        )
-    return InfeasiblePlan(f"no deployment meets the objectives: {'; '.join(parts)}")

@@ -24,8 +24,10 @@ __all__ = [
     "front_table",
     "growth_table",
     "interval_table",
+    "measurement_table",
     "mode_table",
     "price_table",
+    "sensitivity_table",
     "setting_table",
     "sure_table",
     "thinned",
@@ -52,11 +54,13 @@ def answer_tables(plan: Plan) -> tuple[Table, ...]:
     found = (
         sure_table(plan),
         confidence_table(plan),
+        sensitivity_table(plan),
         setting_table(plan),
         front_table(plan),
         price_table(plan),
         mode_table(plan),
         outlook,
+        measurement_table(plan),
     )
     return tuple(table for table in found if table is not None)
 
@@ -96,6 +100,47 @@ def confidence_table(plan: Plan) -> Table | None:
     sentence = "Replicas of the chosen shape that also hold with every step at that quantile."
     columns = ("confidence", "replicas", "cost", "against the plan")
     return Table("What more certainty costs", sentence, columns, tuple(lines), (True, True, True, False))
+
+
+def sensitivity_table(plan: Plan) -> Table | None:
+    """The chosen deployment on other hours, other clients and longer requests."""
+    if not plan.sensitivities:
+        return None
+    lines, status = [], []
+    for s in plan.sensitivities:
+        holds = s.chance >= 1.0
+        one = "holds" if holds else "misses"
+        found = one if s.draws == 1 else f"{chance_text(s.chance)} of {s.draws} draws hold"
+        worst = min(s.worst, key=lambda v: v.margin, default=None)
+        reached = "a request no longer fits the KV cache"
+        if worst is not None:
+            reached = f"{worst.objective.name} {say.seconds(worst.reached_s)} of {say.limit(worst.objective.limit_s)}"
+        lines.append((s.change, found, reached))
+        status.append("met" if holds else "missed")
+    sentence = "The chosen deployment as it is, steps as predicted, on traffic that differs in one respect."
+    columns = ("traffic", "verdict", "nearest limit, at worst")
+    heading = "If the traffic were another"
+    return Table(heading, sentence, columns, tuple(lines), (False, False, False), tuple(status))
+
+
+def measurement_table(plan: Plan) -> Table | None:
+    """What would be chosen if the step time were known: what the measurement is worth."""
+    m = plan.measurement
+    if m is None:
+        return None
+    lines = tuple(
+        (
+            f"{say.signed_percent(factor - 1)} step time",
+            label,
+            say.per_hour(now),
+            say.per_hour(then),
+            "0" if now - then < 0.005 else say.per_hour(now - then),
+        )
+        for factor, label, now, then in m.choices
+    )
+    sentence = f"{m.what}. Why this: {m.because}."
+    columns = ("if measured", "the choice would be", "plan in hand", "that choice", "saved")
+    return Table("Measure next", sentence, columns, lines, (False, False, True, True, True))
 
 
 def setting_table(plan: Plan) -> Table | None:

@@ -14,8 +14,10 @@ from gambrel.report.answers import (
     front_table,
     growth_table,
     interval_table,
+    measurement_table,
     mode_table,
     price_table,
+    sensitivity_table,
     setting_table,
     sure_table,
 )
@@ -184,9 +186,9 @@ def plan_report(
     sections.append(
         Section(
             "Next",
-            f"Measure next: {plan.measure_next}." if plan.measure_next else "",
-            _kept([fix_table(plan.cheaper_fixes)]),
-            code=plan.launch,
+            f"Measure next: {plan.measure_next}." if plan.measure_next and plan.measurement is None else "",
+            _kept([fix_table(plan.cheaper_fixes), measurement_table(plan)]),
+            code=plan.launch if plan.measurement is None else f"{plan.launch}\n{plan.measurement.command}",
         )
     )
     if trace:
@@ -305,7 +307,7 @@ def _answers(plan: Plan) -> list[Section]:
     growth = None if plan.outlook is None else growth_table(plan.outlook)
     first = {o.metric: o for o in reversed(plan.slo.objectives)}
     fronts = [cost_vs_latency(plan, first[m]) for m in dict.fromkeys(o.metric for o in plan.slo.objectives)]
-    sure = _kept([sure_table(plan), confidence_table(plan), interval_table(plan)])
+    sure = _kept([sure_table(plan), confidence_table(plan), sensitivity_table(plan), interval_table(plan)])
     money = _kept([*fronts, front_table(plan), price_table(plan), mode_table(plan)])
     found = [
         Section("How sure it is", _sure_sentence(plan), sure),
