@@ -12,11 +12,13 @@ from gambrel.traffic.readers import FORMATS, read_workload
 from gambrel.traffic.replay import closed_loop, ready_to_replay, scale_load
 from gambrel.traffic.scale import compress_time, scale_lengths, scale_rate, slice_time
 from gambrel.traffic.sessions import chain_turns, conversations
+from gambrel.traffic.split import SPLITS, Split
 from gambrel.traffic.synthetic import Lengths, Quantiles, from_users, synthesise
 from gambrel.traffic.write import write_workload
 
 __all__ = [
     "FORMATS",
+    "SPLITS",
     "Client",
     "ClientPool",
     "Concurrency",
@@ -26,6 +28,7 @@ __all__ = [
     "Quantiles",
     "RateSeries",
     "ServiceModel",
+    "Split",
     "WorkloadFigures",
     "chain_turns",
     "closed_loop",

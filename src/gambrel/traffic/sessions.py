@@ -18,11 +18,12 @@ from gambrel.core.workload import Workload
 from gambrel.traffic.figures import ServiceModel
 
 if TYPE_CHECKING:
+    from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
     from gambrel.traffic.rates import RateSeries
     from gambrel.traffic.synthetic import Lengths
 
-__all__ = ["chain_turns", "conversations"]
+__all__ = ["chain_turns", "conversations", "converse"]
 
 
 def conversations(
@@ -46,18 +47,34 @@ def conversations(
     Raises:
         WorkloadError: a figure out of its range, or no conversation by chance.
     """
-    if not (math.isfinite(turns) and turns >= 1):
-        raise WorkloadError(f"{name}: conversations have at least 1 turn on average, got {turns!r}")
-    if not (math.isfinite(think_s) and think_s >= 0):
-        raise WorkloadError(f"{name}: think_s must be at least 0 seconds, got {think_s!r}")
-    if system_tokens < 0 or granule < 0:
-        raise WorkloadError(f"{name}: system_tokens and granule must be at least 0, got {system_tokens}, {granule}")
     rng = np.random.default_rng(seed)
     begin = rates.arrivals(rng, arrival="poisson" if cv == 1.0 else "gamma", cv=cv)
     if len(begin) == 0:
         raise WorkloadError(
             f"{name}: no conversation begins in {rates.end_s:g} s at {rates.mean_rps:g}/s (seed {seed})"
         )
+    made = converse(
+        rng, begin, lengths, turns, think_s,
+        system_tokens=system_tokens, granule=granule, max_tokens=max_tokens, name=name,
+    )  # fmt: skip
+    return replace(made, source=f"{made.source}; {rates.source}, seed {seed}")
+
+
+def converse(
+    rng: np.random.Generator, begin: Floats, lengths: Lengths, turns: float, think_s: float, *,
+    system_tokens: int = 0, granule: int = 16, max_tokens: int | None = None, name: str = "conversations",
+) -> Workload:  # fmt: skip
+    """Conversations that begin at these times, float64[n] ascending; see :func:`conversations`.
+
+    Raises:
+        WorkloadError: a figure out of its range.
+    """
+    if not (math.isfinite(turns) and turns >= 1):
+        raise WorkloadError(f"{name}: conversations have at least 1 turn on average, got {turns!r}")
+    if not (math.isfinite(think_s) and think_s >= 0):
+        raise WorkloadError(f"{name}: think_s must be at least 0 seconds, got {think_s!r}")
+    if system_tokens < 0 or granule < 0:
+        raise WorkloadError(f"{name}: system_tokens and granule must be at least 0, got {system_tokens}, {granule}")
     count = rng.geometric(1.0 / turns, len(begin))
     session = np.repeat(np.arange(len(begin)), count)
     first = np.concatenate([[0], np.cumsum(count)[:-1]])
@@ -97,9 +114,7 @@ def conversations(
         think_s=think[order],
         after=after,
         name=name,
-        source=(
-            f"conversations of {turns:g} turns, thinking {think_s:g} s; {rates.source}; {lengths.source}, seed {seed}"
-        ),
+        source=f"conversations of {turns:g} turns, thinking {think_s:g} s; {lengths.source}",
     )
     return _hashed(made, system_tokens, granule) if granule else made
 
