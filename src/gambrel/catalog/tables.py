@@ -298,6 +298,7 @@ _ACCELERATOR_FIELDS: Final[Mapping[str, Callable[[Any], str | None]]] = MappingP
         "link_domain": _count,
         "max_tp": _count,
         "pcie_bandwidth": _link,
+        "network_bandwidth": _link,
         "tdp_w": _number(1, "watts, at least 1"),
         "l2_bytes": _number(1e3, "bytes, at least 1e3"),
         "year": _number(2000, "a year", most=2100),

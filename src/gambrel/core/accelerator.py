@@ -58,6 +58,8 @@ class Accelerator:
         memory_bandwidth: bytes/s of device memory.
         link_bandwidth: bytes/s, one direction, to peers in the scale-up domain; 0 without one.
         link: the link's name.
+        network_bandwidth: bytes/s, one direction, of the network port beside each device in the vendor's reference
+            machine, at line rate; 0 where none is known.
         link_domain: how many devices the link joins: 8 on an HGX board, 72 in an NVL72 rack, 2 for a bridged pair;
             None means all ``max_tp`` of them.
         pcie_bandwidth: bytes/s, one direction, to the host.
@@ -89,6 +91,7 @@ class Accelerator:
     price: Price | None = None
     link_domain: int | None = None
     offers: tuple[Price, ...] = ()
+    network_bandwidth: float = 0.0
 
     def __hash__(self) -> int:
         return hash(self.name)  # peak_flops, a mapping, has no hash; equal accelerators have equal names

@@ -19,9 +19,14 @@ from gambrel.core.errors import DeploymentError
 
 if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
+    from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
 
-__all__ = ["Wire", "all_gather_s", "all_reduce_s", "all_to_all_s", "reduce_scatter_s", "send_s", "wire"]
+__all__ = ["Wire", "all_gather_s", "all_reduce_s", "all_to_all_s", "pool_wire", "reduce_scatter_s", "send_s", "wire"]
+
+NETWORK_SHARE = 0.87
+"""Of a network port's line rate that KV transfers reach: Mooncake's transfer engine moved 87 GB/s over four ports of
+200 Gb/s (repository kvcache-ai/Mooncake, README, 40 GB of cache); over eight of 400 Gb/s it moved 190 of 400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,23 @@ def wire(accelerator: Accelerator, ranks: int, efficiency: Efficiency) -> Wire:
     raise DeploymentError(
         f"{accelerator.name}: {ranks} accelerators need a link, and neither link_bandwidth nor pcie_bandwidth is known;"
         " use tp=1 and pp=1"
+    )
+
+
+def pool_wire(deployment: Deployment) -> Wire:
+    """What joins a prefill to a decode worker, per accelerator and direction: as stated, else the network port's.
+
+    Raises:
+        DeploymentError: nothing is stated and the accelerator's port is not known.
+    """
+    if deployment.kv_link_bytes_per_s is not None:
+        return Wire(0.0, deployment.kv_link_bytes_per_s, "stated")
+    port = deployment.accelerator.network_bandwidth
+    if port > 0.0:
+        return Wire(0.0, port * NETWORK_SHARE, "network port")
+    raise DeploymentError(
+        f"{deployment.accelerator.name}: the network port of an accelerator is not known; state kv_link_bytes_per_s "
+        "(--kv-link-gbps), what one accelerator moves from prefill to decode workers"
     )
 
 

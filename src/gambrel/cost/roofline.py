@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gambrel.core.errors import DeploymentError
-from gambrel.core.step import StepTable, step_parts
-from gambrel.cost.collectives import all_gather_s, all_reduce_s, send_s, wire
-from gambrel.cost.memory import memory_budget
+from gambrel.core.step import RankTable, StepTable, step_parts
+from gambrel.cost.collectives import all_gather_s, all_reduce_s, pool_wire, send_s, wire
+from gambrel.cost.memory import held_bytes, memory_budget
 from gambrel.cost.shards import Kernel, check_parallel, rank_attention, rank_head, rank_kernels
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency, Matmul
     from gambrel.core.step import Floats, MemoryBudget, Step, StepCost
@@ -66,6 +68,8 @@ class Roofline:
         if form not in FORMS:
             raise DeploymentError(f"unknown cost form {form!r}; known: {', '.join(FORMS)}")
         check_parallel(deployment)
+        if deployment.disaggregated:
+            check_parallel(deployment.prefill_pool)
         self._deployment = deployment
         self.efficiency = efficiency
         self.form = form
@@ -131,17 +135,26 @@ class Roofline:
             return compute, some * ((kernel.num_bytes + half) / bandwidth)
         touched = kernel.moe.distinct(tokens) / kernel.ep
         routed = tokens * (kernel.moe.top_k / kernel.ep)
-        busiest = self.efficiency.expert_imbalance if kernel.ep > 1 else 1.0
+        busiest = self.expert_load if kernel.ep > 1 else 1.0
         half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
         compute = kernel.flops_per_token / peak * (busiest * routed + eff.mfu_half_tokens * touched)
         return compute, np.asarray((kernel.num_bytes * touched + half * some) / bandwidth, dtype=np.float64)
 
+    @property
+    def expert_load(self) -> float:
+        """Tokens of the busiest expert-parallel rank over the mean rank's: the deployment's, else the constants'."""
+        stated = self._deployment.expert_load
+        return self.efficiency.expert_imbalance if stated is None else stated
+
     def _layers(self, tokens: Floats) -> tuple[Floats, Floats, Floats]:
         """(total, compute, weights) seconds of every layer's matmuls over ``tokens`` tokens, and of embedding rows."""
         rows = self._deployment.model.hidden_size * self._deployment.model.base_bits / 8
-        weights = tokens * (rows / self._deployment.accelerator.memory_bandwidth)
+        return self._matmuls(tokens, self._kernels, tokens * (rows / self._deployment.accelerator.memory_bandwidth))
+
+    def _matmuls(self, tokens: Floats, kernels: Iterable[Kernel], weights: Floats) -> tuple[Floats, Floats, Floats]:
+        """(total, compute, weights) seconds of some kernels, on top of ``weights`` seconds of reading."""
         total, compute = weights.copy(), np.zeros_like(weights)
-        for kernel in self._kernels:
+        for kernel in kernels:
             c, w = self._roofs(kernel, tokens)
             compute += kernel.repeats * c
             weights += kernel.repeats * w
@@ -155,20 +168,32 @@ class Roofline:
     # -- what is not a matmul --------------------------------------------------------------------
 
     def _collective(self, tokens: Floats) -> Floats:
+        """Seconds of all-reduces, of exchanges with experts, and of sends between pipeline stages."""
+        return np.asarray(self._reduces(tokens) + self._exchange(tokens), dtype=np.float64)
+
+    def _exchange(self, tokens: Floats) -> Floats:
+        """Seconds to bring the tokens of every group to their experts and back, all layers.
+
+        All of them gathered, or, where the groups outnumber the experts of a token, each sent to its experts alone.
+        """
+        d = self._deployment
+        seconds = np.zeros_like(tokens)
+        if d.attention_dp > 1:
+            message = tokens * (d.model.hidden_size * _ACTIVATION_BYTES)
+            every = wire(d.accelerator, d.tp, self.efficiency)
+            for n, layer in d.model.layers:
+                if layer.moe is not None:
+                    share = min(1.0, layer.moe.top_k / d.attention_dp)
+                    seconds = seconds + 2 * n * all_gather_s(message * share, d.tp, every)
+        return seconds
+
+    def _reduces(self, tokens: Floats) -> Floats:
         """Seconds of all-reduces after layers and embedding, and of sends between pipeline stages."""
         d = self._deployment
         message = tokens * (d.model.hidden_size * _ACTIVATION_BYTES)
         reduces = 1 + sum(n * layer.all_reduces for n, layer in d.model.layers)
         width = d.tp // d.attention_dp
         seconds = reduces * all_reduce_s(message / d.attention_dp, width, wire(d.accelerator, width, self.efficiency))
-        if d.attention_dp > 1:
-            # experts get the tokens of every group and give them back: all of them gathered, or, where the groups
-            # outnumber the experts of a token, each sent to its experts alone
-            every = wire(d.accelerator, d.tp, self.efficiency)
-            for n, layer in d.model.layers:
-                if layer.moe is not None:
-                    share = min(1.0, layer.moe.top_k / d.attention_dp)
-                    seconds = seconds + 2 * n * all_gather_s(message * share, d.tp, every)
         if d.pp > 1:
             seconds = seconds + (d.pp - 1) * send_s(message, self.link)
         return np.asarray(seconds, dtype=np.float64)
@@ -249,6 +274,52 @@ class Roofline:
             found = self._table(np.arange(max_tokens + 1.0), np.arange(max_seqs + 1.0))
             self._tables[key] = found
         return found
+
+    def compile_ranks(self, max_tokens: int, max_seqs: int) -> RankTable:
+        """The same cost by rank of data-parallel attention; counts are of one rank.
+
+        A rank alone costs what the plain table's mean over equal ranks says of as many times its tokens.
+        """
+        groups = self._deployment.attention_dp
+        tokens, rows = np.arange(max_tokens + 1.0) * groups, np.arange(max_seqs + 1.0) * groups
+        every = np.arange(max_tokens * groups + 1.0)
+        dense = [k for k in self._kernels if k.moe is None]
+        vector = self._deployment.model.hidden_size * self._deployment.model.base_bits / 8
+        read = tokens / groups * (vector / self._deployment.accelerator.memory_bandwidth)
+        linear, compute, weights = self._matmuls(tokens, dense, read)
+        experts = self._matmuls(every, [k for k in self._kernels if k.moe is not None], np.zeros_like(every))
+        plain = self._table(np.zeros(1), rows)
+        lines = self._coefficients.copy()
+        lines[[1, 3, 4, 5, 7, 9, 10, 11, 13, 16, 17]] *= groups
+        lines[[2, 8]] *= groups**0.5  # seconds per square root
+        own = StepTable(
+            linear, compute, weights, self._reduces(tokens), self._overhead(tokens),
+            plain.head, plain.head_compute, plain.head_weights, lines, plain.window,
+        )  # fmt: skip
+        return RankTable(own, *experts, self._exchange(every))
+
+    def prefill(self) -> Roofline:
+        """The prefill workers of a disaggregated deployment, with the same constants.
+
+        Raises:
+            DeploymentError: it has none.
+        """
+        return Roofline(self._deployment.prefill_pool, self.efficiency, self.form)
+
+    def transfer_s(self, tokens: Floats) -> Floats:
+        """Seconds to bring the cache of prompts of ``tokens`` tokens from a prefill to a decode worker, link idle.
+
+        Every accelerator sends and receives its part at once; the one with the most to move decides. Where a pool
+        replicates what it caches (an MLA latent over ranks, surplus KV heads), each rank of the decode pool fetches
+        its own copy.
+
+        Raises:
+            DeploymentError: the deployment states no link and none of the accelerator is known.
+        """
+        d = self._deployment
+        link = pool_wire(d)
+        most = np.maximum(*(held_bytes(p, tokens) * p.attention_dp for p in (d.prefill_pool, d.decode_pool)))
+        return np.asarray(send_s(most, link), dtype=np.float64)
 
     def step_cost(self, step: Step) -> StepCost:
         """Seconds of one step by cause: the table of one row, so the very formula of :meth:`compile`."""

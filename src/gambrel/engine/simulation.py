@@ -36,6 +36,7 @@ from gambrel.engine.state import (
     Requests,
     bucket_edges,
 )
+from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
@@ -232,13 +233,12 @@ def simulate(
         WorkloadError: a request cannot fit a replica; the message names its row.
         DeploymentError: limits that vLLM itself refuses, or an unknown routing.
     """
-    limits = limits_of(deployment, cost_model.memory().num_kv_blocks)
+    if needed(deployment):
+        from gambrel.engine.deployed import simulate_workers  # which asks this module for limits
+
+        return simulate_workers(deployment, cost_model, workload, series=series)
+    table, limits = prepared(deployment, cost_model)
     check_fits(workload, limits, deployment.max_model_len)
-    rows = limits.max_num_seqs * (1 + limits.draft_tokens)
-    table = cost_model.compile(limits.max_num_batched_tokens, rows)
-    if limits.draft_tokens:
-        alone = table.cost(Step.decode(1, 1)).seconds
-        limits = replace(limits, draft_s=limits.draft_tokens * deployment.draft_cost * alone)
     played = replay(
         table,
         limits,
@@ -249,6 +249,20 @@ def simulate(
         series=series,
     )
     return run_of(played, limits, deployment.replicas, basis=cost_model.basis)
+
+
+def prepared(deployment: Deployment, cost_model: CostModel) -> tuple[StepTable, Limits]:
+    """What a step of one replica costs, as tables, and what bounds it.
+
+    Raises:
+        DeploymentError: limits that vLLM itself refuses.
+    """
+    limits = limits_of(deployment, cost_model.memory().num_kv_blocks)
+    table = cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs * (1 + limits.draft_tokens))
+    if limits.draft_tokens:
+        alone = table.cost(Step.decode(1, 1)).seconds
+        limits = replace(limits, draft_s=limits.draft_tokens * deployment.draft_cost * alone)
+    return table, limits
 
 
 def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -> Run:

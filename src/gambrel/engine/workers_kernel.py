@@ -658,8 +658,6 @@ def serve(
         wide = max(wide, limits[p, NUM_SEQS])
     workers = np.zeros((num_workers, NUM_WORKER), np.int64)
     ranks = np.zeros((num_ranks, NUM_RANK), np.int64)
-    ranks[:, HEAD] = -1
-    ranks[:, READY] = -1
     first_rank = np.zeros(num_workers, np.int64)
     worker_of = np.zeros(num_ranks, np.int64)
     g = 0
@@ -671,6 +669,8 @@ def serve(
             for _ in range(limits[p, RANKS]):
                 worker_of[g] = w
                 ranks[g, FREE] = limits[p, NUM_BLOCKS]
+                ranks[g, HEAD] = -1
+                ranks[g, READY] = -1
                 g += 1
             w += 1
     share = np.full((num_ranks, 1), SHARE_FIRST)
@@ -923,13 +923,14 @@ def serve(
             num_samples += 1
             if num_samples == samples.shape[1]:  # every second one goes
                 num_samples //= 2
-                for k in range(num_samples):
-                    samples[:, k] = samples[:, 2 * k]
-                samples[:, num_samples:] = 0.0
+                for c in range(4):
+                    for k in range(num_samples):
+                        samples[c, k] = samples[c, 2 * k]
+                    for k in range(num_samples, samples.shape[1]):
+                        samples[c, k] = 0.0
                 every *= 2
             next_sample = now + every
 
-    w = 0
     for p in range(pools):
         floats[p, CLOCK] = now
         for g in range(num_ranks):

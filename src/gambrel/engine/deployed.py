@@ -1,0 +1,108 @@
+"""A deployment of pools, stages or ranks as :mod:`gambrel.engine.workers` wants it: who plays by which rule.
+
+Read for the rules, and cited where they are kept: vLLM's V1 scheduler and NIXL connector (commit 00024d3),
+SGLang's ``disaggregation`` (commits 0035ca4 and 000c2b9), TensorRT-LLM's disaggregated serving.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gambrel.core.errors import DeploymentError
+from gambrel.core.step import WorkerCost
+from gambrel.engine.simulation import check_fits, limits_of
+from gambrel.engine.workers import Pool, Transfer, rank_limits, serve, worker_run
+
+if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Run
+    from gambrel.core.step import CostModel
+    from gambrel.core.workload import Workload
+
+__all__ = ["pool_of", "simulate_workers", "transfer_of"]
+
+FETCHED = {
+    "vllm": (True, False),
+    "vllm_priority": (True, False),
+    "sglang": (False, True),
+    "tensorrt_llm": (True, True),
+    "tensorrt_llm_max_utilization": (True, True),
+}
+"""By policy: whether decode workers fetch finished prompts, and whether the first token comes along."""
+
+
+def pool_of(deployment: Deployment, cost_model: CostModel) -> Pool:
+    """The workers of a deployment of one pool, with their table and the limits of one rank.
+
+    vLLM puts as many of its running sequences into a micro-batch as the budget allows; SGLang
+    (``pp_max_micro_batch_size``) and TensorRT-LLM an equal share of them.
+
+    Raises:
+        DeploymentError: limits that vLLM refuses, no memory, or a cost model that cannot price ranks in lockstep.
+    """
+    if deployment.draft_tokens:
+        raise DeploymentError(
+            "speculative decoding is not modelled with pipeline stages, data-parallel attention or prefill workers; "
+            "use pp=1, attention_dp=1, prefill_replicas=0 or draft_tokens=0"
+        )
+    limits = rank_limits(limits_of(deployment, cost_model.memory().num_kv_blocks), deployment)
+    if limits.num_kv_blocks < 1:
+        raise DeploymentError(f"{deployment.label}: no rank has memory for a KV block; use more accelerators")
+    layers = deployment.stage_layers
+    whole = sum(layers)
+    shares = tuple(n / whole for n in layers) if len(layers) > 1 else (1.0,)
+    follows_vllm = deployment.policy.startswith("vllm")
+    if deployment.attention_dp == 1:
+        table = cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs)
+        return Pool(table, limits, deployment.replicas, 1, shares, _batch(deployment, limits.max_num_seqs))
+    if not isinstance(cost_model, WorkerCost):
+        raise DeploymentError(
+            f"{deployment.label}: this cost model ({cost_model.basis}) cannot price ranks that step together"
+        )
+    ranks = cost_model.compile_ranks(limits.max_num_batched_tokens, limits.max_num_seqs)
+    return Pool(
+        ranks, limits, deployment.replicas, deployment.attention_dp, shares,
+        _batch(deployment, limits.max_num_seqs), by_score=follows_vllm,
+    )  # fmt: skip
+
+
+def _batch(deployment: Deployment, max_num_seqs: int) -> int:
+    return max_num_seqs if deployment.policy.startswith("vllm") else -(-max_num_seqs // deployment.pp)
+
+
+def transfer_of(deployment: Deployment, cost_model: CostModel, workload: Workload) -> Transfer:
+    """How the prompts of a workload come over under the deployment's policy.
+
+    Raises:
+        DeploymentError: a policy whose engine has no prefill workers, or a cost model that knows no link.
+    """
+    if deployment.policy not in FETCHED:
+        raise DeploymentError(
+            f"policy {deployment.policy!r} has no prefill workers; known with them: {', '.join(FETCHED)}"
+        )
+    if not isinstance(cost_model, WorkerCost):
+        raise DeploymentError(f"{deployment.label}: this cost model ({cost_model.basis}) knows no link between pools")
+    pull, along = FETCHED[deployment.policy]
+    return Transfer(cost_model.transfer_s(workload.prompt_tokens.astype(np.float64)), pull, along)
+
+
+def simulate_workers(deployment: Deployment, cost_model: CostModel, workload: Workload, *, series: bool = True) -> Run:
+    """Replay ``workload`` where :func:`gambrel.engine.workers.needed` says so; see :func:`gambrel.engine.simulate`."""
+    decode = pool_of(deployment.decode_pool, cost_model)
+    check_fits(workload, decode.limits, deployment.max_model_len)
+    pools: tuple[Pool, ...] = (decode,)
+    transfer = None
+    if deployment.disaggregated:
+        transfer = transfer_of(deployment, cost_model, workload)
+        assert isinstance(cost_model, WorkerCost)  # noqa: S101 - transfer_of said so
+        prefill = pool_of(deployment.prefill_pool, cost_model.prefill())
+        check_fits(replace(workload, output_tokens=np.ones_like(workload.output_tokens)), prefill.limits)
+        pools = (prefill, decode)
+    played = serve(pools, workload, transfer=transfer, routing=deployment.routing, series=series)
+    basis = cost_model.basis
+    if deployment.prefix_caching and workload.prefix_blocks is not None:
+        basis += "; the prefix cache is not modelled on workers of several ranks, stages or pools"
+    return worker_run(played, pools, basis)
