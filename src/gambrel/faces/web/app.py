@@ -94,10 +94,14 @@ async def unknown(request: Request, error: Exception) -> Response:  # noqa: ARG0
     return wire.answer({"error": str(error)}, 404)
 
 
-async def missing(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+async def missing(request: Request, error: Exception) -> Response:
     """An address or method that is not there."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    return wire.answer({"error": getattr(error, "detail", "")}, status)
+    if not isinstance(error, HTTPException):
+        return await failed(request, error)
+    told = f"{request.method} is not what this address takes" if error.status_code == 405 else error.detail
+    response = wire.answer({"error": told}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def failed(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Question", "openapi", "routes"]
 
 _REFERENCE: Final = "#/components/schemas/{name}"
-_MOST_ID: Final = 128
+_PATH_PART: Final = {"type": "string", "minLength": 1, "maxLength": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Question:
         if self.body is not None:
             given["asked"] = wire.asked(self.body, await wire.body(request))
         elif self.query is not None:
-            given["asked"] = wire.asked(self.query, dict(request.query_params))
+            given["asked"] = wire.asked_in_address(self.query, request.query_params)
         if inspect.iscoroutinefunction(self.answer):
             return self._said(await self.answer(request, **given))
         return await run_in_threadpool(lambda: self._said(self.answer(**given)))
@@ -78,13 +78,13 @@ class Question:
         """The OpenAPI operation; ``schemas`` are the components that structs refer to."""
         summary = (inspect.getdoc(self.answer) or "").split("\n", 1)[0]
         parameters = [
-            {"name": n, "in": "path", "required": True, "schema": {"type": "string", "maxLength": _MOST_ID}}
+            {"name": n, "in": "path", "required": True, "schema": _PATH_PART}
             for n in re.findall(r"{(\w+)}", self.path)
         ]
         if self.query is not None:
             found = schemas[self.query.__name__]
             parameters += [
-                {"name": n, "in": "query", "required": n in found.get("required", ()), "schema": schema}
+                {"name": n, "in": "query", "required": n in found.get("required", ()), "schema": _without_null(schema)}
                 for n, schema in found["properties"].items()
             ]
         described: dict[str, Any] = {
@@ -110,6 +110,14 @@ class Question:
         return described
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """What an address can say: a value, or nothing at all."""
+    if "anyOf" not in schema:
+        return schema
+    kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
+    return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+
+
 def _schema_of(media: str) -> dict[str, Any]:
     if media == "application/json":
         return {"type": "object"}
@@ -130,7 +138,7 @@ def _endpoint(found: dict[str, Question]) -> Callable[[Request], Any]:
     async def respond(request: Request) -> Response:
         question = found.get("GET" if request.method == "HEAD" else request.method)
         if question is None:
-            raise HTTPException(405)
+            raise HTTPException(405, headers={"allow": ", ".join(found)})
         return await question.respond(request)
 
     return respond

@@ -38,7 +38,7 @@ OFFERED_WEIGHTS: Final = ("bf16", "fp16", "fp8", "int8", "int4", "mxfp4", "nvfp4
 OFFERED_KV: Final = ("bf16", "fp16", "fp8", "int8")
 
 Name = Annotated[str, msgspec.Meta(max_length=200)]
-Dollars = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
+Dollars = Annotated[float, msgspec.Meta(ge=1e-4, lt=1e6)]
 Tp = Annotated[int, msgspec.Meta(ge=1, le=64)]
 
 MOST_CONFIG_BYTES: Final = 2 * 10**6

@@ -117,6 +117,9 @@ def traffic_document(window: Window) -> dict[str, Any]:
         "has_arrivals": part.has_arrivals,
         "busiest": [] if whole.closed_loop else busiest_windows(whole),
     }
+    document["warnings"] = list(part.warnings)
+    if part.closed_loop:
+        return document | {"facts": wire.facts(_users_facts(part)), "items": []}
     figures = describe(part)
     view = TrafficView.of(part, figures)
     charts = (
@@ -134,9 +137,18 @@ def traffic_document(window: Window) -> dict[str, Any]:
         Fact("in flight", say.count(figures.concurrency.p99), f"p99; mean {say.number(figures.concurrency.mean)}"),
     ]  # fmt: skip
     document["facts"] = wire.facts(facts)
-    document["warnings"] = list(part.warnings)
     document["items"] = [wire.item(spec) for draw in charts if (spec := draw(view)) is not None]
     return document
+
+
+def _users_facts(users: Workload) -> list[Fact]:
+    """What is known of users without a log: how many, and what each asks for."""
+    return [
+        Fact("users at once", say.count(users.closed_loop), "each asks again when answered"),
+        Fact("prompts", f"{say.count(float(users.prompt_tokens.mean()))} tokens", "every one"),
+        Fact("answers", f"{say.count(float(users.output_tokens.mean()))} tokens", "every one"),
+        Fact("simulated", say.count(len(users)), "requests"),
+    ]
 
 
 def busiest_windows(workload: Workload) -> list[dict[str, Any]]:

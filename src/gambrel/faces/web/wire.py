@@ -17,16 +17,28 @@ from gambrel.report.style import caption, title, unbroken
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from starlette.datastructures import QueryParams
     from starlette.requests import Request
 
     from gambrel.core.trace import Traced
     from gambrel.report import Fact, Report, Section
     from gambrel.report.style import Spec
 
-__all__ = ["Unknown", "answer", "asked", "body", "facts", "file", "item", "report_document", "section"]
+__all__ = [
+    "Unknown",
+    "answer",
+    "asked",
+    "asked_in_address",
+    "body",
+    "facts",
+    "file",
+    "item",
+    "report_document",
+    "section",
+]
 
 MOST_JSON_BYTES = 64 * 1024
-_Asked = TypeVar("_Asked")
+_Asked = TypeVar("_Asked", bound=msgspec.Struct)
 
 
 class Unknown(GambrelError):  # noqa: N818 - reads as the sentence it is
@@ -55,6 +67,23 @@ def asked(kind: type[_Asked], given: Mapping[str, Any]) -> _Asked:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise GambrelError(str(error)) from error
+
+
+def asked_in_address(kind: type[_Asked], given: QueryParams) -> _Asked:
+    """Words of an address as a checked value: each said once, and none of them ``null``, which is said by silence.
+
+    Raises:
+        GambrelError: naming the field.
+    """
+    names = {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
+    for name in names:
+        if len(given.getlist(name)) > 1:
+            raise GambrelError(f"{name} is given twice; give it once")
+    found = asked(kind, dict(given))
+    for name, field in names.items():
+        if name in given and getattr(found, field) is None:
+            raise GambrelError(f"{name} is null; leave it out")
+    return found
 
 
 async def body(request: Request, most: int = MOST_JSON_BYTES) -> dict[str, Any]:
