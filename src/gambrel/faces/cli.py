@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 EXIT_INFEASIBLE, EXIT_BAD_INPUT = 1, 2
+BYTES_PER_GBIT = 1e9 / 8
 
 app = typer.Typer(
     name="gambrel",
@@ -216,6 +217,18 @@ def workload_command(
     show(workload_tables(figures))
 
 
+def prefill_degrees(texts: list[str]) -> dict[str, int]:
+    """``tp=4`` and the like as fields of a deployment's prefill workers."""
+    from gambrel.faces.words import number
+
+    known = ("tp", "pp", "ep", "attention_dp")
+    given = pairs(texts, "--prefill")
+    for name in given:
+        if name not in known:
+            raise GambrelError(f"--prefill: unknown degree {name!r}; known: {', '.join(known)}")
+    return {f"prefill_{name}": number(value, f"--prefill {name}") for name, value in given.items()}
+
+
 @app.command("simulate")
 def simulate_command(
     model: ModelName,
@@ -226,7 +239,37 @@ def simulate_command(
     output: Output = None,
     think: Think = None,
     tp: Tp = 1,
-    replicas: Annotated[int, typer.Option("--replicas", help="Equal replicas behind the router.")] = 1,
+    pp: Annotated[int, typer.Option("--pp", help="Pipeline stages, as many micro-batches in flight.")] = 1,
+    ep: Annotated[int, typer.Option("--ep", help="Ranks that experts are divided over; divides --tp.")] = 1,
+    attention_dp: Annotated[
+        int, typer.Option("--attention-dp", help="Ranks that attend for sequences of their own; divides --tp.")
+    ] = 1,
+    expert_load: Annotated[
+        float | None, typer.Option("--expert-load", help="Tokens of the busiest expert rank over the mean's.")
+    ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            "--replicas",
+            "--decode-replicas",
+            help="Equal replicas behind the router; with --prefill-replicas, decode's.",
+        ),
+    ] = 1,
+    prefill_replicas: Annotated[
+        int, typer.Option("--prefill-replicas", help="Workers that compute prompts only; 0: every replica does both.")
+    ] = 0,
+    prefill: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prefill", help="A degree of theirs that differs: tp=4, pp=2, ep=4 or attention_dp=4; repeatable."
+        ),
+    ] = None,
+    kv_link_gbps: Annotated[
+        float | None,
+        typer.Option(
+            "--kv-link-gbps", help="Gigabit/s an accelerator moves to decode workers; its network port's if known."
+        ),
+    ] = None,
     weights: Weights = None,
     kv: Kv = None,
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", help="Sequences in a step at most.")] = 256,
@@ -280,7 +323,13 @@ def simulate_command(
         model,
         device(gpu, price, catalog),
         tp=tp,
+        pp=pp,
+        ep=ep,
+        attention_dp=attention_dp,
+        expert_load=expert_load,
         replicas=replicas,
+        prefill_replicas=prefill_replicas,
+        kv_link_bytes_per_s=None if kv_link_gbps is None else kv_link_gbps * BYTES_PER_GBIT,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
@@ -294,6 +343,7 @@ def simulate_command(
         acceptance=acceptance,
         draft_cost=draft_cost,
         **settings,
+        **prefill_degrees(prefill or []),
     )
     requests = settle(traffic(workload, users, prompt, output), think)
     if load != 1.0:

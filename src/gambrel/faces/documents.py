@@ -46,6 +46,17 @@ def deployment_document(d: Deployment) -> dict[str, Any]:
         "tp": d.tp,
         "pp": d.pp,
         "ep": d.ep,
+        "attention_dp": d.attention_dp,
+        "expert_load": d.expert_load,
+        "prefill_replicas": d.prefill_replicas,
+        **(
+            {
+                "prefill": {name: getattr(d.prefill_pool, name) for name in ("tp", "pp", "ep", "attention_dp")},
+                "kv_link_bytes_per_s": d.kv_link_bytes_per_s,
+            }
+            if d.disaggregated
+            else {}
+        ),
         "num_gpus": d.num_gpus,
         "weights": d.weights,
         "kv": d.kv,
@@ -119,6 +130,25 @@ def curve_document(curve: Curve) -> dict[str, Any]:
     }
 
 
+def pool_documents(run: Run) -> dict[str, Any]:
+    """What each pool did, and how long prompts took to come over; nothing where there is one pool."""
+    if not run.pools or run.prefilled_s is None or run.transferred_s is None:
+        return {}
+    return {
+        "transfer_s": distribution(Distribution.of(run.transferred_s - run.prefilled_s)),
+        "pools": {
+            pool.name: {
+                "replicas": pool.replicas,
+                "utilisation": pool.busy_s / (run.makespan_s * pool.replicas),
+                "num_steps": pool.num_steps,
+                "batch": {"mean": pool.batch_mean, "max": pool.batch_max},
+                "kv_usage": {"mean": pool.kv_usage_mean, "max": pool.kv_usage_max},
+            }
+            for pool in run.pools
+        },
+    }
+
+
 def run_document(run: Run, deployment: Deployment, memory: MemoryBudget, wall_s: float) -> dict[str, Any]:
     """The result of ``gambrel simulate``."""
     from gambrel.plan.search import price_run
@@ -138,6 +168,7 @@ def run_document(run: Run, deployment: Deployment, memory: MemoryBudget, wall_s:
         "kv_usage": {"mean": run.kv_usage_mean, "max": run.kv_usage_max},
         "batch": {"mean": run.batch_mean, "max": run.batch_max},
         "time_bound_by": run.time_bound_by(),
+        **pool_documents(run),
         "idle_share": run.idle_share,
         "phases_s": {name: distribution(Distribution.of(seconds)) for name, seconds in run.phases_s().items()},
         "time_in": run.time_in(),

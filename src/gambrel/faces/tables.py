@@ -202,7 +202,24 @@ def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> li
                 ("basis", run.basis),
             ],
         ),
+        *pool_tables(run),
     ]  # fmt: skip
+
+
+def pool_tables(run: Run) -> list[RenderableType]:
+    """What the prefill and the decode workers did, each for itself; nothing where there is one pool."""
+    if not run.pools or run.prefilled_s is None or run.transferred_s is None:
+        return []
+    rows = [
+        [
+            p.name, f"{p.replicas:,}", human.percent(p.busy_s / (run.makespan_s * p.replicas)),
+            f"{p.batch_mean:.1f}", f"{p.batch_max:,}", human.percent(p.kv_usage_mean), human.percent(p.kv_usage_max),
+        ]
+        for p in run.pools
+    ]  # fmt: skip
+    over = human.seconds(float((run.transferred_s - run.prefilled_s).mean()))
+    heading = f"pools: a prompt takes {over} on average from computed to come over"
+    return [Text(), grid(heading, ["", "workers", "busy", "batch", "max", "KV", "max"], rows)]
 
 
 def shown(table: Page, columns: Sequence[str] | None = None) -> Table:
