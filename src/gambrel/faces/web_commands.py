@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -18,6 +19,9 @@ ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never b
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; anything but loopback asks for a token.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")]
+Runs = Annotated[
+    Path | None, typer.Option("--runs", help="Folder of measured runs to list and add to; else they stay in memory.")
+]
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")]
 
 
@@ -26,17 +30,19 @@ def register(app: typer.Typer) -> None:
     app.command("ui")(ui_command)
 
 
-def ui_command(host: Host = "127.0.0.1", port: Port = 8620, open_browser: Open = False) -> None:
+def ui_command(host: Host = "127.0.0.1", port: Port = 8620, runs: Runs = None, open_browser: Open = False) -> None:
     """Serve the web page: see the knee, move it, decide."""
     try:
         import uvicorn
 
         from gambrel.faces.web.app import create_app
         from gambrel.faces.web.guard import LOOPBACK
+        from gambrel.faces.web.runs import LIBRARY
     except ImportError as error:
         raise GambrelError(f"the page needs the package {error.name}; install the extra: gambrel[web]") from error
     from gambrel.faces.console import talk
 
+    LIBRARY.open(runs)
     loopback = host in LOOPBACK
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = LOOPBACK if loopback else frozenset() if host in ANY else frozenset({host.lower()})
