@@ -62,22 +62,16 @@ def read_figure(run: Run, metric: str, statistic: str) -> float:
 def simulated(
     deployment: Deployment, priced: Roofline, workload: Workload, wanted: Mapping[str, Figure]
 ) -> dict[str, float]:
-    """The wanted figures of a simulated operating point, by metric, with the statistic each asks for.
-
-    Time to first token holds what a request takes outside the engine's steps (``request_s``, ``wait_steps``).
-    """
+    """The wanted figures of a simulated operating point, by metric, with the statistic each asks for."""
     table = priced.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
     run, _ = Predictor.run(deployment, table, priced.memory().num_kv_blocks, workload)
-    step = run.distribution("tpot").p50
-    waits = priced.efficiency.wait_steps * step if math.isfinite(step) else 0.0
-    outside = priced.efficiency.request_s + waits
     found = {}
     for metric, figure in wanted.items():
         if metric == "output_tok_s" and workload.closed_loop:  # Little's law: no window, no ends
             users = min(workload.closed_loop, len(workload))
-            found[metric] = users * float(run.output_tokens.mean()) / (run.distribution("e2e").mean + outside)
+            found[metric] = users * float(run.output_tokens.mean()) / run.distribution("e2e").mean
         else:
-            found[metric] = read_figure(run, metric, figure.statistic) + (outside if metric in {"ttft", "e2e"} else 0.0)
+            found[metric] = read_figure(run, metric, figure.statistic)
     return found
 
 
@@ -175,8 +169,9 @@ class Predictor:
         static = row.mode == "offline" and ("static batch" in row.notes or "single stream" in row.notes)
         figures = {metric: self._read(run, row, metric, figure, static=static)
                    for metric, figure in row.measured.items()}  # fmt: skip
-        if "ttft" in figures and not static:
-            figures["ttft"] += self._outside(run, row, priced)
+        if "ttft" in figures and not static:  # the first token leaves with the last of its packet
+            step = run.distribution("tpot").p50
+            figures["ttft"] += (stream_interval(row) - 1) * step if math.isfinite(step) else 0.0
         figures.setdefault("output_tok_s", run.output_tokens_per_s)
         return figures, priced.efficiency, assumed
 
@@ -200,13 +195,6 @@ class Predictor:
         if metric == "tpot" and "may include TTFT" in row.notes:
             return float(np.median(run.e2e_s / run.output_tokens))
         return read_figure(run, metric, figure.statistic)
-
-    @staticmethod
-    def _outside(run: Run, row: Row, priced: Roofline) -> float:
-        """Seconds that a first token takes beside the steps it waits for and is made in: client, server, streaming."""
-        step = run.distribution("tpot").p50
-        steps = priced.efficiency.wait_steps + stream_interval(row) - 1
-        return priced.efficiency.request_s + (steps * step if math.isfinite(step) else 0.0)
 
     def _compiled(self, deployment: Deployment) -> tuple[StepTable, int, Roofline]:
         """(step table, KV blocks, cost model) of a deployment, kept for the next row of the same settings."""

@@ -67,7 +67,7 @@ def replay_errors(
     blocks = num_kv_blocks or priced.memory().num_kv_blocks
     table = priced.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
     run: Run = Predictor.run(deployment, table, blocks, timed.workload)[0]
-    ttft = run.ttft_s + priced.efficiency.request_s
+    ttft = run.ttft_s
     return {
         "ttft": float(ttft.mean() / timed.ttft_s.mean() - 1.0),
         "ttft_p99": float(np.percentile(ttft, 99) / np.percentile(timed.ttft_s, 99) - 1.0),

@@ -9,6 +9,7 @@ and the simulator cannot tell an analytic, a calibrated and a measured cost apar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -189,7 +190,8 @@ class StepTable:
     17     per decoding sequence, compute (MLA absorption, state update)
     ====== ==========================================================================================
 
-    ``window`` is the model's attention window in tokens, 0 without one.
+    ``window`` is the model's attention window in tokens, 0 without one. ``request_s`` and ``wait_steps`` are what a
+    request takes outside the steps (:meth:`outside_s`).
     """
 
     linear: Floats
@@ -202,6 +204,14 @@ class StepTable:
     head_weights: Floats
     lines: Floats
     window: int
+    request_s: float = 0.0
+    wait_steps: float = 0.0
+
+    def outside_s(self, tpot_s: float) -> float:
+        """Seconds that a first token takes beside the steps it waits for and is made in: client, server, a look at the
+        queue every so many steps of ``tpot_s``; NaN counts as no step.
+        """
+        return self.request_s + (0.0 if math.isnan(tpot_s) else self.wait_steps * tpot_s)
 
     @property
     def max_tokens(self) -> int:
@@ -228,8 +238,9 @@ class StepTable:
             a * factor for a in self.arrays()
         )
         return StepTable(
-            linear, compute, weights, collective, overhead, head, head_compute, head_weights, lines, self.window
-        )
+            linear, compute, weights, collective, overhead, head, head_compute, head_weights, lines, self.window,
+            self.request_s, self.wait_steps,
+        )  # fmt: skip
 
     def stages(self, shares: Sequence[float]) -> tuple[StepTable, ...]:
         """One table a pipeline stage, each with its share of the layers; the head is the last one's.
@@ -249,6 +260,7 @@ class StepTable:
             table = StepTable(
                 linear * share, compute * share, weights * share, wire * share, overhead * share,
                 head * last, head_compute * last, head_weights * last, lines, self.window,
+                self.request_s, self.wait_steps,
             )  # fmt: skip
             found.append(table)
         return tuple(found)

@@ -264,6 +264,8 @@ class Roofline:
             head_weights=head_weights,
             lines=self._coefficients,
             window=caps[-1] if caps else 0,
+            request_s=self.efficiency.request_s,
+            wait_steps=self.efficiency.wait_steps,
         )
 
     def compile(self, max_tokens: int, max_seqs: int) -> StepTable:

@@ -30,16 +30,28 @@ from gambrel.engine.simulation import Replay, check_fits, limits_of, run_of
 from gambrel.engine.state import CLOCK, Replicas, Requests
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Run
+    from gambrel.core.slo import SLO
     from gambrel.core.step import CostModel, Floats, StepTable
     from gambrel.core.workload import Ints, Workload
     from gambrel.engine.autoscaling import Autoscale
     from gambrel.engine.state import Limits
 
-__all__ = ["Failures", "FleetRun", "Life", "Timeline", "cold_start_s", "serve_fleet", "simulate_fleet"]
+__all__ = [
+    "Failures",
+    "FleetRun",
+    "Life",
+    "Timeline",
+    "cold_start_s",
+    "least_fixed",
+    "serve_fleet",
+    "simulate_fleet",
+]
 
 _LOSSES_MAX = 100_000  # losses in all from which a fleet is taken to get nowhere
 
@@ -352,7 +364,7 @@ def serve_fleet(
     day = _Day(served, autoscale, replicas, start_up_s, failures or Failures(), 0.0, end_s, every_s)
     day.run()
     ints, floats, histogram = Replicas.total([served.replicas])
-    run = run_of(Replay(requests, served.assigned, ints, floats, histogram, None), limits, number, basis)
+    run = run_of(Replay(requests, served.assigned, ints, floats, histogram, None, table), limits, number, basis)
     columns = np.array(day.samples, np.float64).reshape(-1, 7).T
     whole = [column.astype(np.int64) for column in columns[1:6]]
     lives = tuple(day.lives)
@@ -391,3 +403,28 @@ def simulate_fleet(deployment: Deployment, cost_model: CostModel, workload: Work
         replicas=deployment.replicas, routing=deployment.routing, gpus_per_replica=deployment.gpus_per_replica,
         basis=cost_model.basis, **settings,
     )  # fmt: skip
+
+
+def least_fixed(slo: SLO, most: int, serve: Callable[[int], FleetRun]) -> tuple[int, FleetRun] | None:
+    """The smallest fixed fleet, of at most ``most`` replicas, that meets every objective, and its day; None: none does.
+
+    ``serve`` is given a number of replicas. More replicas are taken never to make it worse, so the number is bisected.
+    """
+    found: tuple[int, FleetRun] | None = None
+    low, high = 0, 1
+    while found is None:
+        day = serve(high)
+        if all(v.met for v in slo.check(day.run)):
+            found = high, day
+        elif high >= most:
+            return None
+        else:
+            low, high = high, min(2 * high, most)
+    while found[0] - low > 1:
+        middle = (found[0] + low) // 2
+        day = serve(middle)
+        if all(v.met for v in slo.check(day.run)):
+            found = middle, day
+        else:
+            low = middle
+    return found

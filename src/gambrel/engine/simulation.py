@@ -114,7 +114,10 @@ def check_fits(workload: Workload, limits: Limits, max_model_len: int | None = N
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What the kernels left behind: columns per request, sums over replicas (see :mod:`gambrel.engine.state`)."""
+    """What the kernels left behind: columns per request, sums over replicas (see :mod:`gambrel.engine.state`).
+
+    ``table`` priced the steps; it also knows what a request takes outside them, which its times do not hold yet.
+    """
 
     requests: Requests
     replica: Ints
@@ -122,6 +125,7 @@ class Replay:
     floats: Floats
     histogram: Ints
     series: Series | None
+    table: StepTable | None = None
 
 
 def replay(
@@ -177,7 +181,7 @@ def replay(
     served, assigned = serve(table, limits, requests, replicas, every, oracle)
     ints, floats, histogram = Replicas.total(served)
     sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
-    return Replay(requests, assigned, ints, floats, histogram, sampled)
+    return Replay(requests, assigned, ints, floats, histogram, sampled, table)
 
 
 def _special(limits: Limits, workload: Workload) -> str:
@@ -265,17 +269,28 @@ def prepared(deployment: Deployment, cost_model: CostModel) -> tuple[StepTable, 
     return table, limits
 
 
+def _outside_s(played: Replay) -> float:
+    """Seconds by which a client sees every token later than the engine made it, at the median time per token."""
+    table, requests = played.table, played.requests
+    if table is None or not (table.request_s or table.wait_steps):
+        return 0.0
+    several = requests.output > 1
+    gaps = (requests.last - requests.first)[several] / (requests.output[several] - 1)
+    return table.outside_s(float(np.nanmedian(gaps)) if np.isfinite(gaps).any() else float("nan"))
+
+
 def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -> Run:
     """A replay as the table that reports, plans and fits read."""
     requests, ints, floats = played.requests, played.ints, played.floats
     busy = float(floats[BUSY_S])
     used = np.flatnonzero(played.histogram)
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+    late = _outside_s(played)
     return Run(
         arrival_s=requests.arrival,
         scheduled_s=requests.scheduled,
-        first_token_s=requests.first,
-        last_token_s=requests.last,
+        first_token_s=requests.first + late if late else requests.first,
+        last_token_s=requests.last + late if late else requests.last,
         prompt_tokens=requests.prompt,
         output_tokens=requests.output,
         preemptions=requests.preemptions,
