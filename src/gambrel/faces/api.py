@@ -7,6 +7,7 @@ accelerator, and that makes a cost model.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel
     from gambrel.core.trace import Traced
     from gambrel.core.workload import Workload
+    from gambrel.engine.fleet import FleetRun
+    from gambrel.engine.shards import Tally
     from gambrel.report import Report, TrafficView
 
 __all__ = [
@@ -33,6 +36,8 @@ __all__ = [
     "curve",
     "default_accelerators",
     "deployment",
+    "fleet",
+    "fleet_shards",
     "load_workload",
     "model",
     "plan",
@@ -117,20 +122,37 @@ def cost_model(deployment: Deployment, *, form: str = "serial", textbook: bool =
     return Roofline(deployment, constants, form=form)
 
 
+class Pricer:
+    """Deployments to cost models, remembering those made for equal settings; it can be sent to another process."""
+
+    _MOST = 512  # cost models remembered: each holds its tables, up to a megabyte
+
+    def __init__(self, form: str = "serial") -> None:
+        self._form = form
+        self._made: dict[tuple[Any, ...], CostModel] = {}
+
+    def __call__(self, d: Deployment) -> CostModel:
+        """The cost model of a deployment with the fitted constants of its accelerator."""
+        key = (id(d.model), d.accelerator.name, *(getattr(d, name) for name in _PRICED))
+        found = self._made.get(key)
+        if found is None:
+            if len(self._made) >= self._MOST:
+                self._made.clear()
+            found = self._made[key] = cost_model(d.with_(replicas=1), form=self._form)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made: another process makes its own."""
+        return {"_form": self._form, "_made": {}}
+
+
+_PRICED = tuple(f.name for f in fields(Deployment) if f.name not in {"model", "accelerator", "replicas", "routing"})
+"""What a step's cost and a replica's limits can depend on: all but who serves whom."""
+
+
 def pricer(*, form: str = "serial") -> Callable[[Deployment], CostModel]:
     """A function from deployments to cost models, remembering the one it made for equal settings."""
-    made: dict[tuple[Any, ...], CostModel] = {}
-
-    def make(d: Deployment) -> CostModel:
-        # Replicas and routing do not change what a step costs.
-        key = (d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.max_num_seqs,
-               d.max_num_batched_tokens, d.block_size, d.gpu_memory_utilization, d.engine, d.engine_version,
-               id(d.model))  # fmt: skip
-        if key not in made:
-            made[key] = cost_model(d.with_(replicas=1), form=form)
-        return made[key]
-
-    return make
+    return Pricer(form)
 
 
 def deployment(model_name: str | Model, gpu: str | Accelerator, **settings: Any) -> Deployment:
@@ -192,6 +214,36 @@ def simulate(deployment: Deployment, workload: str | Path | Workload, priced: Co
     return replay(deployment, priced or cost_model(deployment), load_workload(workload))
 
 
+def fleet(
+    deployment: Deployment, workload: str | Path | Workload, priced: CostModel | None = None, **settings: Any
+) -> FleetRun:
+    """A fleet over time; ``settings`` are those of :func:`gambrel.engine.fleet.serve_fleet`.
+
+    ``autoscale`` (:class:`gambrel.engine.autoscaling.Autoscale`), ``start_up_s``, ``failures``
+    (:class:`gambrel.engine.fleet.Failures`), ``horizon_s``.
+    """
+    from gambrel.engine.fleet import simulate_fleet
+
+    return simulate_fleet(deployment, priced or cost_model(deployment), load_workload(workload), **settings)
+
+
+def fleet_shards(
+    deployment: Deployment, source: Callable[[int], Workload | None], priced: CostModel | None = None, **settings: Any
+) -> Tally:
+    """A fleet too large to hold, replica by replica; ``source`` makes the requests of each.
+
+    ``source``: :class:`gambrel.traffic.Split`, or any function; ``settings``: see
+    :func:`gambrel.engine.shards.serve_shards`.
+    """
+    from gambrel.engine import limits_of
+    from gambrel.engine.shards import serve_shards
+
+    priced = priced or cost_model(deployment)
+    limits = limits_of(deployment, priced.memory().num_kv_blocks)
+    table = priced.compile(limits.max_num_batched_tokens, limits.max_num_seqs)
+    return serve_shards(table, limits, source, deployment.replicas, basis=priced.basis, **settings)
+
+
 def report_of(plan: Plan, workload: Workload, *, traced: bool = False) -> Report:
     """The page of a plan: the decision, the log behind it, the chosen deployment's curve, the trace if asked."""
     import numpy as np
@@ -236,9 +288,15 @@ def plan(
     *,
     gpus: Iterable[str | Accelerator] | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    backend: str = "auto",
+    address: str | None = None,
+    resume: str | Path | None = None,
     **axes: Any,
 ) -> Plan:
     """The cheapest deployment that meets the objectives; ``axes`` are fields of :class:`gambrel.plan.Space`.
+
+    ``backend`` (with ``address``) says who simulates, ``resume`` is a file that the search writes and takes up again:
+    see :mod:`gambrel.faces.backends` and :mod:`gambrel.faces.search_file`. Neither changes the answer.
 
     Raises:
         DoesNotFit, InfeasiblePlan: with the reason in one line.
@@ -249,6 +307,17 @@ def plan(
 
     devices = default_accelerators() if gpus is None else tuple(accelerator(g) for g in gpus)
     target = objectives if isinstance(objectives, slos.SLO) else slos.SLO.parse(objectives)
-    return search(
-        model(model_name), load_workload(workload), target, Space(devices, **axes), pricer(), progress=progress
-    )
+    from gambrel.faces.backends import workers
+    from gambrel.faces.search_file import SearchFile
+
+    with workers(backend, address) as pool:
+        return search(
+            model(model_name),
+            load_workload(workload),
+            target,
+            Space(devices, **axes),
+            pricer(),
+            progress=progress,
+            pool=pool,
+            journal=None if resume is None else SearchFile(Path(resume)),
+        )

@@ -16,7 +16,14 @@ import typer
 
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
-from gambrel.faces import calibrate_commands, measure_commands, plan_outputs, serve_commands, web_commands
+from gambrel.faces import (
+    calibrate_commands,
+    fleet_commands,
+    measure_commands,
+    plan_outputs,
+    serve_commands,
+    web_commands,
+)
 from gambrel.faces.console import emit, show, talk, write_report
 
 if TYPE_CHECKING:
@@ -410,6 +417,16 @@ def plan_command(
         float | None, typer.Option("--growth", help="Share by which the load grows each month, e.g. 0.15.")
     ] = None,
     months: Annotated[int, typer.Option("--months", help="Months of --growth to look ahead.")] = 6,
+    backend: Annotated[
+        str, typer.Option("--backend", help="Who simulates: auto, threads, loky, ray or dask; the answer is the same.")
+    ] = "auto",
+    address: Annotated[
+        str | None, typer.Option("--address", help="The Ray or Dask cluster; without it a local one is started.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", help="Write the search to this file as it goes, and take it up from there."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the plan file, TOML or .json.")] = None,
     check: Annotated[
         Path | None, typer.Option("--check", help="Instead of planning: does this plan file hold on --workload?")
@@ -441,7 +458,17 @@ def plan_command(
     chosen_devices = devices(gpu, price, catalog)
     talk_warnings(requests)
     with plan_outputs.refused(as_json=as_json), progress_on_stderr() as progress:
-        plan = api.plan(model, requests, objectives, gpus=chosen_devices, progress=progress, **axes)
+        plan = api.plan(
+            model,
+            requests,
+            objectives,
+            gpus=chosen_devices,
+            progress=progress,
+            backend=backend,
+            address=address,
+            resume=resume,
+            **axes,
+        )
         if growth is not None:
             progress("growth")
             plan = plan_outputs.with_outlook(plan, requests, chosen_devices, axes, growth, months)
@@ -515,7 +542,7 @@ def demo_command(
     show(plan_tables(plan))
 
 
-for commands in (plan_outputs, measure_commands, serve_commands, calibrate_commands, web_commands):
+for commands in (plan_outputs, fleet_commands, measure_commands, serve_commands, calibrate_commands, web_commands):
     commands.register(app)
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gambrel.core.slo import SLO
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
+    from gambrel.plan.search import Journal, Pool
     from gambrel.plan.space import Space
 
 COARSE = 0.05
@@ -53,17 +54,20 @@ def plan(
     space: Space,
     pricer: Callable[[Deployment], CostModel],
     progress: Callable[[str], None] = lambda _: None,
+    pool: Pool | None = None,
+    journal: Journal | None = None,
 ) -> Plan:
     """The cheapest deployment in ``space`` whose simulation of ``workload`` meets ``slo``.
 
-    ``pricer`` makes the cost model of a deployment; ``progress`` hears a word per finished part.
+    ``pricer`` makes the cost model of a deployment; ``progress`` hears a word per finished part. ``pool`` computes the
+    search's tasks, threads here by default; ``journal`` remembers them.
 
     Raises:
         DoesNotFit: the model fits no shape; the message has needed and available bytes of the nearest.
         InfeasiblePlan: no shape meets the objectives; the message says which, the best reached and by whom.
     """
     started = time.perf_counter()
-    found = search(model, workload, slo, space, pricer, progress)
+    found = search(model, workload, slo, space, pricer, progress, pool, journal)
     ranked = found.feasible
     if not ranked:
         raise refusal(model, workload, slo, space, pricer, found)
@@ -73,8 +77,8 @@ def plan(
     cost_model = pricer(deployment)
     run = Bench.of(cost_model).run(deployment, workload, series=True)
     around = Surroundings(found, best, run, deployment, cost_model, workload, slo, space, pricer, Loads(workload))
-    with ThreadPoolExecutor(WORKERS) as pool:  # the parts are independent; each is deterministic
-        parts = [pool.submit(part) for part in (around.load, around.others, around.sureness, around.tests)]
+    with ThreadPoolExecutor(WORKERS) as threads:  # the parts are independent; each is deterministic
+        parts = [threads.submit(part) for part in (around.load, around.others, around.sureness, around.tests)]
         for part, word in zip(parts, ("load and settings", "the others", "chances", "tests"), strict=True):
             part.result()
             progress(word)

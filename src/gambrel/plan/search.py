@@ -175,9 +175,12 @@ class Pool(Protocol):
 class Threads:
     """The kernels release the interpreter's lock, so threads are as good as processes on one small machine."""
 
+    def __init__(self, number: int = WORKERS) -> None:
+        self._number = number
+
     def each(self, work: Callable[[Any], Search], tasks: Sequence[Any]) -> Iterator[Search]:
         """The result of every task, in order; what has not begun is dropped when the caller is interrupted."""
-        pool = ThreadPoolExecutor(WORKERS)
+        pool = ThreadPoolExecutor(self._number)
         try:
             yield from pool.map(work, tasks)
         finally:
@@ -546,6 +549,11 @@ class Rounds:
         return None if self.journal is None else self.journal.found(key, self.question)
 
 
+def numbered(tasks: Sequence[Any]) -> dict[str, Any]:
+    """Tasks by their place."""
+    return {str(number): task for number, task in enumerate(tasks)}
+
+
 def search(
     model: Model,
     workload: Workload,
@@ -567,13 +575,17 @@ def search(
     total = Search()
     for found in rounds.run("shapes", explore, groups):
         total.add(found)
+    # The cheapest accelerator first, shape by shape: what it comes down to dismisses most of the others unsimulated.
+    leader = next((t.candidate.deployment.accelerator.name for t in total.feasible), "")
     best = total.best
-    for found in rounds.run("limits", challenge, {name: (shapes, best) for name, shapes in groups.items()}):
+    for found in rounds.run("limits of the leader", challenge, numbered([([d], best) for d in groups.get(leader, ())])):
+        total.add(found)
+    best = total.best
+    others = {name: (shapes, best) for name, shapes in groups.items() if name != leader}
+    for found in rounds.run("limits", challenge, others):
         total.add(found)
     finalists = total.feasible[:FINALISTS]
-    for before, found in zip(
-        finalists, rounds.run("finalists", refine, {t.candidate.deployment.label: t for t in finalists}), strict=True
-    ):
+    for before, found in zip(finalists, rounds.run("finalists", refine, numbered(finalists)), strict=True):
         total.trials[total.trials.index(before)] = found.trials[0]
         total.tried += found.tried
         total.num_simulated += found.num_simulated
