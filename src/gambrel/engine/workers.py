@@ -14,6 +14,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.run import Histogram, PoolUse, Run, Series
+from gambrel.engine.routing import looking
 from gambrel.engine.state import (
     BATCH_MAX,
     BATCH_S,
@@ -248,11 +249,8 @@ def serve(
         opens = np.flatnonzero(workload.after < 0)
         requests.arrival[waits] = NEVER
     line, after, cursor = _lines(requests, fixed if rule < 0 else np.zeros(n, np.int64), number)
-    rng = np.random.default_rng(0)
-    draws = np.zeros((n if rule == POWER else 0, 2), np.int64)
-    if rule == POWER:
-        draws[:] = rng.integers(0, 2**31, (n, 1))
-        draws[:, 1] += rng.integers(1, max(2, min(p.workers for p in pools)), n)
+    draws = np.stack([looking(requests, pool.workers, rule)[1] for pool in pools])
+    draws[1:] = draws[1:, ::-1]  # no request draws alike in both pools
     prefilled, transferred = np.full(n, np.nan), np.full(n, np.nan)
     replica = np.zeros(n, np.int64)
     ints = np.zeros((len(pools), NUM_INTS), np.int64)

@@ -214,8 +214,8 @@ def choose(
                 fewest = out
                 w = r
     elif rule == POWER:
-        w = first + draws[i, 0] % number
-        other = first + draws[i, 1] % number
+        w = first + draws[pool, i, 0]
+        other = first + draws[pool, i, 1]
         if workers[other, GIVEN] - workers[other, DONE] < workers[w, GIVEN] - workers[w, DONE]:
             w = other
     else:
@@ -638,7 +638,7 @@ def serve(
     lockstep. The rows ``opens`` arrive by themselves; row ``then`` int64[n], if any, when one has ended and its pause
     ``think`` is over. ``users`` above 0 make the arrivals instead: whose request ended asks the next row of its
     ``line`` int64[n], the first ``cursor`` int64[lines], then ``after`` int64[n], n for none. ``fixed`` int64[n] names
-    the worker where ``rule`` looks at nothing; ``draws`` int64[n, 2] two of them.
+    the worker where ``rule`` looks at nothing; ``draws`` int64[pools, n, 2] two of them.
     Filled: the columns of requests, ``prefilled`` and ``transferred`` float64[n] between two pools, ``replica``
     int64[n] the last worker; by pool ``ints``, ``floats``, ``histogram`` in the places of :mod:`gambrel.engine.state`
     (USED_S and USED_MAX in blocks of a worker); ``samples`` float64[4, k] every so many seconds. Returns their number.
