@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from gambrel.engine.policies import POLICIES
+from gambrel.engine.recording import timeline
 from gambrel.engine.routing import ROUTINGS, run_replica
 from gambrel.engine.simulation import Replay, check_fits, limits_of, max_request_tokens, replay, run_of, simulate
 from gambrel.engine.state import Limits, Replicas, Requests
+from gambrel.engine.watch import Watch
 
 __all__ = [
     "POLICIES",
@@ -14,6 +16,7 @@ __all__ = [
     "Replay",
     "Replicas",
     "Requests",
+    "Watch",
     "check_fits",
     "limits_of",
     "max_request_tokens",
@@ -21,4 +24,5 @@ __all__ = [
     "run_of",
     "run_replica",
     "simulate",
+    "timeline",
 ]

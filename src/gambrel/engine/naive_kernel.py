@@ -70,8 +70,8 @@ def marked(marks: Any, number: int, time: float, what: int, request: int) -> Any
     return marks
 
 
-@compiled(push, pop, longer, marked, step_parts, pairs_within, found_blocks, free_all, make_findable, pull, put, take_block,
-          allocates=True)  # fmt: skip
+@compiled(push, pop, longer, marked, step_parts, pairs_within, found_blocks, free_all, make_findable, pull, put,
+          take_block, allocates=True)  # fmt: skip
 def replay(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,

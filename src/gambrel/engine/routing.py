@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gambrel.engine.state import LEAST, NEVER, POWER, PREFIX, Replicas
+from gambrel.engine.state import (
+    CLOCK,
+    DECODES,
+    LEAST,
+    NEVER,
+    NEXT,
+    PARTIAL,
+    POWER,
+    PREEMPTED,
+    PREFIX,
+    Replicas,
+)
+from gambrel.engine.watch import in_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +51,17 @@ def run_replica(
     loop: Callable[..., None]
     from gambrel.engine.kernel import advance as loop
 
-    loop(0, NEVER, False, *_shared(table, limits, requests), *replica.arguments())
+    arguments = (*_shared(table, limits, requests), *replica.arguments())
+    if requests.stop is None:
+        loop(0, NEVER, False, *arguments)
+        return
+
+    def to(until: float) -> float | None:
+        loop(0, until, False, *arguments)
+        busy = replica.ints[0, DECODES] > 0 or replica.ints[0, PARTIAL] >= 0 or replica.ints[0, PREEMPTED] > 0
+        return float(replica.floats[0, CLOCK]) if busy or replica.ints[0, NEXT] >= 0 else None
+
+    in_slices(to, requests.stop, float(replica.floats[0, CLOCK]))
 
 
 def run_plain(
@@ -57,7 +79,7 @@ def run_plain(
         limits.draft_tokens, limits.draft_s, limits.accepted(),
         np.empty(0, np.int64) if rank is None else rank,
         np.empty(0) if requests.deadline is None else requests.deadline,
-        since_s, until_s, np.zeros(1, np.bool_),
+        since_s, until_s, np.zeros(1, np.bool_) if requests.stop is None else requests.stop,
     )  # fmt: skip
 
 

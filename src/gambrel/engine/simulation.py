@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gambrel.core.run import Series
     from gambrel.core.step import CostModel, Floats, StepTable
     from gambrel.core.workload import Ints, Workload
+    from gambrel.engine.watch import Watch
 
 _KNOWN: list[tuple[tuple[Any, ...], int, Prefixes]] = []  # of the last workloads: their columns, block size, units
 
@@ -137,11 +138,41 @@ def replay(
     routing: str = "round_robin",
     oracle: bool = False,
     series: bool = False,
+    watch: Watch | None = None,
 ) -> Replay:
     """Replay a workload on equal replicas; the table is reused as it is, whatever their number.
 
-    Requests must fit (:func:`check_fits`). ``oracle`` takes the O(batch) scheduler, without a series.
+    Requests must fit (:func:`check_fits`). ``oracle`` takes the O(batch) scheduler, without a series. ``watch`` shows
+    how far it is, and may end it early.
     """
+    _check(table, limits, workload, routing)
+    oracle = oracle or bool(_special(limits, workload))
+    if workload.closed_loop and workload.staggered:
+        workload = _staggered(table, limits, workload)
+    prefixes = _prefixes(workload, limits)
+    if limits.prefix_caching and prefixes is None and not oracle:
+        # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
+        plain = replay(
+            table, replace(limits, prefix_caching=False), workload, replicas=replicas, routing=routing, series=series,
+            watch=watch,
+        )  # fmt: skip
+        if not plain.requests.preemptions.any() or (watch is not None and watch.stop[0]):
+            return plain
+    if prefixes is None:  # without rows where no kernel will look for any
+        prefixes = Prefixes.none(len(workload) if limits.prefix_caching or routing == "prefix_aware" else 0)
+    requests = Requests.of(workload, prefixes, None if watch is None else watch.stop)
+    if watch is not None:
+        watch.requests = requests
+    every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
+    serve = ROUTINGS[routing] if workload.after is None else turns(workload, routing)
+    served, assigned = serve(table, limits, requests, replicas, every, oracle)
+    ints, floats, histogram = Replicas.total(served)
+    sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
+    return Replay(requests, assigned, ints, floats, histogram, sampled, table)
+
+
+def _check(table: StepTable, limits: Limits, workload: Workload, routing: str) -> None:
+    """Raise where a replay cannot be had: no such routing, a table too small, what only the plain scheduler knows."""
     if routing not in ROUTINGS:
         raise DeploymentError(f"unknown routing {routing!r}; known: {', '.join(ROUTINGS)}")
     rows = limits.max_num_seqs * (1 + limits.draft_tokens)
@@ -151,37 +182,17 @@ def replay(
             f"{limits.max_num_batched_tokens} and {rows}"
         )
     special = _special(limits, workload)
-    if special:
-        if workload.closed_loop or workload.after is not None or routing not in ("round_robin", "session_sticky"):
-            raise DeploymentError(
-                f"{special} in the plain scheduler, which serves open arrivals dealt beforehand; "
-                "use routing round_robin or session_sticky and a workload with arrival times"
-            )
-        oracle = True
+    made = workload.closed_loop or workload.after is not None
+    if special and (made or routing not in ("round_robin", "session_sticky")):
+        raise DeploymentError(
+            f"{special} in the plain scheduler, which serves open arrivals dealt beforehand; "
+            "use routing round_robin or session_sticky and a workload with arrival times"
+        )
     if routing == "session_sticky" and workload.session is None and not workload.closed_loop:
         raise WorkloadError(
             f"{workload.source or workload.name}: routing session_sticky needs a session column; "
             "name one when reading the log, or route by prefix_aware or least_outstanding"
         )
-    if workload.closed_loop and workload.staggered:
-        workload = _staggered(table, limits, workload)
-    prefixes = _prefixes(workload, limits)
-    if limits.prefix_caching and prefixes is None and not oracle:
-        # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
-        plain = replay(
-            table, replace(limits, prefix_caching=False), workload, replicas=replicas, routing=routing, series=series
-        )
-        if not plain.requests.preemptions.any():
-            return plain
-    if prefixes is None:  # without rows where no kernel will look for any
-        prefixes = Prefixes.none(len(workload) if limits.prefix_caching or routing == "prefix_aware" else 0)
-    requests = Requests.of(workload, prefixes)
-    every = max(workload.span_s / 2048, 1e-3) if series and not oracle else NEVER
-    serve = ROUTINGS[routing] if workload.after is None else turns(workload, routing)
-    served, assigned = serve(table, limits, requests, replicas, every, oracle)
-    ints, floats, histogram = Replicas.total(served)
-    sampled = joined(served, limits.num_kv_blocks) if every < NEVER else None
-    return Replay(requests, assigned, ints, floats, histogram, sampled, table)
 
 
 def _special(limits: Limits, workload: Workload) -> str:
@@ -230,8 +241,9 @@ def simulate(
     *,
     oracle: bool = False,
     series: bool = True,
+    watch: Watch | None = None,
 ) -> Run:
-    """Replay ``workload`` on ``deployment`` with steps priced by ``cost_model``.
+    """Replay ``workload`` on ``deployment`` with steps priced by ``cost_model``; ``watch`` shows how far it is.
 
     Raises:
         WorkloadError: a request cannot fit a replica; the message names its row.
@@ -251,6 +263,7 @@ def simulate(
         routing=deployment.routing,
         oracle=oracle,
         series=series,
+        watch=watch,
     )
     return run_of(played, limits, deployment.replicas, basis=cost_model.basis)
 
@@ -303,9 +316,9 @@ def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -
         part_s=floats[PART_S : PART_S + NUM_PARTS],
         prefill_s=float(floats[PREFILL_S]),
         num_steps=int(ints[STEPS]),
-        batch_mean=float(floats[BATCH_S]) / busy,
+        batch_mean=float(floats[BATCH_S]) / (busy or 1.0),
         batch_max=int(ints[BATCH_MAX]),
-        kv_usage_mean=float(floats[USED_S]) / (busy * limits.num_kv_blocks),
+        kv_usage_mean=float(floats[USED_S]) / ((busy or 1.0) * limits.num_kv_blocks),
         kv_usage_max=int(ints[USED_MAX]) / limits.num_kv_blocks,
         replicas=replicas,
         series=played.series,

@@ -192,7 +192,7 @@ class Requests:
     ``cached`` int64: tokens of the prompt found in the prefix cache at first admission; ``prefixes``: what they share.
     ``users`` above 0 make the arrivals of a closed loop, with pauses of ``think`` float64 seconds after each row, or
     none where it is empty. ``rank`` int64: place in the order of priority and arrival, and ``deadline`` float64 seconds
-    on the clock at which the client gives up, or None.
+    on the clock at which the client gives up, or None. ``stop`` bool[1]: somebody watches, and may end the replay.
     """
 
     arrival: Floats
@@ -211,9 +211,12 @@ class Requests:
     session: Ints | None = None
     rank: Ints | None = None
     deadline: Floats | None = None
+    stop: npt.NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, workload: Workload, prefixes: Prefixes | None = None) -> Requests:
+    def of(
+        cls, workload: Workload, prefixes: Prefixes | None = None, stop: npt.NDArray[np.bool_] | None = None
+    ) -> Requests:
         """Fresh columns for a workload, every line empty; arrivals that are to be made are infinite until then."""
         n = len(workload)
         arrival = np.ascontiguousarray(workload.arrival_s, dtype=np.float64)
@@ -239,6 +242,7 @@ class Requests:
             workload.session,
             None if workload.priority is None else ranks(workload.priority),
             None if workload.deadline_s is None else workload.arrival_s + workload.deadline_s,
+            stop,
         )
 
     def line_up(self, line: npt.NDArray[np.intp]) -> int:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gambrel.report.memory import HeldTokens, memory_bar, memory_vs_concurrency
     from gambrel.report.page import page_html, write_page
     from gambrel.report.pareto import cost_vs_latency
+    from gambrel.report.perfetto import chrome_trace, write_chrome_trace
     from gambrel.report.requests import request_columns, write_requests
     from gambrel.report.service import batch_over_time, kv_over_time, latency_cdf, latency_vs_load, time_bound_by
     from gambrel.report.style import caption, theme
@@ -66,6 +67,7 @@ __all__ = [
     "caption",
     "cell_latency",
     "cell_table",
+    "chrome_trace",
     "cost_of_candidates",
     "cost_vs_batch",
     "cost_vs_latency",
@@ -94,6 +96,7 @@ __all__ = [
     "theme",
     "time_bound_by",
     "trace_text",
+    "write_chrome_trace",
     "write_images",
     "write_page",
     "write_requests",
@@ -130,6 +133,7 @@ _MODULES = {
     "memory": ("HeldTokens", "memory_bar", "memory_vs_concurrency"),
     "page": ("page_html", "write_page"),
     "pareto": ("cost_vs_latency",),
+    "perfetto": ("chrome_trace", "write_chrome_trace"),
     "requests": ("request_columns", "write_requests"),
     "service": (
         "batch_over_time",
