@@ -18,6 +18,7 @@ from gambrel.core.model import Model
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from gambrel.calibrate.profile import Profile
     from gambrel.core.curve import Curve
     from gambrel.core.plan import Plan
     from gambrel.core.run import Run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel
     from gambrel.core.trace import Traced
     from gambrel.core.workload import Workload
+    from gambrel.engine import Watch
     from gambrel.engine.fleet import FleetRun
     from gambrel.engine.shards import Tally
     from gambrel.report import Report, TrafficView
@@ -42,6 +44,7 @@ __all__ = [
     "model",
     "plan",
     "pricer",
+    "profile",
     "read_workload",
     "report_of",
     "simulate",
@@ -105,10 +108,28 @@ def default_accelerators(files: Sequence[Path] = ()) -> tuple[Accelerator, ...]:
     return tuple(sorted(chosen, key=lambda a: a.name))
 
 
-def cost_model(deployment: Deployment, *, form: str = "serial", textbook: bool = False) -> CostModel:
+def profile(path: str | Path | Profile | None) -> Profile | None:
+    """Constants that ``gambrel calibrate`` fitted and wrote to a file; None for none.
+
+    Raises:
+        WorkloadError: the file cannot be read, or a field of it is no profile's.
+    """
+    from gambrel.calibrate.profile import Profile, load_profile
+
+    return path if path is None or isinstance(path, Profile) else load_profile(Path(path))
+
+
+def cost_model(
+    deployment: Deployment,
+    *,
+    form: str = "serial",
+    textbook: bool = False,
+    profile: Profile | None = None,
+) -> CostModel:
     """The analytic cost model of a deployment with the fitted constants of its accelerator.
 
-    ``textbook`` takes every peak as reached and no overhead: the roofline of the blackboard.
+    ``textbook`` takes every peak as reached and no overhead: the roofline of the blackboard. A ``profile`` moves the
+    constants of the accelerator and engine it was fitted on, and no other's.
     """
     from gambrel.cost import Roofline
 
@@ -119,6 +140,8 @@ def cost_model(deployment: Deployment, *, form: str = "serial", textbook: bool =
     from gambrel.catalog.efficiency import efficiency
 
     constants = efficiency(deployment.accelerator, deployment.engine, deployment.engine_version)
+    if profile is not None:
+        constants = profile.apply(constants, deployment)
     return Roofline(deployment, constants, form=form)
 
 
@@ -127,8 +150,8 @@ class Pricer:
 
     _MOST = 512  # cost models remembered: each holds its tables, up to a megabyte
 
-    def __init__(self, form: str = "serial") -> None:
-        self._form = form
+    def __init__(self, form: str = "serial", profile: Profile | None = None) -> None:
+        self._form, self._profile = form, profile
         self._made: dict[tuple[Any, ...], CostModel] = {}
 
     def __call__(self, d: Deployment) -> CostModel:
@@ -138,21 +161,21 @@ class Pricer:
         if found is None:
             if len(self._made) >= self._MOST:
                 self._made.clear()
-            found = self._made[key] = cost_model(d.with_(replicas=1), form=self._form)
+            found = self._made[key] = cost_model(d.with_(replicas=1), form=self._form, profile=self._profile)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was made: another process makes its own."""
-        return {"_form": self._form, "_made": {}}
+        return {"_form": self._form, "_profile": self._profile, "_made": {}}
 
 
 _PRICED = tuple(f.name for f in fields(Deployment) if f.name not in {"model", "accelerator", "replicas", "routing"})
 """What a step's cost and a replica's limits can depend on: all but who serves whom."""
 
 
-def pricer(*, form: str = "serial") -> Callable[[Deployment], CostModel]:
+def pricer(*, form: str = "serial", profile: Profile | None = None) -> Callable[[Deployment], CostModel]:
     """A function from deployments to cost models, remembering the one it made for equal settings."""
-    return Pricer(form)
+    return Pricer(form, profile)
 
 
 def deployment(model_name: str | Model, gpu: str | Accelerator, **settings: Any) -> Deployment:
@@ -174,6 +197,7 @@ def curve(
     *,
     form: str = "serial",
     textbook: bool = False,
+    profile: Profile | None = None,
 ) -> Curve:
     """Latency, memory and cost per token against batch and context of one replica in steady decode.
 
@@ -183,7 +207,7 @@ def curve(
 
     from gambrel.cost import curve as draw
 
-    priced = cost_model(deployment.with_(replicas=1), form=form, textbook=textbook)
+    priced = cost_model(deployment.with_(replicas=1), form=form, textbook=textbook, profile=profile)
     price = deployment.with_(replicas=1).usd_per_hour
     b, c = np.array(sorted(set(batches)), np.int64), np.array(list(dict.fromkeys(contexts)), np.int64)
     return draw(priced, b, c, price)
@@ -207,11 +231,20 @@ def load_workload(spec: str | Path | Workload) -> Workload:
     return load(str(spec))
 
 
-def simulate(deployment: Deployment, workload: str | Path | Workload, priced: CostModel | None = None) -> Run:
-    """Replay a workload on a deployment, with its analytic cost model or one of your own."""
+def simulate(
+    deployment: Deployment,
+    workload: str | Path | Workload,
+    priced: CostModel | None = None,
+    *,
+    watch: Watch | None = None,
+) -> Run:
+    """Replay a workload on a deployment, with its analytic cost model or one of your own.
+
+    ``watch``: a :class:`gambrel.engine.Watch` that says how far it is, and may end it early, from another thread.
+    """
     from gambrel.engine import simulate as replay
 
-    return replay(deployment, priced or cost_model(deployment), load_workload(workload))
+    return replay(deployment, priced or cost_model(deployment), load_workload(workload), watch=watch)
 
 
 def fleet(
@@ -244,7 +277,7 @@ def fleet_shards(
     return serve_shards(table, limits, source, deployment.replicas, basis=priced.basis, **settings)
 
 
-def report_of(plan: Plan, workload: Workload, *, traced: bool = False) -> Report:
+def report_of(plan: Plan, workload: Workload, *, traced: bool = False, profile: Profile | None = None) -> Report:
     """The page of a plan: the decision, the log behind it, the chosen deployment's curve, the trace if asked."""
     import numpy as np
 
@@ -253,15 +286,16 @@ def report_of(plan: Plan, workload: Workload, *, traced: bool = False) -> Report
     chosen = plan.chosen.deployment
     held = int(np.ceil(float((workload.prompt_tokens + workload.output_tokens / 2).mean())))
     contexts = (held, max(64, held // 4), held * 4, held * 16)
-    drawn = curve(chosen, CURVE_BATCHES, contexts, form="max")
-    return plan_report(plan, drawn, traffic_view(workload), trace(plan, workload) if traced else ())
+    drawn = curve(chosen, CURVE_BATCHES, contexts, form="max", profile=profile)
+    told = trace(plan, workload, profile) if traced else ()
+    return plan_report(plan, drawn, traffic_view(workload), told)
 
 
-def trace(plan: Plan, workload: str | Path | Workload) -> tuple[Traced, ...]:
+def trace(plan: Plan, workload: str | Path | Workload, profile: Profile | None = None) -> tuple[Traced, ...]:
     """Every headline figure of a plan as a tree down to its inputs; see :func:`gambrel.plan.trace.plan_trace`."""
     from gambrel.plan.trace import plan_trace
 
-    return plan_trace(plan, load_workload(workload), cost_model(plan.chosen.deployment))
+    return plan_trace(plan, load_workload(workload), cost_model(plan.chosen.deployment, profile=profile))
 
 
 def traffic_view(workload: Workload) -> TrafficView | None:
@@ -291,12 +325,14 @@ def plan(
     backend: str = "auto",
     address: str | None = None,
     resume: str | Path | None = None,
+    profile: Profile | None = None,
     **axes: Any,
 ) -> Plan:
     """The cheapest deployment that meets the objectives; ``axes`` are fields of :class:`gambrel.plan.Space`.
 
     ``backend`` (with ``address``) says who simulates, ``resume`` is a file that the search writes and takes up again:
-    see :mod:`gambrel.faces.backends` and :mod:`gambrel.faces.search_file`. Neither changes the answer.
+    see :mod:`gambrel.faces.backends` and :mod:`gambrel.faces.search_file`. Neither changes the answer. ``profile``
+    holds constants of your own: see :func:`profile`.
 
     Raises:
         DoesNotFit, InfeasiblePlan: with the reason in one line.
@@ -316,7 +352,7 @@ def plan(
             load_workload(workload),
             target,
             Space(devices, **axes),
-            pricer(),
+            pricer(profile=profile),
             progress=progress,
             pool=pool,
             journal=None if resume is None else SearchFile(Path(resume)),

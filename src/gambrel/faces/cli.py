@@ -27,7 +27,9 @@ from gambrel.faces import (
 from gambrel.faces.console import emit, show, talk, write_report
 
 if TYPE_CHECKING:
+    from gambrel.calibrate.profile import Profile
     from gambrel.core.accelerator import Accelerator
+    from gambrel.core.deployment import Deployment
     from gambrel.core.workload import Workload
 
 __all__ = ["app", "main"]
@@ -68,6 +70,7 @@ Output = Annotated[str | None, typer.Option("--output", help="Output tokens of e
 Think = Annotated[
     float | None, typer.Option("--think", help="Seconds each user pauses between an answer and the next request.")
 ]
+ProfileFile = Annotated[Path | None, typer.Option("--profile", help="Constants fitted by gambrel calibrate.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report page.")]
 Images = Annotated[Path | None, typer.Option("--images", help="Write every plot as PNG and SVG into this folder.")]
 
@@ -165,6 +168,7 @@ def curve_command(
     textbook: Annotated[
         bool, typer.Option("--textbook", help="Every peak reached, no overheads; implies --form max.")
     ] = False,
+    profile: ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
     html: Html = None,
@@ -183,6 +187,7 @@ def curve_command(
         counts(context, "--context"),
         form="max" if textbook else form,
         textbook=textbook,
+        profile=own_constants(profile, deployment),
     )
     if html is not None or images is not None:
         from gambrel.report import curve_report
@@ -293,7 +298,10 @@ def simulate_command(
     ] = "round_robin",
     policy: Annotated[
         str,
-        typer.Option("--policy", help="vllm, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static."),
+        typer.Option(
+            "--policy",
+            help="vllm, vllm_priority, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static.",
+        ),
     ] = "vllm",
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse prompt blocks a log has hashes of.")
@@ -309,6 +317,10 @@ def simulate_command(
         float,
         typer.Option("--draft-cost", min=0.0, help="Time of a guess, as a share of a decode step of one sequence."),
     ] = 0.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option("--deadline", help="Seconds after which every client gives up and drops its request."),
+    ] = None,
     load: Annotated[float, typer.Option("--load", help="Multiple of the log's rate, bursts kept.")] = 1.0,
     slo: Annotated[
         list[str] | None, typer.Option("--slo", help="Check an objective, e.g. ttft.p95<=1s; repeatable.")
@@ -316,12 +328,23 @@ def simulate_command(
     requests_file: Annotated[
         Path | None, typer.Option("--requests", help="Write one row a request: .parquet, .jsonl or .csv.")
     ] = None,
+    chrome_trace: Annotated[
+        Path | None, typer.Option("--chrome-trace", help="Write the steps of a window as JSON (or .gz) for Perfetto.")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option("--window", help="That window, in seconds from the first arrival; else 0:60.")
+    ] = None,
+    progress: Annotated[
+        bool, typer.Option("--progress", help="Say on stderr how far it is; Ctrl-C keeps what there is by then.")
+    ] = False,
+    profile: ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
     as_json: Json = False,
 ) -> None:
     """Replay a workload on a deployment, request by request."""
     from gambrel.faces import api
+    from gambrel.faces.simulate_outputs import EXIT_INTERRUPTED, watched, window_of, write_files
 
     started = time.perf_counter()
     settings: dict[str, Any] = {"weights": weights} if weights else {}
@@ -357,9 +380,16 @@ def simulate_command(
         from gambrel.traffic import scale_load
 
         requests = scale_load(requests, load, seed=0)
-    priced = api.cost_model(deployment)
-    run = api.simulate(deployment, requests, priced)
-    verdicts = api.slo(*slo).check(run) if slo else ()
+    priced = api.cost_model(deployment, profile=own_constants(profile, deployment))
+    requests = patient(requests, deadline)
+    cut = window_of(window)
+    run, interrupted = (
+        watched(lambda watch: api.simulate(deployment, requests, priced, watch=watch))
+        if progress
+        else (api.simulate(deployment, requests, priced), False)
+    )
+    wanted = api.slo(*slo) if slo and not interrupted else None
+    verdicts = wanted.check(run) if wanted else ()
     wall_s = time.perf_counter() - started
     from gambrel.faces.documents import run_document
 
@@ -368,11 +398,9 @@ def simulate_command(
         document["slo"] = {
             v.objective.name: {"limit_s": v.objective.limit_s, "reached_s": v.reached_s, "met": v.met} for v in verdicts
         }
-    if requests_file is not None:
-        from gambrel.report import write_requests
-
-        write_requests(requests_file, run)
-        talk(f"requests: {len(run):,} rows in {requests_file}")
+    if wanted:
+        document["goodput"] = wanted.goodput(run)
+    write_files(run, deployment, priced, requests, requests=requests_file, trace=chrome_trace, window=cut)
     if as_json:
         emit(document)
     else:
@@ -382,6 +410,8 @@ def simulate_command(
         show(run_tables(run, priced.memory(), document["usd_per_mtok"]))
         if verdicts:
             show(["", verdict_table(verdicts)])
+    if interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
     if any(not v.met for v in verdicts):
         raise typer.Exit(EXIT_INFEASIBLE)
 
@@ -434,6 +464,7 @@ def plan_command(
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write every headline figure down to its inputs: text, or .json.")
     ] = None,
+    profile: ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
     html: Html = None,
@@ -445,7 +476,7 @@ def plan_command(
 
     if check is not None:
         asked = None if workload is None and users is None else settle(traffic(workload, users, prompt, output))
-        if not plan_outputs.show_check(check, asked, catalog or [], as_json=as_json):
+        if not plan_outputs.show_check(check, asked, catalog or [], api.profile(profile), as_json=as_json):
             raise typer.Exit(EXIT_INFEASIBLE)
         return
     if model is None:
@@ -456,6 +487,7 @@ def plan_command(
     objectives = api.slo(*(slo or []))
     requests = settle(traffic(workload, users, prompt, output))
     chosen_devices = devices(gpu, price, catalog)
+    constants = api.profile(profile)
     talk_warnings(requests)
     with plan_outputs.refused(as_json=as_json), progress_on_stderr() as progress:
         plan = api.plan(
@@ -467,11 +499,12 @@ def plan_command(
             backend=backend,
             address=address,
             resume=resume,
+            profile=constants,
             **axes,
         )
         if growth is not None:
             progress("growth")
-            plan = plan_outputs.with_outlook(plan, requests, chosen_devices, axes, growth, months)
+            plan = plan_outputs.with_outlook(plan, requests, chosen_devices, axes, growth, months, constants)
     if out is not None:
         plan_outputs.write_plan(
             out,
@@ -484,9 +517,9 @@ def plan_command(
             spare=spare,
         )
     if trace is not None:
-        plan_outputs.write_trace(trace, plan, requests)
+        plan_outputs.write_trace(trace, plan, requests, constants)
     if html is not None or images is not None:
-        write_report(api.report_of(plan, requests, traced=True), html, images)
+        write_report(api.report_of(plan, requests, traced=True, profile=constants), html, images)
     if as_json:
         from gambrel.faces.documents import plan_document
 
@@ -495,6 +528,16 @@ def plan_command(
     from gambrel.faces.tables import plan_tables
 
     show(plan_tables(plan))
+
+
+def own_constants(path: Path | None, deployment: Deployment) -> Profile | None:
+    """The profile of a file; a word on stderr where it is of another accelerator or engine and so changes nothing."""
+    from gambrel.faces import api
+
+    found = api.profile(path)
+    if found is not None and not found.fits(deployment):
+        talk(f"note: {path} was fitted on {found.accelerator} under {found.engine} and changes nothing here")
+    return found
 
 
 def search_axes(
@@ -555,6 +598,17 @@ def settle(asked: Workload | tuple[int, int, int], think_s: float | None = None)
     if think_s is not None:
         raise GambrelError("--think goes with --users; a log has its own arrival times")
     return ready_to_replay(asked)
+
+
+def patient(workload: Workload, deadline_s: float | None) -> Workload:
+    """The workload with one patience for all its clients, if one is given."""
+    if deadline_s is None:
+        return workload
+    from dataclasses import replace
+
+    import numpy as np
+
+    return replace(workload, deadline_s=np.full(len(workload), deadline_s))
 
 
 def talk_warnings(workload: Workload) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from gambrel.calibrate.profile import Profile
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
     from gambrel.core.plan import Plan
@@ -85,21 +86,27 @@ def refused(*, as_json: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def write_trace(path: Path, plan: Plan, workload: Workload) -> None:
+def write_trace(path: Path, plan: Plan, workload: Workload, profile: Profile | None = None) -> None:
     """Write every headline figure down to its inputs: indented text, or JSON where the name ends in ``.json``."""
     from gambrel.faces import api
     from gambrel.faces.console import talk
     from gambrel.faces.documents import dump
     from gambrel.report import trace_text
 
-    roots = api.trace(plan, workload)
+    roots = api.trace(plan, workload, profile)
     text = dump({"trace": roots}) + "\n" if path.suffix == ".json" else trace_text(roots)
     write_text(path, text)
     talk(f"trace: {path}")
 
 
 def with_outlook(
-    plan: Plan, workload: Workload, devices: Sequence[Accelerator], axes: dict[str, Any], growth: float, months: int
+    plan: Plan,
+    workload: Workload,
+    devices: Sequence[Accelerator],
+    axes: dict[str, Any],
+    growth: float,
+    months: int,
+    profile: Profile | None = None,
 ) -> Plan:
     """The plan with what growth asks of it."""
     from dataclasses import replace
@@ -109,7 +116,7 @@ def with_outlook(
     from gambrel.plan.growth import outlook
 
     space = Space(tuple(devices), **axes)
-    return replace(plan, outlook=outlook(plan, workload, space, api.pricer(), growth, months))
+    return replace(plan, outlook=outlook(plan, workload, space, api.pricer(profile=profile), growth, months))
 
 
 def load_plan(path: Path) -> PlanFile:
@@ -142,11 +149,13 @@ def settled(file: PlanFile, catalog: Sequence[Path] = ()) -> Deployment:
     return file.settled(api.model(file.asked.model), found)
 
 
-def show_check(path: Path, workload: Workload | None, catalog: Sequence[Path], *, as_json: bool) -> bool:
+def show_check(
+    path: Path, workload: Workload | None, catalog: Sequence[Path], profile: Profile | None = None, *, as_json: bool
+) -> bool:
     """Check a plan file, print what came of it, and say whether it holds."""
     from gambrel.faces.console import emit, show
 
-    found = check_file(path, workload, catalog)
+    found = check_file(path, workload, catalog, profile)
     if as_json:
         emit(check_document(found))
     else:
@@ -154,7 +163,9 @@ def show_check(path: Path, workload: Workload | None, catalog: Sequence[Path], *
     return found.holds
 
 
-def check_file(path: Path, workload: Workload | None, catalog: Sequence[Path] = ()) -> PlanCheck:
+def check_file(
+    path: Path, workload: Workload | None, catalog: Sequence[Path] = (), profile: Profile | None = None
+) -> PlanCheck:
     """Simulate a plan file's deployment on a log, its own where none is given."""
     from gambrel.faces import api
     from gambrel.plan.check import check_plan
@@ -168,7 +179,7 @@ def check_file(path: Path, workload: Workload | None, catalog: Sequence[Path] = 
             workload = closed_loop(figures.users, prompt, output)
         else:
             workload = ready_to_replay(api.load_workload(file.asked.source))
-    return check_plan(file, settled(file, catalog), workload, api.pricer())
+    return check_plan(file, settled(file, catalog), workload, api.pricer(profile=profile))
 
 
 def check_document(check: PlanCheck) -> dict[str, Any]:
