@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Wire", "all_gather_s", "all_reduce_s", "all_to_all_s", "pool_wire", "reduce_scatter_s", "send_s", "wire"]
 
 NETWORK_SHARE = 0.87
-"""Of a network port's line rate that KV transfers reach: Mooncake's transfer engine moved 87 GB/s over four ports of
-200 Gb/s (repository kvcache-ai/Mooncake, README, 40 GB of cache); over eight of 400 Gb/s it moved 190 of 400."""
+"""Of a network port's line rate that large transfers reach. Mooncake's transfer engine moved 87 GB/s over four ports of
+200 Gb/s (repository kvcache-ai/Mooncake, README, 40 GB of cache; 190 of 400 GB/s over eight of 400 Gb/s). DeepEP's
+low-latency kernels reach 43 of 50 GB/s in dispatch and 46 in combine over 64 H800 (repository deepseek-ai/DeepEP,
+README, ConnectX-7 of 400 Gb/s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,16 @@ class Wire:
 def wire(accelerator: Accelerator, ranks: int, efficiency: Efficiency) -> Wire:
     """The slowest link that ``ranks`` accelerators of one replica must cross.
 
-    Within the scale-up domain that is the accelerator's own link; beyond it, or without one, PCIe through the host.
+    Within the scale-up domain that is the accelerator's own link; beyond it, or without one, PCIe through the host;
+    beyond a machine, where the network port is known, that.
 
     Raises:
         DeploymentError: more than one rank and no link of either kind is known.
     """
     if ranks <= 1:
         return Wire(0.0, float("inf"), "none")
+    if ranks > accelerator.max_tp and accelerator.network_bandwidth > 0.0:
+        return Wire(efficiency.pcie_alpha_s, accelerator.network_bandwidth * NETWORK_SHARE, "network")
     peak = accelerator.peer_bandwidth(ranks)
     if peak > 0 and peak == accelerator.link_bandwidth:
         return Wire(efficiency.allreduce_alpha_s, peak * efficiency.allreduce_bw, accelerator.link)
