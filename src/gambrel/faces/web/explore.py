@@ -164,8 +164,8 @@ def _facts(curve: Curve, here: int, predicted: float, point: ExploreRequest) -> 
     gpu_s = 1e6 * curve.deployment.gpus_per_replica * step / float(curve.batch[here])
     return [
         Fact("a step", say.seconds(step), note),
-        Fact("one user sees", say.rate(1 / step, "tokens"), "one token each step"),
-        Fact("all users", say.rate(float(curve.tokens_per_s[here]), "tokens"), f"{say.count(point.batch)} together"),
+        Fact("one user sees", f"{say.number(1 / step)} tok/s", "one token each step"),
+        Fact("all users", f"{say.number(float(curve.tokens_per_s[here]))} tok/s", f"{say.count(point.batch)} together"),
         Fact("$ per Mtok", price, "output, at full load")
         if price
         else Fact("chip-seconds", say.number(gpu_s), "per million tokens; no price known"),

@@ -261,12 +261,12 @@ EXPORTS: Final[dict[str, tuple[str, str, Callable[[Planned], str]]]] = {
     "plan.toml": ("Plan file", "application/toml", _toml),
     "plan.json": ("Every figure, JSON", "application/json", _json),
     "plan.md": ("Summary, Markdown", "text/markdown", _form("markdown")),
-    "vllm.sh": ("vLLM", "text/x-shellscript", _form("vllm")),
-    "sglang.sh": ("SGLang", "text/x-shellscript", _form("sglang")),
-    "trtllm.sh": ("TensorRT-LLM", "text/x-shellscript", _form("trtllm")),
-    "kubernetes.yaml": ("Kubernetes", "application/yaml", _form("kubernetes")),
-    "kserve.yaml": ("KServe", "application/yaml", _form("kserve")),
-    "prometheus.yaml": ("Prometheus rules", "application/yaml", _form("prometheus")),
+    "vllm.sh": ("vLLM start", "text/x-shellscript", _form("vllm")),
+    "sglang.sh": ("SGLang start", "text/x-shellscript", _form("sglang")),
+    "trtllm.sh": ("TensorRT-LLM start", "text/x-shellscript", _form("trtllm")),
+    "kubernetes.yaml": ("Kubernetes manifest", "application/yaml", _form("kubernetes")),
+    "kserve.yaml": ("KServe manifest", "application/yaml", _form("kserve")),
+    "prometheus.yaml": ("Prometheus alerts", "application/yaml", _form("prometheus")),
 }
 """What a plan can be taken away as: file name -> (title, media type, writer)."""
 

@@ -78,8 +78,7 @@ class Question:
         """The OpenAPI operation; ``schemas`` are the components that structs refer to."""
         summary = (inspect.getdoc(self.answer) or "").split("\n", 1)[0]
         parameters = [
-            {"name": n, "in": "path", "required": True, "schema": _PATH_PART}
-            for n in re.findall(r"{(\w+)}", self.path)
+            {"name": n, "in": "path", "required": True, "schema": _PATH_PART} for n in re.findall(r"{(\w+)}", self.path)
         ]
         if self.query is not None:
             found = schemas[self.query.__name__]

@@ -406,22 +406,23 @@ function startExplore() {
   });
   $("form").addEventListener("change", (event) => { explore.query.set("form", event.target.value); changed(); });
   $("explore-form").addEventListener("submit", (event) => event.preventDefault());
-  $("config-file").addEventListener("change", (event) => { if (event.target.files[0]) takeConfig(event.target.files[0]); event.target.value = ""; });
+  for (const input of document.querySelectorAll(".config-file")) input.addEventListener("change", () => { if (input.files[0]) takeConfig(input.files[0], input.closest("p").querySelector(".config-note")); input.value = ""; });
 }
 
 // A config.json becomes a model that every list offers.
-async function takeConfig(file) {
-  const note = $("config-note");
+async function takeConfig(file, note) {
+  const alert = $("plan").hidden ? "explore-problem" : "plan-problem";
   try {
     const { name, total_params: params } = await ask(`/api/models?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
     catalog = await ask("/api/catalog");
     note.textContent = `${name}: ${(params / 1e9).toPrecision(3)} billion parameters`;
     for (const select of document.querySelectorAll("[data-field=model], #plan-model, #served-model")) options(select, modelGroups(), select.value);
+    problem(alert, null);
+    if (alert === "plan-problem") { $("plan-model").value = name; return; }
     for (const other of ["weights", "kv", "tp"]) explore.query.delete(other);
     explore.query.set("model", name);
-    problem("explore-problem", null);
     changed();
-  } catch (error) { problem("explore-problem", error); }
+  } catch (error) { problem(alert, error); }
 }
 
 // Traffic -----------------------------------------------------------------------------------------------------------
@@ -451,7 +452,7 @@ async function loadWindow(id, start, stop) {
   } catch (error) { problem("traffic-problem", error); }
 }
 
-function showTraffic(found) {
+function showTraffic(found, fresh = false) {
   traffic = found;
   history.replaceState(null, "", `/traffic?${planQuery()}`);
   const root = $("traffic-result");
@@ -474,12 +475,14 @@ function showTraffic(found) {
   el("button", { type: "submit" }, "Use this window"),
   el("button", { type: "button", hidden: !part, onclick: () => loadWindow(found.id, null, null) }, "Whole log"));
   const quick = found.busiest.map((b) => el("button", { type: "button", onclick: () => loadWindow(found.id, b.start_s, b.stop_s) }, b.name));
+  const heading = el("h2", { tabindex: "-1", class: "answer" }, found.name + (part ? ` from ${duration(found.start_s ?? 0)} to ${duration(found.stop_s ?? whole)}` : ""));
   root.replaceChildren(
-    el("h2", {}, found.name + (part ? ` from ${duration(found.start_s ?? 0)} to ${duration(found.stop_s ?? whole)}` : "")), el("p", { class: "caption" }, found.source), factList(found.facts),
+    heading, el("p", { class: "caption" }, found.source), factList(found.facts),
     found.warnings.length ? el("ul", { class: "warnings", "aria-label": "Before you believe it" }, ...found.warnings.map((w) => el("li", {}, w))) : "",
     el("div", { class: "actions" }, el("a", { class: "go", href: `/plan?${planQuery()}`, id: "to-plan" }, "Plan for this traffic"), ...quick),
     whole > 0 && found.has_arrivals ? windowForm : "",
     show(found.items));
+  if (fresh) arrive(heading);
 }
 
 function upload(file) {
@@ -499,7 +502,7 @@ function upload(file) {
     note.textContent = "up to 512 MB; gzip is fine";
     let found;
     try { found = JSON.parse(request.responseText); } catch { found = { error: "the server does not answer: is gambrel ui still running?" }; }
-    if (request.status === 200) showTraffic(found); else problem("traffic-problem", new Error(found.error));
+    if (request.status === 200) showTraffic(found, true); else problem("traffic-problem", new Error(found.error));
   };
   request.send(file);
 }
@@ -507,16 +510,26 @@ function upload(file) {
 async function generate(wanted) {
   try {
     problem("traffic-problem", null);
-    showTraffic(await send("/api/traffic/generate", wanted));
+    showTraffic(await send("/api/traffic/generate", wanted), true);
   } catch (error) { problem("traffic-problem", error); }
 }
 
 async function startTraffic() {
-  const drop = $("drop");
   $("file").addEventListener("change", (event) => { if (event.target.files[0]) upload(event.target.files[0]); });
-  for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
-  for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]); });
+  let over = 0; // enter and leave come for every element on the way
+  const files = (event) => event.dataTransfer?.types.includes("Files");
+  const mark = () => document.body.classList.toggle("dropping", over > 0);
+  addEventListener("dragenter", (event) => { if (files(event)) { over += 1; mark(); } });
+  addEventListener("dragleave", (event) => { if (files(event)) { over = Math.max(0, over - 1); mark(); } });
+  addEventListener("dragover", (event) => { if (files(event)) event.preventDefault(); });
+  addEventListener("drop", (event) => {
+    if (!files(event)) return;
+    event.preventDefault();
+    over = 0;
+    mark();
+    if ($("traffic").hidden) go("/traffic");
+    upload(event.dataTransfer.files[0]);
+  });
   $("sample").addEventListener("click", () => generate({}));
   $("no-log").addEventListener("submit", (event) => { event.preventDefault(); generate({ profile: $("profile").value, rate: Number($("rate").value) }); });
   $("users-form").addEventListener("submit", (event) => { event.preventDefault(); generate({ users: Number($("users").value), prompt: Number($("users-prompt").value), output: Number($("users-output").value) }); });
@@ -600,10 +613,14 @@ function watch(path, { progress, run, cancel, problemId, result, ready, done }) 
   cancel.hidden = false;
   cancel.disabled = false;
   progress.className = "progress busy";
-  progress.textContent = "starting";
+  const words = el("span", {}, "starting"), clock = el("span", { "aria-hidden": "true" });
+  progress.replaceChildren(words, clock);
+  let since = 0;
+  const ticking = setInterval(() => { if (since) clock.textContent = ` \u00b7 ${((performance.now() - since) / 1000).toFixed(0)} s`; }, 500);
   problem(problemId, null);
   const end = (text) => {
     source.close();
+    clearInterval(ticking);
     progress.className = "progress";
     progress.textContent = text;
     run.disabled = !ready();
@@ -612,7 +629,8 @@ function watch(path, { progress, run, cancel, problemId, result, ready, done }) 
   source.onerror = () => { end(""); problem(problemId, new Error("this is no longer here: run it again")); };
   source.onmessage = async (message) => {
     const event = JSON.parse(message.data);
-    if (event.kind === "part") progress.textContent = `${event.text} \u00b7 ${event.elapsed_s.toFixed(1)} s`;
+    since = performance.now() - 1000 * event.elapsed_s;
+    if (event.kind === "part") words.textContent = event.text;
     if (event.kind === "cancelled") end("cancelled");
     if (event.kind === "failed") { end(""); if (result) { forget(result); result.replaceChildren(); } problem(problemId, new Error(event.text)); }
     if (event.kind === "done") {
@@ -629,10 +647,12 @@ function follow() {
 }
 
 function reportParts(report, exports) {
-  const sections = report.sections.map((s) => el("section", {}, el("h2", {}, s.heading), s.sentence ? el("p", { class: "lead" }, s.sentence) : "", s.items.length ? show(s.items) : "", s.code ? el("pre", {}, s.code) : ""));
+  const sections = report.sections.map((s) => el("section", {}, el("h2", { tabindex: "-1" }, s.heading), s.sentence ? el("p", { class: "lead" }, s.sentence) : "", s.items.length ? show(s.items) : "", s.code ? el("pre", {}, s.code) : ""));
   const heading = el("h2", { tabindex: "-1", class: "answer" }, report.title);
   const header = el("header", {}, heading, el("p", { class: "subtitle" }, report.subtitle), el("ul", { class: "headline" }, ...report.headline.map((line) => el("li", {}, line))), factList(report.facts));
-  const files = el("nav", { class: "exports", "aria-label": "Files to take away" }, ...exports.map(([href, title]) => el("a", { href, download: "" }, title)));
+  const files = el("nav", { class: "exports", "aria-label": "Files to take away" }, el("span", { class: "hint" }, "Take away"), ...exports.map(([href, title]) => el("a", { href, download: "" }, title)));
+  const contents = sections.length > 3 ? el("nav", { class: "contents", "aria-label": "Parts of this answer" }, ...sections.map((part) => el("button", { type: "button", class: "quiet", onclick: () => arrive(part.querySelector("h2")) }, part.querySelector("h2").textContent))) : "";
+  header.append(contents);
   return { heading, header, files, sections, basis: el("p", { class: "basis" }, report.provenance.join(" ")) };
 }
 
@@ -803,6 +823,7 @@ async function openRun(name, query) {
     if (found.model) $("served-model").value = found.model;
     if (found.served.startsWith("SmolLM2-135M") && !query.get("gpu")) { $("served-gpu").value = "cpu-xeon-8480"; $("served-engine").value = "openvino"; }
     for (const field of SERVED) if (query.get(field)) $(`served-${field}`).value = query.get(field);
+    $("served-leave_out_bound").checked = query.get("leave_out_bound") === "true";
     options($("compare-level-a"), [["", [["", "every level of both"], ...found.levels.map((l) => [l, l])]]], "");
     await tellLibrary();
     arrive(made.heading);
