@@ -29,6 +29,8 @@ DENSE_CEILING = {
     "ada": 366e12,
     "hopper": 990e12,
     "blackwell": 2510e12,
+    "davinci": 401e12,
+    "musa": 101e12,
     "cdna2": 384e12,
     "cdna3": 1308e12,
     "cdna4": 2520e12,

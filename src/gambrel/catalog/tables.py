@@ -27,7 +27,7 @@ __all__ = ["FAMILIES", "MATH_FORMATS", "PRICE_KINDS", "Tables", "fold", "shipped
 
 FAMILIES: Final = (
     "volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4",
-    "xe", "tpu", "gaudi", "neuron", "apple", "cpu",
+    "xe", "tpu", "gaudi", "davinci", "musa", "neuron", "apple", "cpu",
 )  # fmt: skip
 MATH_FORMATS: Final = ("bf16", "fp16", "fp8", "int8", "fp4")
 PRICE_KINDS: Final = ("on_demand", "reserved", "spot", "serverless", "community", "owned")
