@@ -20,7 +20,7 @@ from gambrel.faces import api
 from gambrel.faces.plan_answers import answers_document
 from gambrel.faces.tables import plan_tables
 from gambrel.plan import Space, plan
-from gambrel.plan.chance import chances, outcome, redrawn, slowed
+from gambrel.plan.chance import chances, outcome, redrawn
 from gambrel.plan.compare import no_worse, pareto_front
 from gambrel.plan.explain import Loads
 from gambrel.plan.growth import outlook
@@ -111,8 +111,8 @@ def test_steps_slower_than_the_slack_break_the_objective(answer: Plan) -> None:
         if c.objective == "all" or math.isinf(c.slack):
             continue
         assert c.slack >= 0.98
-        assert outcome(deployment, slowed(bench, c.slack), log, SLOS)[c.objective]
-        assert not outcome(deployment, slowed(bench, c.slack + 0.05), log, SLOS)[c.objective]
+        assert outcome(deployment, bench.slower(c.slack), log, SLOS)[c.objective]
+        assert not outcome(deployment, bench.slower(c.slack + 0.05), log, SLOS)[c.objective]
 
 
 def test_the_chance_of_a_log_that_stays_is_that_of_the_slack(answer: Plan) -> None:

@@ -14,9 +14,9 @@ from gambrel.core.deployment import Deployment
 from gambrel.core.slo import SLO
 from gambrel.faces import api
 from gambrel.plan import Space
+from gambrel.plan.beginnings import Beginnings, too_many
 from gambrel.plan.safety import Safety
 from gambrel.plan.search import Bench, judge, search
-from gambrel.plan.watch import Watch, too_many
 from test_plan_search import MODEL, chat, devices
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def test_a_beginning_never_fails_what_the_whole_log_would_pass(
     )  # fmt: skip
     slo = SLO.parse([f"{metric}.{statistic}<={limit if metric != 'tpot' else limit / 20}s"])
     bench = Bench.of(api.cost_model(deployment), safety)
-    watch = Watch.of(workload, slo)
-    early = watch.judge(deployment, bench)
+    early = Beginnings.of(workload, slo).judge(deployment, bench)
     full = judge(deployment, bench, workload, slo)
     assert early.candidate.feasible == full.candidate.feasible
     if early.share == 1.0:

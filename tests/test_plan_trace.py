@@ -15,7 +15,7 @@ from gambrel.core.trace import OPERATIONS, SIMULATION, Traced, recompute, walk
 from gambrel.cost import floor_seconds, wall_batch
 from gambrel.faces import api
 from gambrel.plan import Space, plan
-from gambrel.plan.explain import Slower
+from gambrel.plan.slower import Slower
 from gambrel.plan.trace import floor, kv_blocks, mean_context, mean_step, plan_trace, wall
 from gambrel.report import page_html, trace_text
 from test_plan_file import run

@@ -92,7 +92,7 @@ def chances(
 
     def held(draw: int) -> dict[str, bool]:
         log = redrawn(workload, np.random.default_rng(seeds[draw]))
-        return outcome(deployment, slowed(bench, factors[draw]), log, slo)
+        return outcome(deployment, bench.slower(factors[draw]), log, slo)
 
     outcomes = [held(draw) for draw in range(draws)]
     found = []
@@ -103,11 +103,6 @@ def chances(
     found.append(Chance("all", chance, min(c.slack for c in found)))
     traffic = "the log's blocks drawn again" if can_redraw(workload) else "the log as it was (too short to draw from)"
     return tuple(found), f"{draws} draws: steps known to {100 * cost_model.spread:.0f} % (one sigma), {traffic}"
-
-
-def slowed(bench: Bench, factor: float) -> Bench:
-    """The bench with every step ``factor`` times as long."""
-    return bench if factor == 1.0 else replace(bench, table=bench.table.scaled(factor))
 
 
 def outcome(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> dict[str, bool]:
@@ -121,7 +116,7 @@ def slack(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO, na
     """The largest factor on all steps at which the objective still holds on the log, to a hundredth."""
 
     def holds(factor: float) -> bool:
-        return outcome(deployment, slowed(bench, factor), workload, slo)[name]
+        return outcome(deployment, bench.slower(factor), workload, slo)[name]
 
     low, high = 0.0, 1.0
     while holds(high):

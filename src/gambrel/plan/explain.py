@@ -5,7 +5,7 @@ Every figure here is simulated on the same log with the same cost model as the d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Run
     from gambrel.core.slo import SLO
-    from gambrel.core.step import CostModel, MemoryBudget, Step, StepCost, StepTable
+    from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
 
 __all__ = [
     "TOLERANCE",
     "Loads",
-    "Slower",
     "alone_workload",
     "carries",
     "cells",
@@ -51,50 +50,6 @@ TOLERANCE = 0.02  # of a load multiple
 MOST_CARRIED = 8.0  # load multiple beyond which nobody asks
 KEPT = 24  # scaled logs held in memory
 INTERVAL_SIGMAS = 1.2816  # 80 % of a normal distribution lies within
-
-
-@dataclass(frozen=True)
-class Slower:
-    """A cost model whose every step takes ``factor`` times as long: the edge of an interval."""
-
-    inner: CostModel
-    factor: float
-
-    @property
-    def deployment(self) -> Deployment:
-        """What is priced."""
-        return self.inner.deployment
-
-    @property
-    def basis(self) -> str:
-        """The inner basis and the factor."""
-        return f"{self.inner.basis}, x {self.factor:.3g}"
-
-    @property
-    def spread(self) -> float:
-        """The inner model's."""
-        return self.inner.spread
-
-    def step_cost(self, step: Step) -> StepCost:
-        """The inner cost, scaled."""
-        c, f = self.inner.step_cost(step), self.factor
-        return replace(
-            c,
-            compute_s=c.compute_s * f,
-            weights_s=c.weights_s * f,
-            kv_s=c.kv_s * f,
-            collective_s=c.collective_s * f,
-            overhead_s=c.overhead_s * f,
-            seconds=c.seconds * f,
-        )
-
-    def compile(self, max_tokens: int, max_seqs: int) -> StepTable:
-        """The inner table, scaled."""
-        return self.inner.compile(max_tokens, max_seqs).scaled(self.factor)
-
-    def memory(self) -> MemoryBudget:
-        """The inner memory: uncertainty of time, not of bytes."""
-        return self.inner.memory()
 
 
 def alone_workload(workload: Workload, prompt_tokens: int | None = None, most: int = 500) -> Workload:
@@ -272,9 +227,7 @@ def intervals(deployment: Deployment, cost_model: CostModel, workload: Workload)
     All step times err together here, which is the pessimistic reading of a spread.
     """
     edges = [
-        Bench.of(Slower(cost_model, float(np.exp(sign * INTERVAL_SIGMAS * cost_model.spread)))).run(
-            deployment, workload
-        )
+        Bench.of(cost_model).slower(float(np.exp(sign * INTERVAL_SIGMAS * cost_model.spread))).run(deployment, workload)
         for sign in (-1.0, 1.0)
     ]
     return {

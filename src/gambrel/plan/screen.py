@@ -32,7 +32,8 @@ class Demand:
     """A workload boiled down to what bounds need; computed once for all candidates.
 
     ``kv_token_steps`` is the number of cached tokens read by decoders in all: sum of P G + G (G + 1) / 2, less the
-    first token of each request, which prefill emits.
+    first token of each request, which prefill emits. ``prompts_cached``: the log says which prompts share blocks, so a
+    prefix cache may know any of them; prompts then bound nothing, and their tokens and pairs count as none.
     """
 
     num_requests: int
@@ -46,6 +47,7 @@ class Demand:
     prompts: Floats
     outputs: Floats
     grid: Floats
+    prompts_cached: bool = False
 
     @classmethod
     def of(cls, workload: Workload) -> Demand:
@@ -53,18 +55,20 @@ class Demand:
         p = workload.prompt_tokens.astype(np.float64)
         g = workload.output_tokens.astype(np.float64)
         lengths = np.unique(np.quantile(p, np.linspace(0, 1, GRID), method="lower"))
+        cached = workload.prefix_blocks is not None
         return cls(
             num_requests=len(workload),
             span_s=workload.span_s,
-            prompt_tokens=int(p.sum()),
+            prompt_tokens=0 if cached else int(p.sum()),
             output_tokens=int(g.sum()),
             decode_tokens=int((g - 1).sum()),
             kv_token_steps=float(((g - 1) * p + (g - 1) * g / 2).sum()),
-            prefill_pairs=float((p * (p + 1) / 2).sum()),
+            prefill_pairs=0.0 if cached else float((p * (p + 1) / 2).sum()),
             longest=int((workload.prompt_tokens + workload.output_tokens).max()),
             prompts=p,
             outputs=g,
             grid=lengths,
+            prompts_cached=cached,
         )
 
 
@@ -105,7 +109,7 @@ def screen_latency(table: StepTable, demand: Demand, slo: SLO) -> tuple[Verdict,
     """
     ttft_grid, tpot_grid = (np.array(x) for x in zip(*(alone(table, int(p)) for p in demand.grid), strict=True))
     at = np.searchsorted(demand.grid, demand.prompts, side="right") - 1
-    ttft, tpot = ttft_grid[at], tpot_grid[at]
+    ttft, tpot = ttft_grid[at] * (not demand.prompts_cached), tpot_grid[at]
     bounds = {
         "ttft": ttft,
         "tpot": tpot[demand.outputs > 1],

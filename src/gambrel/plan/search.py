@@ -4,8 +4,8 @@ Three rounds. *Shapes*: every accelerator x parallelism x formats is ruled out b
 alone, or by the cost of the fewest replicas that could do the work; the rest get their replica count by bisection on
 simulations. *Limits*: what is cheapest so far is challenged by every shape under every ``max_num_seqs`` and
 ``max_num_batched_tokens`` whose bound is below it, with as many replicas as the same money buys; simulations of the
-log's beginnings send most of them home (:mod:`gambrel.plan.watch`). *Finalists*: among equals, dollars decide nothing,
-so the best shapes try their batch limits under more load, and the widest margin wins.
+log's beginnings send most of them home (:mod:`gambrel.plan.beginnings`). *Finalists*: among equals, dollars decide
+nothing, so the best shapes try their batch limits under more load, and the widest margin wins.
 
 A round is a list of tasks that do not look at each other, and the next one starts when all are done: who computes them,
 threads here or machines elsewhere, and in which order, changes nothing in the answer. A journal that remembers
@@ -20,8 +20,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gambrel.core.errors import DeploymentError
+from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.plan import Candidate, FrontPoint
+from gambrel.engine.workers import needed
+from gambrel.plan.beginnings import Beginnings
 from gambrel.plan.screen import Demand, alone, least_busy_s, least_replicas, screen_latency
 from gambrel.plan.space import shape_of
 from gambrel.plan.trial import (
@@ -40,7 +42,6 @@ from gambrel.plan.trial import (
     sustained,
     too_small,
 )
-from gambrel.plan.watch import Watch
 from gambrel.report.humanise import seconds
 from gambrel.traffic import scale_load
 
@@ -139,9 +140,9 @@ class Question:
         return Demand.of(self.workload)
 
     @cached_property
-    def watch(self) -> Watch:
+    def beginnings(self) -> Beginnings:
         """The log's beginnings."""
-        return Watch.of(self.workload, self.slo)
+        return Beginnings.of(self.workload, self.slo)
 
     @cached_property
     def ladder(self) -> tuple[Workload, ...]:
@@ -206,11 +207,14 @@ def price_of(outcome: Outcome) -> Best:
 class Challenger:
     """A shape under other batch limits, and the replicas worth a simulation."""
 
-    least_usd: float
     deployment: Deployment
     bench: Bench
     least: int
-    price: float
+
+    @property
+    def least_usd(self) -> float:
+        """Dollars per hour of the fewest replicas worth a simulation, rounded as prices are compared."""
+        return round(self.deployment.with_(replicas=self.least).usd_per_hour or 0.0, 6)
 
     @property
     def order(self) -> tuple[float, int, str, int, int]:
@@ -239,7 +243,7 @@ class Hunter:
 
     def try_out(self, bench: Bench, deployment: Deployment) -> Trial:
         """Simulate, as far as it takes to know the verdict."""
-        return self.count(self.question.watch.judge(deployment, bench))
+        return self.count(self.question.beginnings.judge(deployment, bench))
 
     def to_the_end(self, bench: Bench, deployment: Deployment) -> Trial:
         """Simulate the whole log."""
@@ -266,7 +270,11 @@ class Hunter:
             self.rule_out(deployment, memory, "screen", reason)
             return None
         bench = Bench.of(cost_model, self.space.safety)
-        bounds = screen_latency(bench.table, demand, self.question.slo)
+        refused = self.refused(deployment, bench)
+        if refused:
+            self.rule_out(deployment, memory, "fits", refused)
+            return None
+        bounds = self.fastest(deployment, bench)
         worst = min(bounds, key=lambda v: v.margin, default=None)
         if worst is not None and not worst.met:
             o = worst.objective
@@ -277,8 +285,31 @@ class Hunter:
             return None
         return bench, self.least(deployment, bench, memory)
 
+    def refused(self, deployment: Deployment, bench: Bench) -> str:
+        """Why the engine does not take the combination, found by asking it to serve the longest request alone.
+
+        Equal replicas of one stage with their own limits have no combination to refuse.
+        """
+        if plain(deployment):
+            return ""
+        log = self.question.workload
+        longest = int((log.prompt_tokens + log.output_tokens).argmax())
+        try:
+            bench.run(deployment.with_(replicas=1), replace(log.take(slice(longest, longest + 1)), closed_loop=0))
+        except (DeploymentError, WorkloadError) as error:
+            return str(error)
+        return ""
+
+    def fastest(self, deployment: Deployment, bench: Bench) -> tuple[Verdict, ...]:
+        """The best that the objectives can reach; nothing is claimed where stages or ranks overlap, or guesses help."""
+        if not plain(deployment):
+            return ()
+        return screen_latency(bench.table, self.question.demand, self.question.slo)
+
     def least(self, deployment: Deployment, bench: Bench, memory: MemoryBudget) -> int:
-        """The fewest replicas that could do the work."""
+        """The fewest replicas that could do the work; one where no bound holds."""
+        if not plain(deployment):
+            return 1 + self.space.spare
         demand, spare, users = self.question.demand, self.space.spare, self.question.workload.closed_loop
         if users:
             return -(-users // max(1, bench.seats(demand.longest))) + spare
@@ -291,9 +322,8 @@ class Hunter:
         queue = []
         for deployment in shapes:
             bound = self.bound(deployment)
-            price = deployment.usd_per_hour
-            if bound is not None and price is not None:
-                queue.append(Challenger(round(price * bound[1], 6), deployment, *bound, price))
+            if bound is not None:
+                queue.append(Challenger(deployment, *bound))
         best: Best = (math.inf, 0)
         for c in sorted(queue, key=lambda c: c.order):
             deployment, memory = c.deployment, c.bench.memory
@@ -304,8 +334,8 @@ class Hunter:
                 self.rule_out(deployment, memory, "screen", reason)
                 continue
             allowed = self.space.most_gpus(deployment.accelerator)
-            if c.least * deployment.gpus_per_replica > allowed:
-                need = c.least * deployment.gpus_per_replica
+            need = deployment.with_(replicas=c.least).num_gpus
+            if need > allowed:
                 self.rule_out(deployment, memory, "screen", f"needs {need} GPUs or more, {allowed} are allowed")
                 continue
             most = max(1, self.affordable(c, best))
@@ -326,12 +356,18 @@ class Hunter:
         return self.found
 
     def affordable(self, challenger: Challenger, best: Best) -> int:
-        """The most replicas that can be had and cost less than the best, or the same with less loss of precision."""
-        d = challenger.deployment
-        most = self.space.most_gpus(d.accelerator) // d.gpus_per_replica
-        if math.isfinite(best[0]):
-            most = min(most, math.floor(best[0] / challenger.price + 1e-9))
-            if (round(most * challenger.price, 6), loss(d)) >= best:
+        """The most replicas that can be had and cost less than the best, or the same with less loss of precision.
+
+        A prefill pool costs its part whatever the number of replicas; every replica costs the same on top.
+        """
+        one, two = (challenger.deployment.with_(replicas=n) for n in (1, 2))
+        each = (two.usd_per_hour or 0.0) - (one.usd_per_hour or 0.0)
+        spare = self.space.most_gpus(one.accelerator) - one.num_gpus
+        most = 1 + spare // (two.num_gpus - one.num_gpus)
+        if math.isfinite(best[0]) and each > 0.0:
+            most = min(most, 1 + math.floor((best[0] - (one.usd_per_hour or 0.0)) / each + 1e-9))
+            fleet = one.with_(replicas=max(1, most))
+            if (round(fleet.usd_per_hour or 0.0, 6), loss(fleet)) >= best:
                 most -= 1
         return most
 
@@ -369,8 +405,8 @@ class Hunter:
 
         First all at once, as loosely as any of them: the largest limits' speed and the smallest ones' memory.
         """
-        price, pairs = shape.usd_per_hour, self.space.limits()
-        if price is None or len(pairs) < 2:
+        pairs = self.space.limits()
+        if shape.usd_per_hour is None or len(pairs) < 2:
             return
         question, demand = self.question, self.question.demand
         low, high = (limited(shape, (side(s for s, _ in pairs), side(t for _, t in pairs))) for side in (min, max))
@@ -379,10 +415,10 @@ class Hunter:
         if memory.kv_tokens < demand.longest:
             return
         loose = Bench.of(question.pricer(high), self.space.safety)
-        if any(not v.met for v in screen_latency(loose.table, demand, question.slo)):
+        if any(not v.met for v in self.fastest(high, loose)):
             return
         least = self.least(high, replace(loose, memory=memory), memory)
-        if least > self.affordable(Challenger(0.0, shape, loose, least, price), best):
+        if least > self.affordable(Challenger(shape, loose, least), best):
             return
         for pair in pairs:
             deployment = limited(shape, pair)
@@ -393,7 +429,7 @@ class Hunter:
                 continue
             bench = Bench.of(cost_model, self.space.safety)
             least = self.least(deployment, bench, bench.memory)
-            found = Challenger(round(least * price, 6), deployment, bench, least, price)
+            found = Challenger(deployment, bench, least)
             if least <= self.affordable(found, best):
                 yield found
 
@@ -402,12 +438,12 @@ class Hunter:
 
         Successive halving: a proven miss ends it; of the others the widest margins go on where they are many.
         """
-        for rung in self.question.watch.rungs:
+        for rung in self.question.beginnings.rungs:
             left = []
             for c in entries:
                 fleet = c.deployment.with_(replicas=self.affordable(c, best))
                 self.found.num_simulated += 1
-                trial, proven = self.question.watch.begin(fleet, c.bench, rung)
+                trial, proven = self.question.beginnings.begin(fleet, c.bench, rung)
                 if not proven:
                     left.append((-narrowest(trial), c.order, c))
             left.sort(key=lambda item: item[:2])
@@ -494,6 +530,11 @@ class Hunter:
         margin = min(v.margin for v in self.question.slo.check(run))
         behind = bench.keeps_up(outcome.candidate.deployment, workload, run)
         return -max(abs(margin), 1e-9) if behind else margin
+
+
+def plain(deployment: Deployment) -> bool:
+    """Whether it is equal replicas of one stage, one token a step: what the analytic bounds are about."""
+    return not needed(deployment) and deployment.draft_tokens == 0 and deployment.policy == "vllm"
 
 
 def limits(deployment: Deployment) -> tuple[int, int]:

@@ -17,8 +17,11 @@ import numpy as np
 from gambrel.core.formats import weight_format
 from gambrel.core.plan import Candidate, FrontPoint, Pricing
 from gambrel.core.units import GIB
-from gambrel.engine import limits_of, replay, run_of
+from gambrel.engine import replay, run_of, simulate
+from gambrel.engine.simulation import prepared
+from gambrel.engine.workers import needed
 from gambrel.plan.safety import PREDICTION, Safety
+from gambrel.plan.slower import slower
 from gambrel.report.humanise import seconds
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from gambrel.core.slo import SLO, Verdict
     from gambrel.core.step import CostModel, MemoryBudget, StepTable
     from gambrel.core.workload import Workload
-    from gambrel.engine import Limits
+    from gambrel.engine import Limits, Replay
 
 __all__ = [
     "METRICS",
@@ -131,15 +134,23 @@ class Bench:
     @classmethod
     def of(cls, cost_model: CostModel, safety: Safety = PREDICTION) -> Bench:
         """Compile the tables of the cost model's deployment; ``safety`` is what :func:`judge` asks beyond them."""
-        d, memory = cost_model.deployment, cost_model.memory()
-        table = cost_model.compile(d.max_num_batched_tokens, d.max_num_seqs * (1 + d.draft_tokens))
-        return cls(cost_model, memory, table, limits_of(d, memory.num_kv_blocks), safety)
+        return cls(cost_model, cost_model.memory(), *prepared(cost_model.deployment, cost_model), safety)
 
     @cached_property
     def harder(self) -> Bench:
         """The same with every step as slow as the asked confidence demands, and nothing more asked."""
-        factor = self.safety.factor(self.cost_model.spread)
-        return replace(self, table=self.table.scaled(factor), safety=PREDICTION)
+        return replace(self.slower(self.safety.factor(self.cost_model.spread)), safety=PREDICTION)
+
+    def slower(self, factor: float) -> Bench:
+        """The same with every step ``factor`` times as long."""
+        if factor == 1.0:
+            return self
+        return replace(
+            self,
+            cost_model=slower(self.cost_model, factor),
+            table=self.table.scaled(factor),
+            limits=replace(self.limits, draft_s=self.limits.draft_s * factor),
+        )
 
     def seats(self, longest: int) -> int:
         """Requests of ``longest`` tokens that one replica serves at once."""
@@ -159,7 +170,23 @@ class Bench:
 
     def run(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Run:
         """Replay a workload whose requests are known to fit."""
-        played = replay(
+        if needed(deployment):
+            return simulate(deployment, self.cost_model, workload, series=series)
+        played = self.replay(deployment, workload, series=series)
+        return run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
+
+    def run_with_delay(self, deployment: Deployment, workload: Workload) -> tuple[Run, float]:
+        """A run, and the seconds by which its tokens are later than the same steps would give at any step time."""
+        if needed(deployment):
+            return self.run(deployment, workload), 0.0
+        played = self.replay(deployment, workload)
+        run = run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
+        late_s = float(np.nanmin(run.first_token_s - played.requests.first)) - self.table.outside_s(math.nan)
+        return run, max(0.0, late_s)
+
+    def replay(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Replay:
+        """The replay behind a run of equal replicas of one stage, in the engine's own times."""
+        return replay(
             self.table,
             self.limits,
             workload,
@@ -167,7 +194,6 @@ class Bench:
             routing=deployment.routing,
             series=series,
         )
-        return run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
 
 
 def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO, run: Run | None = None) -> Trial:

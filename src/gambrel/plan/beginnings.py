@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Workload
     from gambrel.plan.trial import Bench
 
-__all__ = ["SHARES", "Rung", "Watch", "over_limit", "too_many"]
+__all__ = ["SHARES", "Beginnings", "Rung", "over_limit", "too_many"]
 
 SHARES = (1 / 16, 1 / 4)
 """Beginnings of the log that are tried, the shortest first: what fails everywhere fails in the first."""
 LEAST_REQUESTS = 16
+ROUNDING = 1e-9
+"""Relative: times near a limit are not told apart by what a sum of floats rounds away."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Beginnings:
     """A log's beginnings, and how many requests over a limit each objective bears on the whole of it."""
 
     workload: Workload
@@ -50,7 +52,7 @@ class Watch:
     rungs: tuple[Rung, ...]
 
     @classmethod
-    def of(cls, workload: Workload, slo: SLO) -> Watch:
+    def of(cls, workload: Workload, slo: SLO) -> Beginnings:
         """Cut the beginnings once; a closed loop makes its own arrivals and has none."""
         n = len(workload)
         cuts = [] if workload.closed_loop else [(share, int(share * n)) for share in SHARES]
@@ -61,14 +63,18 @@ class Watch:
         ]
         return cls(workload, slo, tuple(rungs))
 
-    def misses(self, run: Run, until_s: float) -> bool:
-        """Whether the run of a beginning proves that the whole log misses an objective."""
+    def misses(self, run: Run, late_s: float, until_s: float) -> bool:
+        """Whether the run of a beginning proves that the whole log misses an objective.
+
+        Its tokens are ``late_s`` later than the whole log's could be at the earliest: what a request takes outside the
+        steps depends on the run's median time per token, so that part counts only as far as it is constant.
+        """
         outputs = self.workload.output_tokens
         several = int(np.count_nonzero(outputs > 1))
         for objective in self.slo.objectives:
             if objective.metric == "itl":
                 continue  # gaps are pooled: when each happened is not kept
-            values = at_least(objective.metric, run, until_s)
+            values = at_least(objective.metric, run, late_s, until_s)
             total = several if objective.metric == "tpot" else len(outputs)
             if proves_miss(objective, values, total):
                 return True
@@ -82,10 +88,10 @@ class Watch:
         fleet, tried = deployment, bench
         if bench.safety.asked and deployment.replicas > bench.safety.spare:
             fleet, tried = deployment.with_(replicas=deployment.replicas - bench.safety.spare), bench.harder
-        run = tried.run(fleet, rung.log)
+        run, late_s = tried.run_with_delay(fleet, rung.log)
         trial = judge(fleet, tried, rung.log, self.slo, run=run)
         as_asked = replace(trial, candidate=replace(trial.candidate, deployment=deployment), share=rung.share)
-        return as_asked, self.misses(run, rung.until_s)
+        return as_asked, self.misses(run, late_s, rung.until_s)
 
     def judge(self, deployment: Deployment, bench: Bench) -> Trial:
         """The verdict of :func:`gambrel.plan.trial.judge`, on a beginning of the log where that proves a miss."""
@@ -96,18 +102,20 @@ class Watch:
         return judge(deployment, bench, self.workload, self.slo)
 
 
-def at_least(metric: str, run: Run, until_s: float) -> Floats:
+def at_least(metric: str, run: Run, late_s: float, until_s: float) -> Floats:
     """What each request of a beginning reaches at the least on the whole log, in seconds; NaN where not defined."""
 
-    def known(times: Floats) -> Floats:
-        return np.where(times <= until_s, times, until_s)
+    def known(times: Floats, late_s: float = late_s) -> Floats:
+        earliest = times - late_s
+        return np.where(earliest <= until_s, earliest, until_s)
 
     if metric == "tpot":
         gaps = (run.output_tokens - 1).astype(np.float64)
         gaps[gaps < 1] = np.nan
-        return np.maximum(known(run.last_token_s) - known(run.first_token_s), 0.0) / gaps
-    ends = {"ttft": run.first_token_s, "e2e": run.last_token_s, "queue": run.scheduled_s}[metric]
-    return known(ends) - run.arrival_s
+        return np.maximum(known(run.last_token_s) - known(run.first_token_s), 0.0) / gaps * (1.0 - ROUNDING)
+    if metric == "queue":
+        return known(run.scheduled_s, 0.0) - run.arrival_s
+    return (known(run.first_token_s if metric == "ttft" else run.last_token_s) - run.arrival_s) * (1.0 - ROUNDING)
 
 
 def proves_miss(objective: Objective, values: Floats, total: int) -> bool:
