@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gambrel.faces.calibrate_commands import ProfileFile, own_constants
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -32,6 +34,7 @@ def advise_command(
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", help="As the engine was started with.")] = 256,
     max_num_batched_tokens: Annotated[int, typer.Option("--max-num-batched-tokens", help="Likewise.")] = 8192,
     gpu_memory_utilization: Annotated[float, typer.Option("--gpu-memory-utilization", help="Likewise.")] = 0.9,
+    profile: ProfileFile = None,
     price: Annotated[float | None, typer.Option("--price", help="Dollars per accelerator-hour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
@@ -54,7 +57,7 @@ def advise_command(
         **settings,
     )
     requests = ready_to_replay(api.load_workload(workload))
-    found = advise(deployment, requests, api.slo(*slo), api.pricer())
+    found = advise(deployment, requests, api.slo(*slo), api.pricer(profile=own_constants(profile, deployment)))
     if as_json:
         emit(advice_document(found))
     else:

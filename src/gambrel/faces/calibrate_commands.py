@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from gambrel.calibrate.evidence import Point
     from gambrel.calibrate.fit import Calibration
     from gambrel.calibrate.next_level import NextLevel
+    from gambrel.calibrate.profile import Profile
     from gambrel.calibrate.validate import Errors, Validation
     from gambrel.core.deployment import Deployment
     from gambrel.measure.importers import Benchmark
 
-__all__ = ["points_of", "points_of_recording", "register"]
+__all__ = ["ProfileFile", "own_constants", "points_of", "points_of_recording", "register"]
 
 Tables = Annotated[list[Path], typer.Argument(help="CSV tables in the layout of docs/accuracy.md; several add up.")]
 Runs = Annotated[
@@ -114,6 +115,17 @@ def calibrate_command(
                                              "profile": str(out) if out is not None else None})  # fmt: skip
         return
     show(calibration_tables(fitted, advice))
+
+
+def own_constants(path: Path | None, deployment: Deployment) -> Profile | None:
+    """The profile of a file; a word on stderr where it is of another accelerator or engine and so changes nothing."""
+    from gambrel.faces import api
+    from gambrel.faces.console import talk
+
+    found = api.profile(path)
+    if found is not None and not found.fits(deployment):
+        talk(f"note: {path} was fitted on {found.accelerator} under {found.engine} and changes nothing here")
+    return found
 
 
 def points_of(

@@ -27,9 +27,7 @@ from gambrel.faces import (
 from gambrel.faces.console import emit, show, talk, write_report
 
 if TYPE_CHECKING:
-    from gambrel.calibrate.profile import Profile
     from gambrel.core.accelerator import Accelerator
-    from gambrel.core.deployment import Deployment
     from gambrel.core.workload import Workload
 
 __all__ = ["app", "main"]
@@ -70,7 +68,6 @@ Output = Annotated[str | None, typer.Option("--output", help="Output tokens of e
 Think = Annotated[
     float | None, typer.Option("--think", help="Seconds each user pauses between an answer and the next request.")
 ]
-ProfileFile = Annotated[Path | None, typer.Option("--profile", help="Constants fitted by gambrel calibrate.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report page.")]
 Images = Annotated[Path | None, typer.Option("--images", help="Write every plot as PNG and SVG into this folder.")]
 
@@ -168,7 +165,7 @@ def curve_command(
     textbook: Annotated[
         bool, typer.Option("--textbook", help="Every peak reached, no overheads; implies --form max.")
     ] = False,
-    profile: ProfileFile = None,
+    profile: calibrate_commands.ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
     html: Html = None,
@@ -187,7 +184,7 @@ def curve_command(
         counts(context, "--context"),
         form="max" if textbook else form,
         textbook=textbook,
-        profile=own_constants(profile, deployment),
+        profile=calibrate_commands.own_constants(profile, deployment),
     )
     if html is not None or images is not None:
         from gambrel.report import curve_report
@@ -318,8 +315,7 @@ def simulate_command(
         typer.Option("--draft-cost", min=0.0, help="Time of a guess, as a share of a decode step of one sequence."),
     ] = 0.0,
     deadline: Annotated[
-        float | None,
-        typer.Option("--deadline", help="Seconds after which every client gives up and drops its request."),
+        float | None, typer.Option("--deadline", help="Seconds after which a client gives up and drops its request.")
     ] = None,
     load: Annotated[float, typer.Option("--load", help="Multiple of the log's rate, bursts kept.")] = 1.0,
     slo: Annotated[
@@ -337,7 +333,7 @@ def simulate_command(
     progress: Annotated[
         bool, typer.Option("--progress", help="Say on stderr how far it is; Ctrl-C keeps what there is by then.")
     ] = False,
-    profile: ProfileFile = None,
+    profile: calibrate_commands.ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
     as_json: Json = False,
@@ -380,7 +376,7 @@ def simulate_command(
         from gambrel.traffic import scale_load
 
         requests = scale_load(requests, load, seed=0)
-    priced = api.cost_model(deployment, profile=own_constants(profile, deployment))
+    priced = api.cost_model(deployment, profile=calibrate_commands.own_constants(profile, deployment))
     requests = patient(requests, deadline)
     cut = window_of(window)
     run, interrupted = (
@@ -464,7 +460,7 @@ def plan_command(
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write every headline figure down to its inputs: text, or .json.")
     ] = None,
-    profile: ProfileFile = None,
+    profile: calibrate_commands.ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
     html: Html = None,
@@ -528,16 +524,6 @@ def plan_command(
     from gambrel.faces.tables import plan_tables
 
     show(plan_tables(plan))
-
-
-def own_constants(path: Path | None, deployment: Deployment) -> Profile | None:
-    """The profile of a file; a word on stderr where it is of another accelerator or engine and so changes nothing."""
-    from gambrel.faces import api
-
-    found = api.profile(path)
-    if found is not None and not found.fits(deployment):
-        talk(f"note: {path} was fitted on {found.accelerator} under {found.engine} and changes nothing here")
-    return found
 
 
 def search_axes(

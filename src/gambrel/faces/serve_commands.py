@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gambrel.core.errors import GambrelError
+from gambrel.faces.calibrate_commands import ProfileFile, own_constants
 from gambrel.faces.console import emit, show, talk
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def twin_command(
     ] = 5.0,
     stream_interval: Annotated[int, typer.Option("--stream-interval", help="Tokens in each event.")] = 1,
     truth: Annotated[Path | None, typer.Option("--truth", help="Write what truly happened to each request.")] = None,
+    profile: ProfileFile = None,
     catalog: Annotated[
         list[Path] | None, typer.Option("--catalog", help="TOML file with your accelerators; repeatable.")
     ] = None,
@@ -114,7 +116,8 @@ def twin_command(
     )  # fmt: skip
     if not 0.0 <= grace < 10_000.0:
         raise GambrelError(f"--grace must be milliseconds from 0 to 10,000, got {grace:g}")
-    priced = api.cost_model(deployment, form="max" if textbook else "serial", textbook=textbook)
+    constants = own_constants(profile, deployment)
+    priced = api.cost_model(deployment, form="max" if textbook else "serial", textbook=textbook, profile=constants)
     served: list[Any] = []
 
     def ready(twin: Any, listener: Any) -> None:
