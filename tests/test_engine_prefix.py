@@ -272,3 +272,67 @@ def test_units_are_the_blocks_that_rows_have_in_common(case: Case) -> None:
             while same < min(len(ours), len(theirs)) and ours[same] == theirs[same]:
                 same += 1
             assert prefixes.sizes[mine[:common]].sum() <= same * granule // size
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> tuple[Workload, int]:
+    """Rows that branch off earlier ones anywhere, name their answers or not, and an engine block size."""
+    granule, rows, prompt, output = draw(st.integers(1, 8)), [], [], []
+    for i in range(draw(st.integers(1, 10))):
+        prompt.append(draw(st.integers(1, 30)))
+        output.append(draw(st.integers(1, 20)))
+        known = prompt[i] + draw(st.sampled_from([0, output[i] - 1]))
+        base = rows[draw(st.integers(0, i - 1))] if i and draw(st.booleans()) else []
+        new = draw(st.lists(st.integers(0, 2), min_size=-(-known // granule), max_size=-(-known // granule)))
+        rows.append((base[: draw(st.integers(0, len(base)))] + new)[: len(new)])
+    workload = Workload(np.arange(float(len(rows))), np.array(prompt), np.array(output))
+    return hashed(workload, rows, granule), draw(st.integers(1, 8))
+
+
+@given(logs())
+@settings(max_examples=300)
+def test_units_are_those_of_a_tree_of_single_hashes(drawn: tuple[Workload, int]) -> None:
+    """A dictionary of nodes, one a hash; a node joins the one above where the same rows pass both."""
+    workload, block_size = drawn
+    assert workload.prefix_blocks is not None
+    assert workload.prefix_offsets is not None
+    granule = workload.prefix_block_tokens
+    asked: dict[tuple[tuple[int, int], ...], int] = {}
+    split: set[tuple[tuple[int, int], ...]] = set()
+    paths = []
+    for i, (prompt, output) in enumerate(zip(workload.prompt_tokens, workload.output_tokens, strict=True)):
+        row = workload.prefix_blocks[workload.prefix_offsets[i] : workload.prefix_offsets[i + 1]].tolist()
+        known = int(prompt) + (int(output) - 1 if len(row) * granule >= prompt + granule else 0)
+        path: tuple[tuple[int, int], ...] = ()
+        inside = True
+        for k, value in enumerate(row):
+            ends = min((k + 1) * granule, known) // block_size
+            path = (*path, (value, ends - min(k * granule, known) // block_size))
+            asked[path] = asked.get(path, 0) + 1
+            if inside and ends > prompt // block_size:
+                split.add(path)
+                inside = False
+        paths.append(path)
+    units: dict[tuple[tuple[int, int], ...], int] = {}  # the first node of each, and its blocks
+    rows = []
+    for path in paths:
+        heads = []
+        above = 0
+        for k in range(len(path)):
+            node = path[: k + 1]
+            if path[k][1] > 0 and asked[node] > 1:
+                if asked[node] != above or node in split:
+                    heads.append(node)
+                    units[node] = 0
+                above = asked[node]
+        rows.append(heads)
+    for path, passing in asked.items():
+        if passing > 1 and path[-1][1] > 0:
+            units[max((h for h in units if path[: len(h)] == h), key=len)] += path[-1][1]
+    prefixes = Prefixes.of(workload, block_size)
+    number: dict[tuple[tuple[int, int], ...], int] = {}
+    for i, heads in enumerate(rows):
+        found = prefixes.units[prefixes.offsets[i] : prefixes.offsets[i + 1]].tolist()
+        assert [number.setdefault(h, u) for h, u in zip(heads, found, strict=True)] == found
+    assert len(prefixes.sizes) == len(units)
+    assert all(prefixes.sizes[number[h]] == blocks for h, blocks in units.items())
