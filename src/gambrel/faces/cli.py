@@ -443,6 +443,12 @@ def plan_command(
         float | None, typer.Option("--growth", help="Share by which the load grows each month, e.g. 0.15.")
     ] = None,
     months: Annotated[int, typer.Option("--months", help="Months of --growth to look ahead.")] = 6,
+    schedule: Annotated[
+        bool, typer.Option("--schedule", help="Replicas by hour of the day, and what that saves; needs a day of log.")
+    ] = False,
+    start_up: Annotated[
+        float, typer.Option("--start-up", min=0.0, help="Seconds a replica of --schedule takes to start.")
+    ] = 300.0,
     backend: Annotated[
         str, typer.Option("--backend", help="Who simulates: auto, threads, loky, ray or dask; the answer is the same.")
     ] = "auto",
@@ -501,6 +507,9 @@ def plan_command(
         if growth is not None:
             progress("growth")
             plan = plan_outputs.with_outlook(plan, requests, chosen_devices, axes, growth, months, constants)
+        if schedule:
+            progress("schedule")
+            plan = plan_outputs.with_schedule(plan, requests, axes, start_up, constants)
     if out is not None:
         plan_outputs.write_plan(
             out,

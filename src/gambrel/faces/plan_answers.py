@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gambrel.core.plan import Measurement, Outlook, Plan, Relaxation
+    from gambrel.core.plan import Measurement, Outlook, Plan, Relaxation, Schedule
 
 __all__ = ["answers_document", "refusal_document"]
 
@@ -72,6 +72,7 @@ def answers_document(plan: Plan) -> dict[str, Any]:
             for m in plan.price_modes
         ],
         "outlook": None if plan.outlook is None else outlook_document(plan.outlook),
+        "schedule": None if plan.schedule is None else schedule_document(plan.schedule),
         "other_traffic": [
             {
                 "change": s.change,
@@ -82,6 +83,28 @@ def answers_document(plan: Plan) -> dict[str, Any]:
             for s in plan.sensitivities
         ],
         "measurement": None if plan.measurement is None else measurement_document(plan.measurement),
+    }
+
+
+def schedule_document(s: Schedule) -> dict[str, Any]:
+    """Replicas by hour of the day, and the saving of the fleet that followed them."""
+    return {
+        "hours": [
+            {
+                "hour": h.hour,
+                "rate_rps": h.rate_rps,
+                "busiest_rps": h.busiest_rps,
+                "needed": h.needed,
+                "replicas": h.replicas,
+                "usd_per_hour": h.usd_per_hour,
+            }
+            for h in s.hours
+        ],
+        "usd_per_day": s.usd_per_day,
+        "flat_usd_per_day": s.flat_usd_per_day,
+        "start_up_s": s.start_s,
+        "slo": {v.objective.name: {"reached_s": v.reached_s, "met": v.met} for v in s.verdicts},
+        "basis": s.basis,
     }
 
 

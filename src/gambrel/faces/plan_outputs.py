@@ -119,6 +119,20 @@ def with_outlook(
     return replace(plan, outlook=outlook(plan, workload, space, api.pricer(profile=profile), growth, months))
 
 
+def with_schedule(
+    plan: Plan, workload: Workload, axes: dict[str, Any], start_s: float, profile: Profile | None = None
+) -> Plan:
+    """The plan with its replicas by hour of the day."""
+    from dataclasses import replace
+
+    from gambrel.faces import api
+    from gambrel.plan import Space
+    from gambrel.plan.schedule import schedule
+
+    priced = api.pricer(profile=profile)(plan.chosen.deployment)
+    return replace(plan, schedule=schedule(plan, workload, priced, Space((), **axes).safety, start_s))
+
+
 def load_plan(path: Path) -> PlanFile:
     """Read a plan file.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["curve_tables", "grid", "plan_tables", "refusal_tables", "run_tables", "verdict_table", "workload_tables"]
 
 MARKS = {"compute": "compute", "weights": "weights", "kv": "KV", "collective": "collective", "overhead": "overhead"}
-SAID = {"How sure", "Growth", "Measure next"}
+SAID = {"How sure", "Growth", "Measure next", "Replicas by hour of the day"}
 """Tables whose sentence says what no row does."""
 
 
@@ -175,12 +175,14 @@ def phase_rows(run: Run) -> list[list[str]]:
 
 def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> list[RenderableType]:
     """Latency blocks, then what the replicas did."""
+    lost = run.num_unfinished
+    unfinished = [("unfinished", f"{lost:,} of {len(run):,} requests; no latency counts them")] if lost else []
     latency = {m: run.distribution(m) for m in ("ttft", "tpot", "itl", "e2e", "queue")}
     shares = ", ".join(f"{MARKS[c]} {human.percent(s)}" for c, s in run.time_bound_by().items() if s >= 0.005)
     return [
         grid("latency", ["", "mean", "p50", "p90", "p95", "p99"], latency_rows(latency)),
         Text(),
-        grid("why: the time of a request", ["", "mean", "p50", "p90", "p95", "p99", "of E2E"], phase_rows(run)),
+        grid("the time of a request", ["", "mean", "p50", "p90", "p95", "p99", "of E2E"], phase_rows(run)),
         Text(),
         facts(
             "replicas",
@@ -192,6 +194,7 @@ def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> li
                     f"{run.num_steps:,} steps"),
                 ),
                 ("bound by", f"{shares} of busy time"),
+                *unfinished,
                 ("batch", f"mean {run.batch_mean:.1f}, max {run.batch_max:,} sequences"),
                 (
                     "KV cache",

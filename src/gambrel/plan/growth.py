@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.plan import Month, Outlook
+from gambrel.plan.explain import TOLERANCE
 from gambrel.plan.search import Bench, fewest_replicas, judge, search
 from gambrel.report.humanise import per_hour
 from gambrel.traffic import scale_load
@@ -52,10 +53,12 @@ def outlook(
         raise DeploymentError(
             f"{months} months at {growth:+.0%} are {last:.0f} times today's load; at most {MOST_LOAD:g}"
         )
-    first = min(plan.breaks_at.values(), default=math.inf)
-    lasts = math.log(first) / math.log1p(growth) if first > 1.0 else 0.0
     chosen = plan.chosen.deployment
     bench = Bench.of(pricer(chosen), space.safety)
+    first = min(plan.breaks_at.values(), default=math.inf)
+    if space.safety.asked:
+        first = bears(plan, bench, workload, min(first, MOST_LOAD))
+    lasts = math.log(first) / math.log1p(growth) if first > 1.0 else 0.0
     most = space.most_gpus(chosen.accelerator) // chosen.gpus_per_replica
     rows, replicas = [], chosen.replicas
     for month in range(1, months + 1):
@@ -73,6 +76,19 @@ def outlook(
         return Outlook(growth, lasts, tuple(rows), None, "nothing in the search holds at the last month's load")
     then = found[0].candidate
     return Outlook(growth, lasts, tuple(rows), then, switch(chosen, rows[-1], then.deployment, then.usd_per_hour))
+
+
+def bears(plan: Plan, bench: Bench, workload: Workload, most: float) -> float:
+    """The load multiple from 1 to ``most`` that the chosen fleet bears with the spares and certainty asked."""
+    low, high = 1.0, most
+    while high - low > TOLERANCE:
+        middle = (low + high) / 2
+        log = scale_load(workload, middle, seed=0)
+        if judge(plan.chosen.deployment, bench, log, plan.slo).candidate.feasible:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def switch(now: Deployment, stay: Month, then: Deployment, usd_per_hour: float) -> str:

@@ -38,6 +38,8 @@ __all__ = ["refusal", "relaxations", "rounded_up"]
 
 LADDER = (1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 """Multiples of the least conceivable limit at which a looser objective is tried."""
+REFINED = 2
+"""Bisections between the last rung that fails and the first that holds."""
 EIGHT_AND_FOUR_BITS = ("fp8", "int4")
 DEGREES = (1, 2, 4, 8, 16)
 ANY_NUMBER = 4096
@@ -62,13 +64,22 @@ def relaxations(
     if not found.trials and all(c.stage == "fits" for c in found.ruled_out):
         return (*fitting(model, workload, space, pricer), *shorter(workload, found))
 
+    seqs, tokens = few_limits(space)
+
     def cheapest(asked: SLO, within: Space) -> Candidate | None:
+        within = replace(within, max_num_seqs=seqs, max_num_batched_tokens=tokens)
         held = search(model, workload, asked, within, pricer).feasible
         return held[0].candidate if held else None
 
     made = [*without_limits(slo, space, cheapest), *looser(slo, space, found, cheapest)]
     made += less_load(workload, slo, space, pricer, found)
     return (*made, *unpriced(found))
+
+
+def few_limits(space: Space) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The batch limits that relaxed requests are searched with: the first ones, and the largest token budget."""
+    seqs, tokens = space.first_limits()
+    return (seqs,), tuple(sorted({tokens, max(space.max_num_batched_tokens)}))
 
 
 def told(change: str, because: str, holds: Candidate) -> Relaxation:
@@ -110,10 +121,14 @@ def looser(
             yield told(loosened[0], why, loosened[1])
         return
     shown = 0
-    for o in missed(slo, found):
-        loosened = loosen(slo, {o: 1.0}, space, cheapest)
+    for o, ratio, label in missed(slo, found):
+        loosened = loosen(slo, {o: ratio}, space, cheapest)
         if loosened is not None:
-            yield told(loosened[0], f"{o.name}<={limit(o.limit_s)} cannot be met together with the rest", loosened[1])
+            others = " with the rest met" if len(slo.objectives) > 1 else ""
+            because = (
+                f"{o.name}<={limit(o.limit_s)} is out of reach{others}: nearest {label}, {seconds(ratio * o.limit_s)}"
+            )
+            yield told(loosened[0], because, loosened[1])
             shown += 1
         if shown == SHOWN:
             return
@@ -127,14 +142,16 @@ def floor_of(o: Objective, found: Search) -> float:
     return min(reached) if reached and screened else 0.0
 
 
-def missed(slo: SLO, found: Search) -> list[Objective]:
-    """Objectives that simulated candidates miss, the least missed first."""
-    least: dict[Objective, float] = {}
-    for t in found.trials:
-        for v in t.candidate.verdicts:
-            if not v.met:
-                least[v.objective] = min(least.get(v.objective, math.inf), -v.margin)
-    return [o for o in sorted(least, key=lambda o: least[o]) if o in slo.objectives]
+def missed(slo: SLO, found: Search) -> list[tuple[Objective, float, str]]:
+    """(objective, by what multiple of its limit, where) of candidates that miss nothing else, the least first."""
+    least: dict[Objective, tuple[float, str]] = {}
+    for c in (*(t.candidate for t in found.trials), *found.ruled_out):
+        wrong = [v for v in c.verdicts if not v.met]
+        if len(wrong) == 1 and wrong[0].objective in slo.objectives and math.isfinite(wrong[0].reached_s):
+            v = wrong[0]
+            here = (v.reached_s / v.objective.limit_s, c.deployment.label)
+            least[v.objective] = min(least.get(v.objective, here), here)
+    return [(o, *least[o]) for o in sorted(least, key=lambda o: least[o])]
 
 
 def loosen(
@@ -145,18 +162,34 @@ def loosen(
     ``least`` has a multiple of each objective's limit to start from. The limits named are those that were reached,
     rounded up, not those that were tried.
     """
-    for rung in LADDER:
-        looser_slo = SLO(
-            tuple(replace(o, limit_s=o.limit_s * least[o] * rung) if o in least else o for o in slo.objectives)
+
+    def at(rung: float) -> Candidate | None:
+        return cheapest(
+            SLO(tuple(replace(o, limit_s=o.limit_s * least[o] * rung) if o in least else o for o in slo.objectives)),
+            space,
         )
-        holds = cheapest(looser_slo, space)
-        if holds is None:
-            continue
-        reached = {v.objective.name: v.reached_s for v in (*holds.verdicts, *holds.safety)}
-        worst = {o.name: max(reached[o.name], o.limit_s) for o in least}
-        asked = [f"--slo '{o.name}<={rounded_up(worst[o.name])}'" for o in slo.objectives if o in least]
-        return " ".join(asked), holds
-    return None
+
+    below, holds = 1.0, None
+    for rung in LADDER:
+        holds = at(rung)
+        if holds is not None:
+            above = rung
+            break
+        below = rung
+    if holds is None:
+        return None
+    for _ in range(REFINED):
+        middle = math.sqrt(below * above)
+        nearer = at(middle)
+        if nearer is None:
+            below = middle
+        else:
+            above, holds = middle, nearer
+    reached = {v.objective.name: v.reached_s for v in holds.verdicts}
+    for v in holds.safety:
+        reached[v.objective.name] = max(v.reached_s, reached[v.objective.name])
+    asked = [f"--slo '{o.name}<={rounded_up(max(reached[o.name], o.limit_s))}'" for o in slo.objectives if o in least]
+    return " ".join(asked), holds
 
 
 def rounded_up(value_s: float) -> str:
@@ -191,11 +224,8 @@ def limited(space: Space) -> bool:
 
 def unpriced(found: Search) -> Iterator[Relaxation]:
     """Accelerators that could not be ranked for want of a price."""
-    names = {c.deployment.accelerator.name for c in found.ruled_out if c.stage == "screen" and not c.verdicts}
-    missing = sorted(
-        name for name in names if not any(t.candidate.deployment.accelerator.name == name for t in found.trials)
-    )
-    for name in missing[:SHOWN]:
+    names = {c.deployment.accelerator.name for c in found.ruled_out if c.deployment.accelerator.price is None}
+    for name in sorted(names)[:SHOWN]:
         yield Relaxation(f"--price {name}=DOLLARS", f"no price is known for {name}, so it was not ranked")
 
 
@@ -272,7 +302,7 @@ def refusal(
     judged = [c for c in (*(t.candidate for t in found.trials), *found.ruled_out) if c.verdicts]
     if not judged:
         example = next(c for c in found.ruled_out if c.stage == "screen")
-        text = f"nothing could be ranked: {example.deployment.label}: {example.lost_because}"
+        text = f"no deployment is possible: {example.deployment.label}: {example.lost_because}"
         return InfeasiblePlan(text, nearest_requests)
     parts = []
     for objective in slo.objectives:

@@ -157,7 +157,9 @@ def because(plan: Plan, best: Subject, subjects: list[Subject]) -> str:
     others = sorted({label for _, label, _, _ in best.choices} - {plan.chosen.deployment.label})
     flips = f"knowing it would change the choice in {percent(best.flips)} of cases"
     flips += f" (to {', '.join(others[:3])})" if others else ""
-    saves = f"expected saving {per_hour(best.saves)}" if best.saves > 0 else "no money is at stake: it buys certainty"
+    saves = f"expected saving {per_hour(best.saves)}" if best.saves > 0.005 else "no money is at stake"
+    if best.saves <= 0.005 and best.flips > 0:
+        saves += ", but objectives are missed until the fleet is mended"
     rest = [s for s in subjects if s is not best]
     least = ""
     if rest and best.saves > 0:

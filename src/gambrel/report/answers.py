@@ -15,7 +15,7 @@ from gambrel.report.document import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gambrel.core.plan import Outlook, Plan
+    from gambrel.core.plan import Outlook, Plan, Schedule
 
 __all__ = [
     "answer_tables",
@@ -27,6 +27,7 @@ __all__ = [
     "measurement_table",
     "mode_table",
     "price_table",
+    "schedule_table",
     "sensitivity_table",
     "setting_table",
     "sure_table",
@@ -60,6 +61,7 @@ def answer_tables(plan: Plan) -> tuple[Table, ...]:
         price_table(plan),
         mode_table(plan),
         outlook,
+        None if plan.schedule is None else schedule_table(plan.schedule),
         measurement_table(plan),
     )
     return tuple(table for table in found if table is not None)
@@ -239,6 +241,38 @@ def growth_table(o: Outlook) -> Table:
     growth = f"At {say.signed_percent(o.growth)} a month the plan as it is {lasts}. In the end, {o.then_because}."
     columns = ("month", "load", "replicas", "cost")
     return Table("Growth", growth, columns, tuple(lines), (True, True, True, True))
+
+
+def schedule_table(s: Schedule) -> Table:
+    """Replicas by hour of the day, neighbours of equal replicas together, and what that saves."""
+    columns = ("hours", "requests/s", "busiest", "replicas", "cost")
+    heading, numeric = "Replicas by hour of the day", (False, True, True, True, True)
+    if not s.hours:
+        return Table(heading, f"None: {s.basis}.", columns, (), numeric)
+    runs: list[list[int]] = []
+    for i, hour in enumerate(s.hours):
+        if runs and s.hours[runs[-1][-1]].replicas == hour.replicas:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    lines = []
+    for run in runs:
+        hours = [s.hours[i] for i in run]
+        rate = sum(h.rate_rps for h in hours) / len(hours)
+        busiest = max(h.busiest_rps for h in hours)
+        name = f"{hours[0].hour}:00 to {hours[-1].hour + 1}:00"
+        lines.append(
+            (name, say.number(rate), say.number(busiest), f"{hours[0].replicas}", say.per_hour(hours[0].usd_per_hour))
+        )
+    saved = 1.0 - s.usd_per_day / s.flat_usd_per_day
+    missed = [v for v in s.verdicts if not v.met]
+    holds = "every objective holds over the whole log" if not missed else f"{missed[0].objective.name} is missed"
+    worth = f"saves {say.percent(saved)}" if saved > 0 else "saves nothing"
+    sentence = (
+        f"{say.dollars(s.usd_per_day)} a day instead of {say.dollars(s.flat_usd_per_day)} flat: {worth}, and {holds}. "
+        f"Starts of {say.seconds(s.start_s)} are paid for. {s.basis[:1].upper()}{s.basis[1:]}."
+    )
+    return Table(heading, sentence, columns, tuple(lines), numeric)
 
 
 def interval_table(plan: Plan) -> Table | None:

@@ -17,6 +17,7 @@ from gambrel.report.answers import (
     measurement_table,
     mode_table,
     price_table,
+    schedule_table,
     sensitivity_table,
     setting_table,
     sure_table,
@@ -314,6 +315,7 @@ def _answers(plan: Plan) -> list[Section]:
         Section("The engine's settings", "", _kept([setting_table(plan)])),
         Section("What more money buys, and what less", "", money),
         Section("When traffic grows month by month", "", _kept([growth])),
+        Section("Day and night", "", _kept([None if plan.schedule is None else schedule_table(plan.schedule)])),
     ]
     return [section for section in found if section.items]
 
