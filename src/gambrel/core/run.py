@@ -145,6 +145,7 @@ class Run:
             alone would take.
         num_steps: engine iterations.
         batch_mean, batch_max: sequences per step, weighted by step time, and the largest.
+        worked_until_s: when the last engine step ended, or None where nobody knows.
         kv_usage_mean, kv_usage_max: share of KV blocks in use, likewise.
         origin: ``simulated``, ``measured``, ``logged`` or ``imported``.
         prefilled_s, transferred_s: where prompts have workers of their own, when the prompt was computed and when the
@@ -172,6 +173,7 @@ class Run:
     kv_usage_max: float
     cached_tokens: Ints | None = None
     paused_s: npt.NDArray[np.float32] | None = None
+    worked_until_s: float | None = None
     replicas: int = 1
     series: Series | None = None
     origin: str = "simulated"
@@ -209,9 +211,9 @@ class Run:
     def phases_s(self) -> dict[str, Floats]:
         """The time of each request by phase: queue, prefill, decode and preempted, float64[n] each, NaN if unfinished.
 
-        They add up to its E2E. Queue is arrival to first scheduled, prefill from there to the first token, decode to
-        the last; what an eviction cost, waiting and computing again until the next token, is taken out of both and
-        is ``preempted``.
+        They add up to its E2E. Queue is arrival to first scheduled, prefill from there to the first token (coming over
+        to a decode worker included), decode to the last; what an eviction cost, waiting and computing again until the
+        next token, is taken out of both and is ``preempted``.
         """
         done = np.where(np.isfinite(self.last_token_s), 0.0, np.nan)
         paused = np.zeros((len(self), 2)) if self.paused_s is None else self.paused_s.astype(np.float64)
@@ -248,8 +250,11 @@ class Run:
 
     @property
     def makespan_s(self) -> float:
-        """First arrival to last token."""
-        return float(np.nanmax(self.last_token_s) - np.nanmin(self.arrival_s))
+        """First arrival to last token, or to the end of the work for requests that were dropped."""
+        last_s = float(np.nanmax(self.last_token_s, initial=0.0))
+        if self.worked_until_s is not None and self.num_unfinished:
+            last_s = max(last_s, self.worked_until_s)
+        return last_s - float(np.nanmin(self.arrival_s))
 
     @property
     def output_tokens_per_s(self) -> float:

@@ -299,7 +299,7 @@ class Roofline:
         lines[[2, 8]] *= groups**0.5  # seconds per square root
         own = StepTable(
             linear, compute, weights, self._reduces(tokens), self._overhead(tokens),
-            plain.head, plain.head_compute, plain.head_weights, lines, plain.window,
+            plain.head, plain.head_compute, plain.head_weights, lines, plain.window, plain.request_s, plain.wait_steps,
         )  # fmt: skip
         return RankTable(own, *experts, self._exchange(every))
 

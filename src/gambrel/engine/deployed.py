@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.errors import DeploymentError
-from gambrel.core.step import WorkerCost
-from gambrel.engine.simulation import check_fits, limits_of
+from gambrel.core.step import RankTable, WorkerCost
+from gambrel.engine.simulation import check_fits, limits_of, outside_s
 from gambrel.engine.workers import Pool, Transfer, rank_limits, serve, worker_run
 
 if TYPE_CHECKING:
@@ -105,4 +105,7 @@ def simulate_workers(deployment: Deployment, cost_model: CostModel, workload: Wo
     basis = cost_model.basis
     if deployment.prefix_caching and workload.prefix_blocks is not None:
         basis += "; the prefix cache is not modelled on workers of several ranks, stages or pools"
-    return worker_run(played, pools, basis)
+    run = worker_run(played, pools, basis)
+    own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
+    late = outside_s(own, played.requests)
+    return replace(run, first_token_s=run.first_token_s + late, last_token_s=run.last_token_s + late) if late else run

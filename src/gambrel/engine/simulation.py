@@ -23,6 +23,7 @@ from gambrel.engine.state import (
     BATCH_S,
     BOUND_S,
     BUSY_S,
+    CLOCK,
     GAP_TOTAL,
     NEVER,
     NUM_PARTS,
@@ -282,9 +283,8 @@ def prepared(deployment: Deployment, cost_model: CostModel) -> tuple[StepTable, 
     return table, limits
 
 
-def _outside_s(played: Replay) -> float:
+def outside_s(table: StepTable | None, requests: Requests) -> float:
     """Seconds by which a client sees every token later than the engine made it, at the median time per token."""
-    table, requests = played.table, played.requests
     if table is None or not (table.request_s or table.wait_steps):
         return 0.0
     several = requests.output > 1
@@ -298,7 +298,7 @@ def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -
     busy = float(floats[BUSY_S])
     used = np.flatnonzero(played.histogram)
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-    late = _outside_s(played)
+    late = outside_s(played.table, requests)
     return Run(
         arrival_s=requests.arrival,
         scheduled_s=requests.scheduled,
@@ -308,6 +308,7 @@ def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -
         output_tokens=requests.output,
         preemptions=requests.preemptions,
         paused_s=requests.paused,
+        worked_until_s=float(floats[CLOCK]),
         cached_tokens=requests.cached,
         replica=played.replica,
         itl=Histogram(bucket_edges()[low : high + 1], played.histogram[low:high], float(floats[GAP_TOTAL])),
