@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine_cases import POLICIES, Case, affine_table, cases, poisson
-from gambrel.core.step import Step
+from gambrel.core.step import Step, decode_parts, decode_terms, step_parts
 from gambrel.core.workload import Workload
 from gambrel.engine import Limits, Replay, Replicas, Requests, replay, run_replica
 from gambrel.engine import state as at
@@ -129,6 +130,15 @@ def test_a_clock_can_be_stopped_and_resumed(case: Case) -> None:
         clock = float(replica.floats[0, at.CLOCK])
     for column in ("scheduled", "first", "last", "preemptions", "cached"):
         assert getattr(requests, column).tobytes() == getattr(whole.requests, column).tobytes()
+
+
+@given(st.integers(1, 256), st.integers(1, 10**7), st.floats(0, 1), st.sampled_from(["serial", "max"]))
+def test_decoders_alone_cost_the_same_bits(decodes: int, keys: int, within: float, form: str) -> None:
+    """What the loop works out once a stretch of decode steps is the step formula, not nearly so."""
+    table = affine_table(256, 256, 300, form=form)
+    windowed = int(keys * within)
+    whole = step_parts(*table.arrays(), decodes, decodes, decodes, keys, windowed, 0, 0, 0, 0)
+    assert decode_parts(*decode_terms(*table.arrays(), decodes), keys, windowed) == whole
 
 
 @pytest.mark.parametrize("window", [0, 700])

@@ -277,7 +277,10 @@ def test_units_are_the_blocks_that_rows_have_in_common(case: Case) -> None:
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[Workload, int]:
     """Rows that branch off earlier ones anywhere, name their answers or not, and an engine block size."""
-    granule, rows, prompt, output = draw(st.integers(1, 8)), [], [], []
+    granule = draw(st.integers(1, 8))
+    rows: list[list[int]] = []
+    prompt: list[int] = []
+    output: list[int] = []
     for i in range(draw(st.integers(1, 10))):
         prompt.append(draw(st.integers(1, 30)))
         output.append(draw(st.integers(1, 20)))

@@ -32,6 +32,8 @@ __all__ = [
     "StepTable",
     "WorkerCost",
     "causal_pairs",
+    "decode_parts",
+    "decode_terms",
     "pairs_within",
     "step_parts",
 ]
@@ -343,6 +345,42 @@ class RankTable:
             RankTable(own, self.experts * f, self.experts_compute * f, self.experts_weights * f, self.exchange * f)
             for own, f in zip(self.own.stages(shares), shares, strict=True)
         )
+
+
+def decode_terms(
+    linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
+    head: Any, head_compute: Any, head_weights: Any, lines: Any, decodes: Any,
+) -> Any:  # fmt: skip
+    """What ``decodes`` decoders and no prompt cost whatever their contexts, in the order of :func:`decode_parts`.
+
+    A loop in which the same sequences decode on and on works these out once.
+    """
+    return (
+        linear[decodes] + head[decodes],
+        linear_compute[decodes] + head_compute[decodes],
+        linear_weights[decodes] + head_weights[decodes],
+        collective[decodes] + lines[16] * decodes,
+        overhead[decodes] + lines[14] * decodes,
+        lines[0] + lines[6],
+        lines[13] * decodes,
+        lines[17] * decodes,
+        lines[1], lines[2], lines[3], lines[7], lines[8], lines[9], lines[15] > 0.5,
+    )  # fmt: skip
+
+
+def decode_parts(
+    matmul: Any, compute_0: Any, weights: Any, wire: Any, host: Any, floor: Any, state: Any, update: Any,
+    line1: Any, line2: Any, line3: Any, line7: Any, line8: Any, line9: Any, overlapped: Any, kv: Any, kv_win: Any,
+) -> Any:  # fmt: skip
+    """:func:`step_parts` of decoders alone, from their :func:`decode_terms`: the same terms in the same order.
+
+    So the same bits, which a test holds it to: what is left out adds zero.
+    """
+    memory = floor + line1 * kv + line2 * np.sqrt(kv) + line7 * kv_win + line8 * np.sqrt(kv_win) + state
+    flops = line3 * kv + line9 * kv_win + update
+    compute = compute_0 + flops
+    layers = max(compute, weights + memory) if overlapped else matmul + max(memory, flops)
+    return compute, weights, memory, wire, host, layers + wire + host
 
 
 class CostModel(Protocol):

@@ -17,7 +17,7 @@ import numpy as np
 
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.compiled import compiled
-from gambrel.engine.kernel import advance, sample
+from gambrel.engine.kernel import advance, advance_inline, sample
 from gambrel.engine.routing_kernel import choose, outstanding
 from gambrel.engine.state import (
     CLOCK,
@@ -33,7 +33,9 @@ from gambrel.engine.state import (
     SPARE,
 )
 
-__all__ = ["serve_closed"]
+__all__ = ["serve_alone", "serve_closed"]
+
+FRONT = 16  # times of the next to ask that a replica by itself is told beforehand
 
 
 @compiled()
@@ -68,6 +70,74 @@ def pop(heap: Any, size: int) -> int:
         i = j
     heap[i] = value
     return size
+
+
+@compiled(advance, push, pop)
+def serve_alone(
+    users: int, line: Any, think: Any, wakes: Any,
+    linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
+    head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
+    max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
+    chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
+    promise_output: bool, static_batch: bool, prefill_first: Any,
+    arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
+    paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
+    histogram: Any, bits: Any, bits_int: Any, samples: Any, cache: Any,
+) -> None:  # fmt: skip
+    """As :func:`serve_closed` on a single replica, which need not stop where somebody asks, only where an answer ends.
+
+    The next ``FRONT`` rows of the line have their times beforehand, in order; an answer that ends may send its user in
+    between, for nobody who asks after that end has been looked at. All later times are in the heap.
+    """
+    n = len(line)
+    num_wakes = 0
+    for k in range(n):
+        follow[line[k]] = line[k + 1] if k + 1 < n else -1
+        if k < users:
+            num_wakes = push(wakes, num_wakes, arrival[line[k]])
+        arrival[line[k]] = NEVER
+    ints[0, NEXT] = line[0]
+    ints[0, SEEN] = line[0]
+    begin = 0  # rows line[begin:end] are told when to ask, and have not yet
+    end = 0
+    while ints[0, FINISHED] < n:
+        if begin == end:
+            while num_wakes > 0 and end < min(begin + FRONT, n):
+                arrival[line[end]] = wakes[0]
+                num_wakes = pop(wakes, num_wakes)
+                end += 1
+        until = wakes[0] if num_wakes > 0 and end < n else NEVER
+        before = ints[0, FINISHED]
+        advance_inline(
+            0, until, True,
+            linear, linear_compute, linear_weights, collective, overhead,
+            head, head_compute, head_weights, lines, window,
+            max_num_seqs, max_num_batched_tokens, num_kv_blocks, block_size,
+            chunked_prefill, reserve_full_prompt, watermark_blocks, prefix_caching,
+            promise_output, static_batch, prefill_first,
+            arrival, prompt, output, follow, scheduled, first, last, preemptions,
+            paused, hits, units, unit_offsets, unit_sizes,
+            ints, floats, slots, token_s, ring, crossings, offsets, histogram, bits, bits_int, samples, cache,
+        )  # fmt: skip
+        while begin < end and arrival[line[begin]] <= floats[0, CLOCK]:
+            begin += 1
+        for ended in range(ints[0, FINISHED] - before):
+            asks = floats[0, CLOCK]
+            if len(think) > 0:  # the slots freed last are those of the requests that ended last
+                asks += think[slots[0, REQUEST, slots[0, SPARE, ints[0, FREE_SLOTS] - 1 - ended]]]
+            if begin == end or arrival[line[end - 1]] <= asks:
+                num_wakes = push(wakes, num_wakes, asks)
+                continue
+            if end < min(begin + FRONT, n):
+                end += 1
+            else:
+                num_wakes = push(wakes, num_wakes, arrival[line[end - 1]])
+            k = end - 1
+            while k > begin and arrival[line[k - 1]] > asks:
+                arrival[line[k]] = arrival[line[k - 1]]
+                k -= 1
+            arrival[line[k]] = asks
 
 
 @compiled(step_parts, pairs_within, sample, advance, push, pop, outstanding, choose)

@@ -18,9 +18,10 @@ from gambrel.engine import state
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["compiled", "digest"]
+__all__ = ["compiled", "digest", "inlined"]
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_PARTS: dict[Callable[..., Any], tuple[Callable[..., Any], ...]] = {}
 
 
 def compiled(*parts: Callable[..., Any], allocates: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -32,6 +33,7 @@ def compiled(*parts: Callable[..., Any], allocates: bool = False) -> Callable[[C
     options = _OPTIONS | {"_nrt": allocates}
 
     def wrap(function: Callable[..., Any]) -> Any:
+        _PARTS[function] = parts
         try:
             kernel = njit(cache=True, **options)(function)
         except RuntimeError:  # no directory for a cache
@@ -44,11 +46,19 @@ def compiled(*parts: Callable[..., Any], allocates: bool = False) -> Callable[[C
     return wrap
 
 
+def inlined(kernel: Any) -> Any:
+    """The kernel as part of whoever calls it: handing over fifty arrays takes longer than a step."""
+    options = _OPTIONS | {"_nrt": False, "forceinline": True}
+    return njit(**options)(getattr(kernel, "py_func", kernel))
+
+
 def digest(*parts: Callable[..., Any]) -> str:
-    """Bytecode and constants of the functions, and the numbers in :mod:`gambrel.engine.state`."""
+    """Bytecode and constants of the functions and their parts, and the numbers in :mod:`gambrel.engine.state`."""
     said = hashlib.sha256()
-    for part in parts:
-        code = getattr(part, "py_func", part).__code__
+    said_of = [getattr(part, "py_func", part) for part in parts]
+    for part in said_of:  # grows while it is read: parts have parts
+        said_of += [p for p in (getattr(q, "py_func", q) for q in _PARTS.get(part, ())) if p not in said_of]
+        code = part.__code__
         said.update(repr((code.co_code, code.co_consts, code.co_names)).encode())
     layout = {name: value for name, value in vars(state).items() if isinstance(value, int | float)}
     said.update(repr(sorted(layout.items())).encode())

@@ -23,9 +23,9 @@ from typing import Any
 
 from numba import njit
 
-from gambrel.core.step import pairs_within, step_parts
-from gambrel.engine.cache_kernel import append, cover, join, match, release, take, unlink
-from gambrel.engine.compiled import compiled
+from gambrel.core.step import decode_parts, decode_terms, pairs_within, step_parts
+from gambrel.engine.cache_kernel import cover, join, match, release, take
+from gambrel.engine.compiled import compiled, inlined
 from gambrel.engine.state import (
     AFTER,
     ASKED,
@@ -92,10 +92,12 @@ from gambrel.engine.state import (
     USED_S,
 )
 
-__all__ = ["advance", "sample"]
+__all__ = ["advance", "advance_inline", "sample"]
 
 _pairs = njit(pairs_within)
 _parts = njit(step_parts)
+_terms = njit(decode_terms)
+_decode = njit(decode_parts)
 
 
 @compiled()
@@ -134,7 +136,93 @@ def sample(
     return time
 
 
-@compiled(step_parts, pairs_within, sample, append, unlink, take, match, join, cover, release)
+@compiled()
+def count(replica: int, gap: float, number: int, histogram: Any, bits: Any, bits_int: Any) -> None:
+    """Count ``number`` gaps between tokens of ``gap`` seconds."""
+    bits[replica, 0] = gap
+    histogram[replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += number
+
+
+@compiled(release)
+def evict(
+    replica: int, prompts_first: bool, step: int, phase: int, clock: float, decoded: float, done: int, window: int,
+    block_size: int, prefix_caching: bool, free: int, need: int, tail: int, partial: int, preempted: int,
+    decodes: int, context: int, context_windowed: int, below: int, remaining_all: int, asked: int, num_joined: int,
+    output: Any, preemptions: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    ints: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any, cache: Any,
+) -> Any:  # fmt: skip
+    """The last admitted give way until ``need`` blocks are free; what that leaves of the loop's own variables.
+
+    Apart from the loop, which is faster without what it seldom does.
+    """
+    mask = ring.shape[1] - 1
+    windowed = window > 0
+    while need > free:
+        victim = tail
+        tail = slots[replica, BEFORE, victim]
+        cached = done
+        if victim == partial:
+            partial = -1
+        else:
+            cached = step + slots[replica, OFFSET, victim]
+            offsets[replica, slots[replica, BUCKET, victim]] -= 1
+            if slots[replica, BUCKET, victim] == phase:
+                need -= 1
+            i = slots[replica, RING_BEFORE, victim]
+            j = slots[replica, RING_AFTER, victim]
+            if i >= 0:
+                slots[replica, RING_AFTER, i] = j
+            else:
+                ring[replica, slots[replica, FINISH, victim] & mask] = j
+            if j >= 0:
+                slots[replica, RING_BEFORE, j] = i
+            decodes -= 1
+            context -= cached
+            if windowed:
+                if cached < window:
+                    below -= 1
+                    context_windowed -= cached + 1
+                    if cached + slots[replica, FINISH, victim] - step + 1 >= window:
+                        crossings[replica, (step + window - cached - 1) & mask] -= 1
+                else:
+                    context_windowed -= window
+            left = slots[replica, FINISH, victim] - step + 1
+            remaining_all -= left
+            asked -= output[slots[replica, REQUEST, victim]]
+            if prompts_first:
+                joined = -1
+                for k in range(num_joined):
+                    if slots[replica, JOINED, k] == victim:
+                        joined = k
+                if joined >= 0:  # its last token came with the end of its prompt
+                    num_joined -= 1
+                    slots[replica, JOINED, joined] = slots[replica, JOINED, num_joined]
+                else:
+                    token_s[replica, victim] = decoded
+            else:
+                token_s[replica, victim] = clock
+            slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - left
+        if prefix_caching:
+            free += release(
+                replica, victim, cached, block_size, False, ints, slots, cache, units, unit_offsets, unit_sizes
+            )
+        else:
+            free += (cached + block_size - 1) // block_size
+        i = slots[replica, REQUEST, victim]
+        if preemptions[i] == 0 and slots[replica, GENERATED, victim] == 0:
+            token_s[replica, victim] = clock  # its first token is late by what follows
+        preemptions[i] += 1
+        slots[replica, STACK, preempted] = victim
+        preempted += 1
+    return (
+        free, need, tail, partial, preempted, decodes, context, context_windowed, below,
+        remaining_all, asked, num_joined,
+    )  # fmt: skip
+
+
+@compiled(
+    step_parts, decode_terms, decode_parts, pairs_within, count, sample, evict, take, match, join, cover, release
+)  # fmt: skip
 def advance(
     replica: int, until: float, pause: bool,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
@@ -184,9 +272,11 @@ def advance(
     if sample_at < NEVER:
         sample_at = floats[replica, SAMPLE_ORIGIN] + ints[replica, NUM_SAMPLES] * floats[replica, SAMPLE_EVERY]
     phase = (block_size - step % block_size) % block_size  # -step modulo block_size
+    blocked = False  # nobody boards until somebody leaves
 
     while True:
         if decodes == 0 and partial < 0 and preempted == 0:
+            blocked = False
             if waiting < 0:
                 break
             if arrival[waiting] > clock:
@@ -197,323 +287,351 @@ def advance(
         if clock >= until:
             break
 
-        # Running sequences first: decoders that begin a block need one; the last admitted give way until all fit. Then
-        # prompts. Or the other way round, and decoders only where no prompt can be computed.
-        admit = True
-        advancing = decodes
-        budget = max_num_batched_tokens
-        running = 0
-        completed = 0
-        pre_tokens = 0
-        pre_chunks = 0
-        pairs = 0
-        pairs_windowed = 0
-        for part in range(2):
-            if (part == 1) == prompts_first:
-                if pre_tokens > 0:
-                    advancing = 0
-                    continue
+        arrives = NEVER
+        if not blocked:
+            if preempted > 0:
+                arrives = clock
+            elif waiting >= 0:
+                arrives = arrival[waiting]
+        if partial < 0 and arrives > clock and decodes > 0 and num_joined == 0 and offsets[replica, phase] <= free:
+            # Decoders only, until one ends, somebody can board or blocks run out: what the batch alone decides is
+            # priced once.
+            horizon = min(arrives, until, sample_at)
+            admit = True
+            running = decodes
+            completed = 0
+            pre_tokens = 0
+            pre_chunks = 0
+            advancing = decodes
+            terms = _terms(
+                linear, linear_compute, linear_weights, collective, overhead,
+                head, head_compute, head_weights, lines, decodes,
+            )  # fmt: skip
+            batch_max = max(batch_max, decodes)
+            used = num_kv_blocks - free
+            first_step = step
+            short = False
+            while True:
                 need = offsets[replica, phase]
-                while need > free:
-                    victim = tail
-                    tail = slots[replica, BEFORE, victim]
-                    admit = False
-                    cached = done
-                    if victim == partial:
-                        partial = -1
-                    else:
-                        cached = step + slots[replica, OFFSET, victim]
-                        offsets[replica, slots[replica, BUCKET, victim]] -= 1
-                        if slots[replica, BUCKET, victim] == phase:
-                            need -= 1
-                        i = slots[replica, RING_BEFORE, victim]
-                        j = slots[replica, RING_AFTER, victim]
-                        if i >= 0:
-                            slots[replica, RING_AFTER, i] = j
-                        else:
-                            ring[replica, slots[replica, FINISH, victim] & mask] = j
-                        if j >= 0:
-                            slots[replica, RING_BEFORE, j] = i
-                        decodes -= 1
-                        context -= cached
-                        if windowed:
-                            if cached < window:
-                                below -= 1
-                                context_windowed -= cached + 1
-                                if cached + slots[replica, FINISH, victim] - step + 1 >= window:
-                                    crossings[replica, (step + window - cached - 1) & mask] -= 1
-                            else:
-                                context_windowed -= window
-                        left = slots[replica, FINISH, victim] - step + 1
-                        remaining_all -= left
-                        asked -= output[slots[replica, REQUEST, victim]]
-                        if prompts_first:
-                            joined = -1
-                            for k in range(num_joined):
-                                if slots[replica, JOINED, k] == victim:
-                                    joined = k
-                            if joined >= 0:  # its last token came with the end of its prompt
-                                num_joined -= 1
-                                slots[replica, JOINED, joined] = slots[replica, JOINED, num_joined]
-                            else:
-                                token_s[replica, victim] = decoded
-                        else:
-                            token_s[replica, victim] = clock
-                        slots[replica, GENERATED, victim] = output[slots[replica, REQUEST, victim]] - left
-                    if prefix_caching:
-                        free += release(
-                            replica,
-                            victim,
-                            cached,
-                            block_size,
-                            False,
-                            ints,
-                            slots,
-                            cache,
-                            units,
-                            unit_offsets,
-                            unit_sizes,
-                        )
-                    else:
-                        free += (cached + block_size - 1) // block_size
-                    i = slots[replica, REQUEST, victim]
-                    if preemptions[i] == 0 and slots[replica, GENERATED, victim] == 0:
-                        token_s[replica, victim] = clock  # its first token is late by what follows
-                    preemptions[i] += 1
-                    slots[replica, STACK, preempted] = victim
-                    preempted += 1
-                    running -= 1
-                if not admit and tail >= 0:
-                    slots[replica, AFTER, tail] = -1
-                free -= need
+                if need > free:
+                    short = True
+                    break
                 if prefix_caching and need > 0:
                     take(replica, need, ints, cache)
-                advancing = decodes
-                budget -= decodes
+                free -= need
+                used = num_kv_blocks - free
                 if prompts_first:
-                    if admit:
-                        share = max(share - SHARE_DECAY, SHARE_LEAST)
-                    else:
-                        share = min((asked - remaining_all + RETRACT_STEPS * decodes) / (asked + 1), 1.0)
-            else:
-                running = decodes
-                if partial >= 0:
-                    running += 1
-                    if budget > 0:
-                        chunk = min(target - done, budget)
-                        blocks = (done + chunk + block_size - 1) // block_size - (done + block_size - 1) // block_size
-                        if blocks > free:
-                            # It is the last of the running, so it gives way itself.
-                            if prefix_caching:
-                                free += release(
-                                    replica, partial, done, block_size, False,
-                                    ints, slots, cache, units, unit_offsets, unit_sizes,
-                                )  # fmt: skip
-                            else:
-                                free += (done + block_size - 1) // block_size
-                            tail = slots[replica, BEFORE, partial]
-                            admit = False
-                            i = slots[replica, REQUEST, partial]
-                            if preemptions[i] == 0 and slots[replica, GENERATED, partial] == 0:
-                                token_s[replica, partial] = clock
-                            preemptions[i] += 1
-                            slots[replica, STACK, preempted] = partial
-                            preempted += 1
-                            partial = -1
-                            running -= 1
+                    share = max(share - SHARE_DECAY, SHARE_LEAST)
+                kv = context + decodes
+                kv_windowed = context_windowed if windowed else kv
+                compute, weights, memory, wire, host, seconds = _decode(*terms, kv, kv_windowed)
+                start = decoded if prompts_first else clock
+                clock = clock + seconds
+                decoded = clock
+                steps += 1
+                busy_s += seconds
+                batch_s += seconds * decodes
+                used_s += seconds * used
+                part0 += compute
+                part1 += weights
+                part2 += memory
+                part3 += wire
+                part4 += host
+                largest = max(compute, weights, memory, wire, host)
+                if compute == largest:
+                    bound0 += seconds
+                elif weights == largest:
+                    bound1 += seconds
+                elif memory == largest:
+                    bound2 += seconds
+                elif wire == largest:
+                    bound3 += seconds
+                else:
+                    bound4 += seconds
+                gap = clock - start
+                gap_total += gap * decodes
+                count(replica, gap, decodes, histogram, bits, bits_int)
+                place = step & mask
+                if clock >= horizon or ring[replica, place] >= 0:
+                    break
+                context += decodes
+                if windowed:
+                    below -= crossings[replica, place]
+                    crossings[replica, place] = 0
+                    context_windowed += below
+                step += 1
+                phase = block_size - 1 if phase == 0 else phase - 1
+            remaining_all -= decodes * (step - first_step)
+            used_max = max(used_max, used)
+            if short:
+                continue
+        else:
+            # Running sequences first: decoders that begin a block need one; the last admitted give way until all fit.
+            # Then prompts. Or the other way round, and decoders only where no prompt can be computed.
+            admit = True
+            blocked = False
+            advancing = decodes
+            budget = max_num_batched_tokens
+            running = 0
+            completed = 0
+            pre_tokens = 0
+            pre_chunks = 0
+            pairs = 0
+            pairs_windowed = 0
+            for part in range(2):
+                if (part == 1) == prompts_first:
+                    if pre_tokens > 0:
+                        advancing = 0
+                        continue
+                    need = offsets[replica, phase]
+                    if need > free:
+                        admit = False
+                        (
+                            free, need, tail, partial, preempted, decodes, context, context_windowed, below,
+                            remaining_all, asked, num_joined,
+                        ) = evict(
+                            replica, prompts_first, step, phase, clock, decoded, done, window, block_size,
+                            prefix_caching, free, need, tail, partial, preempted, decodes, context, context_windowed,
+                            below, remaining_all, asked, num_joined,
+                            output, preemptions, units, unit_offsets, unit_sizes,
+                            ints, slots, token_s, ring, crossings, offsets, cache,
+                        )  # fmt: skip
+                        running = decodes if partial < 0 else decodes + 1
+                    if not admit and tail >= 0:
+                        slots[replica, AFTER, tail] = -1
+                    free -= need
+                    if prefix_caching and need > 0:
+                        take(replica, need, ints, cache)
+                    advancing = decodes
+                    budget -= decodes
+                    if prompts_first:
+                        if admit:
+                            share = max(share - SHARE_DECAY, SHARE_LEAST)
                         else:
-                            free -= blocks
-                            budget -= chunk
-                            pre_tokens = chunk
-                            pre_chunks = 1
-                            pairs = _pairs(done, chunk, 0)
-                            if windowed:
-                                pairs_windowed = _pairs(done, chunk, window)
-                            done += chunk
+                            share = min((asked - remaining_all + RETRACT_STEPS * decodes) / (asked + 1), 1.0)
+                else:
+                    running = decodes
+                    if partial >= 0:
+                        running += 1
+                        if budget > 0:
+                            chunk = min(target - done, budget)
+                            blocks = (done + chunk + block_size - 1) // block_size
+                            blocks -= (done + block_size - 1) // block_size
+                            if blocks > free:
+                                # It is the last of the running, so it gives way itself.
+                                if prefix_caching:
+                                    free += release(
+                                        replica, partial, done, block_size, False,
+                                        ints, slots, cache, units, unit_offsets, unit_sizes,
+                                    )  # fmt: skip
+                                else:
+                                    free += (done + block_size - 1) // block_size
+                                tail = slots[replica, BEFORE, partial]
+                                admit = False
+                                i = slots[replica, REQUEST, partial]
+                                if preemptions[i] == 0 and slots[replica, GENERATED, partial] == 0:
+                                    token_s[replica, partial] = clock
+                                preemptions[i] += 1
+                                slots[replica, STACK, preempted] = partial
+                                preempted += 1
+                                partial = -1
+                                running -= 1
+                            else:
+                                free -= blocks
+                                budget -= chunk
+                                pre_tokens = chunk
+                                pre_chunks = 1
+                                pairs = _pairs(done, chunk, 0)
+                                if windowed:
+                                    pairs_windowed = _pairs(done, chunk, window)
+                                done += chunk
+                                if prefix_caching:
+                                    take(replica, blocks, ints, cache)
+                                    cover(
+                                        replica, partial, done // block_size,
+                                        prompt[slots[replica, REQUEST, partial]] // block_size,
+                                        slots, cache, units, unit_offsets, unit_sizes,
+                                    )  # fmt: skip
+                                if done == target:
+                                    slots[replica, FRESH, 0] = partial
+                                    completed = 1
+                                    partial = -1
+
+                    # Then the waiting line, unless somebody was preempted: preempted requests first, then by arrival.
+                    if admit and partial < 0 and not (static_batch and running > 0):
+                        batch_new = 0  # tokens that prompts completed in this step will generate
+                        if prompts_first and completed > 0:
+                            i = slots[replica, REQUEST, slots[replica, FRESH, 0]]
+                            batch_new = output[i] - slots[replica, GENERATED, slots[replica, FRESH, 0]]
+                        while budget > 0 and running < max_num_seqs:
+                            if preempted > 0:
+                                slot = slots[replica, STACK, preempted - 1]
+                                i = slots[replica, REQUEST, slot]
+                                tokens = prompt[i] + slots[replica, GENERATED, slot]
+                            elif waiting >= 0 and arrival[waiting] <= clock:
+                                slot = -1
+                                i = waiting
+                                tokens = prompt[i]
+                            else:
+                                break
+                            found = 0  # blocks in the cache
+                            evictable = 0  # of these, free now
+                            hit = 0  # tokens that need no computing; the last block is computed again if all is there
+                            known = prefix_caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
+                            if known:
+                                found, evictable = match(
+                                    replica, i, slot, prompt[i] // block_size, cache, units, unit_offsets, unit_sizes
+                                )
+                                hit = min(found, (tokens - 1) // block_size) * block_size
+                            if tokens - hit > budget and not chunked_prefill:
+                                blocked = True
+                                break
+                            chunk = min(tokens - hit, budget)
+                            blocks = (hit + chunk + block_size - 1) // block_size - found
+                            room = blocks
+                            if hit + chunk < tokens and reserve_full_prompt:
+                                room = (tokens + block_size - 1) // block_size - found
+                            room += evictable
+                            if running > 0:
+                                room += watermark_blocks
+                            if room > free:
+                                blocked = True
+                                break
+                            if promise_output:
+                                whole = (prompt[i] + output[i] + block_size - 2) // block_size
+                                if promised + whole > num_kv_blocks:
+                                    blocked = True
+                                    break
+                                promised += whole
+                            if prompts_first:
+                                new = output[i]
+                                if slot >= 0:
+                                    new -= slots[replica, GENERATED, slot]
+                                kept = (free - evictable) * block_size - batch_new - share * remaining_all
+                                if running > 0 and tokens - hit + new + block_size >= kept:
+                                    break
+                                batch_new += new
+                            if slot >= 0:
+                                preempted -= 1
+                            else:
+                                free_slots -= 1
+                                slot = slots[replica, SPARE, free_slots]
+                                slots[replica, REQUEST, slot] = waiting
+                                slots[replica, GENERATED, slot] = 0
+                                scheduled[waiting] = clock
+                                hits[waiting] = hit
+                                waiting = follow[waiting]
+                                ints[replica, NUM_STARTED] += 1
+                            free -= blocks + evictable
                             if prefix_caching:
+                                if found > 0:
+                                    join(
+                                        replica, slot, prompt[i] // block_size,
+                                        ints, slots, cache, units, unit_offsets, unit_sizes,
+                                    )  # fmt: skip
                                 take(replica, blocks, ints, cache)
+                                slots[replica, ORDER, slot] = ints[replica, NUM_ADMITTED]
+                                ints[replica, NUM_ADMITTED] += 1
+                            if known:
                                 cover(
-                                    replica, partial, done // block_size,
-                                    prompt[slots[replica, REQUEST, partial]] // block_size,
+                                    replica, slot, (hit + chunk) // block_size, prompt[i] // block_size,
                                     slots, cache, units, unit_offsets, unit_sizes,
                                 )  # fmt: skip
-                            if done == target:
-                                slots[replica, FRESH, 0] = partial
-                                completed = 1
-                                partial = -1
-
-                # Then the waiting line, unless somebody was preempted: preempted requests first, then by arrival.
-                if admit and partial < 0 and not (static_batch and running > 0):
-                    batch_new = 0  # tokens that prompts completed in this step will generate
-                    if prompts_first and completed > 0:
-                        i = slots[replica, REQUEST, slots[replica, FRESH, 0]]
-                        batch_new = output[i] - slots[replica, GENERATED, slots[replica, FRESH, 0]]
-                    while budget > 0 and running < max_num_seqs:
-                        if preempted > 0:
-                            slot = slots[replica, STACK, preempted - 1]
-                            i = slots[replica, REQUEST, slot]
-                            tokens = prompt[i] + slots[replica, GENERATED, slot]
-                        elif waiting >= 0 and arrival[waiting] <= clock:
-                            slot = -1
-                            i = waiting
-                            tokens = prompt[i]
-                        else:
-                            break
-                        found = 0  # blocks in the cache
-                        evictable = 0  # of these, free now
-                        hit = 0  # tokens that need no computing; the last block is computed again if all is there
-                        known = prefix_caching and (slot >= 0 or unit_offsets[i + 1] > unit_offsets[i])
-                        if known:
-                            found, evictable = match(
-                                replica, i, slot, prompt[i] // block_size, cache, units, unit_offsets, unit_sizes
-                            )
-                            hit = min(found, (tokens - 1) // block_size) * block_size
-                        if tokens - hit > budget and not chunked_prefill:
-                            break
-                        chunk = min(tokens - hit, budget)
-                        blocks = (hit + chunk + block_size - 1) // block_size - found
-                        room = blocks
-                        if hit + chunk < tokens and reserve_full_prompt:
-                            room = (tokens + block_size - 1) // block_size - found
-                        room += evictable
-                        if running > 0:
-                            room += watermark_blocks
-                        if room > free:
-                            break
-                        if promise_output:
-                            whole = (prompt[i] + output[i] + block_size - 2) // block_size
-                            if promised + whole > num_kv_blocks:
+                            slots[replica, BEFORE, slot] = tail
+                            slots[replica, AFTER, slot] = -1
+                            if tail >= 0:
+                                slots[replica, AFTER, tail] = slot
+                            tail = slot
+                            running += 1
+                            budget -= chunk
+                            pre_tokens += chunk
+                            pre_chunks += 1
+                            pairs += _pairs(hit, chunk, 0)
+                            if windowed:
+                                pairs_windowed += _pairs(hit, chunk, window)
+                            if hit + chunk < tokens:
+                                partial = slot
+                                done = hit + chunk
+                                target = tokens
                                 break
-                            promised += whole
-                        if prompts_first:
-                            new = output[i]
-                            if slot >= 0:
-                                new -= slots[replica, GENERATED, slot]
-                            kept = (free - evictable) * block_size - batch_new - share * remaining_all
-                            if running > 0 and tokens - hit + new + block_size >= kept:
-                                break
-                            batch_new += new
-                        if slot >= 0:
-                            preempted -= 1
-                        else:
-                            free_slots -= 1
-                            slot = slots[replica, SPARE, free_slots]
-                            slots[replica, REQUEST, slot] = waiting
-                            slots[replica, GENERATED, slot] = 0
-                            scheduled[waiting] = clock
-                            hits[waiting] = hit
-                            waiting = follow[waiting]
-                            ints[replica, NUM_STARTED] += 1
-                        free -= blocks + evictable
-                        if prefix_caching:
-                            if found > 0:
-                                join(
-                                    replica, slot, prompt[i] // block_size,
-                                    ints, slots, cache, units, unit_offsets, unit_sizes,
-                                )  # fmt: skip
-                            take(replica, blocks, ints, cache)
-                            slots[replica, ORDER, slot] = ints[replica, NUM_ADMITTED]
-                            ints[replica, NUM_ADMITTED] += 1
-                        if known:
-                            cover(
-                                replica, slot, (hit + chunk) // block_size, prompt[i] // block_size,
-                                slots, cache, units, unit_offsets, unit_sizes,
-                            )  # fmt: skip
-                        slots[replica, BEFORE, slot] = tail
-                        slots[replica, AFTER, slot] = -1
+                            slots[replica, FRESH, completed] = slot
+                            completed += 1
+                        # Refused with the whole budget left, it is refused again until somebody leaves.
+                        blocked = blocked and pre_chunks == 0 and not prompts_first and not prefix_caching
+                        if running >= max_num_seqs or (static_batch and running > 0):
+                            blocked = True
+                    else:
+                        blocked = admit and static_batch
                         if tail >= 0:
-                            slots[replica, AFTER, tail] = slot
-                        tail = slot
-                        running += 1
-                        budget -= chunk
-                        pre_tokens += chunk
-                        pre_chunks += 1
-                        pairs += _pairs(hit, chunk, 0)
-                        if windowed:
-                            pairs_windowed += _pairs(hit, chunk, window)
-                        if hit + chunk < tokens:
-                            partial = slot
-                            done = hit + chunk
-                            target = tokens
-                            break
-                        slots[replica, FRESH, completed] = slot
-                        completed += 1
-                elif tail >= 0:
-                    slots[replica, AFTER, tail] = -1
+                            slots[replica, AFTER, tail] = -1
 
-        if advancing + pre_chunks == 0:
-            # Everything that ran was preempted for itself; the blocks are free again, so the next pass admits.
-            continue
+            if advancing + pre_chunks == 0:
+                # Everything that ran was preempted for itself; the blocks are free again, so the next pass admits.
+                continue
 
-        # What the step costs.
-        kv = 0
-        kv_windowed = 0
-        if advancing > 0:
-            kv = context + decodes
-            kv_windowed = context_windowed
-        if not windowed:
-            kv_windowed = kv
-            pairs_windowed = pairs
-        compute, weights, memory, wire, host, seconds = _parts(
-            linear, linear_compute, linear_weights, collective, overhead, head, head_compute, head_weights, lines,
-            advancing + pre_tokens, advancing + completed, advancing, kv, kv_windowed,
-            pre_tokens, pre_chunks, pairs, pairs_windowed,
-        )  # fmt: skip
-        if pre_tokens > 0:
-            marginal = seconds
+            # What the step costs.
+            kv = 0
+            kv_windowed = 0
             if advancing > 0:
-                marginal -= _parts(
-                    linear, linear_compute, linear_weights, collective, overhead,
-                    head, head_compute, head_weights, lines,
-                    advancing, advancing, advancing, kv, kv_windowed, 0, 0, 0, 0,
-                )[5]  # fmt: skip
-            prefill_s += max(marginal, 0.0)
-        start = clock
-        clock = start + seconds
-        used = num_kv_blocks - free
-        batch = advancing + pre_chunks
-        steps += 1
-        busy_s += seconds
-        batch_s += seconds * batch
-        used_s += seconds * used
-        batch_max = max(batch_max, batch)
-        used_max = max(used_max, used)
-        part0 += compute
-        part1 += weights
-        part2 += memory
-        part3 += wire
-        part4 += host
-        largest = max(compute, weights, memory, wire, host)
-        if compute == largest:
-            bound0 += seconds
-        elif weights == largest:
-            bound1 += seconds
-        elif memory == largest:
-            bound2 += seconds
-        elif wire == largest:
-            bound3 += seconds
-        else:
-            bound4 += seconds
-        if advancing > 0:
-            if prompts_first:  # prompts may have had steps of their own in between
-                start = decoded
-                decoded = clock
-                for k in range(num_joined):
-                    gap = clock - token_s[replica, slots[replica, JOINED, k]]
-                    gap_total += gap
-                    bits[replica, 0] = gap
-                    histogram[
-                        replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)
-                    ] += 1
-                advancing -= num_joined
-                num_joined = 0
-            gap = clock - start
-            gap_total += gap * advancing
-            bits[replica, 0] = gap
-            histogram[replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += (
-                advancing
-            )
-            advancing = decodes
+                kv = context + decodes
+                kv_windowed = context_windowed
+            if not windowed:
+                kv_windowed = kv
+                pairs_windowed = pairs
+            compute, weights, memory, wire, host, seconds = _parts(
+                linear, linear_compute, linear_weights, collective, overhead, head, head_compute, head_weights, lines,
+                advancing + pre_tokens, advancing + completed, advancing, kv, kv_windowed,
+                pre_tokens, pre_chunks, pairs, pairs_windowed,
+            )  # fmt: skip
+            if pre_tokens > 0:
+                marginal = seconds
+                if advancing > 0:
+                    marginal -= _parts(
+                        linear, linear_compute, linear_weights, collective, overhead,
+                        head, head_compute, head_weights, lines,
+                        advancing, advancing, advancing, kv, kv_windowed, 0, 0, 0, 0,
+                    )[5]  # fmt: skip
+                prefill_s += max(marginal, 0.0)
+            start = clock
+            clock = start + seconds
+            used = num_kv_blocks - free
+            batch = advancing + pre_chunks
+            steps += 1
+            busy_s += seconds
+            batch_s += seconds * batch
+            used_s += seconds * used
+            batch_max = max(batch_max, batch)
+            used_max = max(used_max, used)
+            part0 += compute
+            part1 += weights
+            part2 += memory
+            part3 += wire
+            part4 += host
+            largest = max(compute, weights, memory, wire, host)
+            if compute == largest:
+                bound0 += seconds
+            elif weights == largest:
+                bound1 += seconds
+            elif memory == largest:
+                bound2 += seconds
+            elif wire == largest:
+                bound3 += seconds
+            else:
+                bound4 += seconds
+            if advancing > 0:
+                if prompts_first:  # prompts may have had steps of their own in between
+                    start = decoded
+                    decoded = clock
+                    for k in range(num_joined):
+                        gap = clock - token_s[replica, slots[replica, JOINED, k]]
+                        gap_total += gap
+                        count(replica, gap, 1, histogram, bits, bits_int)
+                    advancing -= num_joined
+                    num_joined = 0
+                gap = clock - start
+                gap_total += gap * advancing
+                count(replica, gap, advancing, histogram, bits, bits_int)
+                advancing = decodes
         if sample_at < clock:
             sample_at = sample(replica, arrival, follow, ints, floats, samples, clock, running, preempted, used)
 
@@ -530,6 +648,7 @@ def advance(
                 crossings[replica, place] = 0
                 context_windowed += below
             if slot >= 0:
+                blocked = static_batch
                 ring[replica, place] = -1
                 ended = 0
                 while slot >= 0:
@@ -592,15 +711,13 @@ def advance(
                 gap = clock - token_s[replica, slot]
                 paused[i, 1] += gap
                 gap_total += gap
-                bits[replica, 0] = gap
-                histogram[
-                    replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)
-                ] += 1
+                count(replica, gap, 1, histogram, bits, bits_int)
             slots[replica, GENERATED, slot] += 1
             remaining = output[i] - slots[replica, GENERATED, slot]
             if remaining == 0:
                 last[i] = clock
                 finished += 1
+                blocked = static_batch
                 if promise_output:
                     promised -= (cached + block_size - 1) // block_size
                 if prefix_caching:
@@ -673,3 +790,6 @@ def advance(
     floats[replica, BOUND_S + 3], floats[replica, BOUND_S + 4] = bound3, bound4
     floats[replica, PART_S], floats[replica, PART_S + 1], floats[replica, PART_S + 2] = part0, part1, part2
     floats[replica, PART_S + 3], floats[replica, PART_S + 4] = part3, part4
+
+
+advance_inline = inlined(advance)

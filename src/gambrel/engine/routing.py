@@ -101,11 +101,16 @@ def serve_closed(
     rule: int = LEAST,
 ) -> None:  # fmt: skip
     """Let ``users`` of a closed loop send the rows of ``line`` to the replicas; makes their arrivals and assignment."""
-    loop: Callable[..., None]
-    from gambrel.engine.closed_kernel import serve_closed as loop
+    from gambrel.engine import closed_kernel
 
     number = len(replicas.ints)
-    loop(
+    if number == 1:
+        assigned[line] = 0
+        closed_kernel.serve_alone(
+            users, line, requests.think, np.empty(users), *_shared(table, limits, requests), *replicas.arguments()
+        )
+        return
+    closed_kernel.serve_closed(
         users,
         line,
         requests.think,
@@ -205,6 +210,7 @@ def by_rule(rule: int) -> Router:
             serve_closed(table, limits, requests, served, requests.users, np.arange(n), assigned, rule)
         else:
             loop(
+                np.zeros(1, np.bool_) if requests.stop is None else requests.stop,
                 *looking(requests, replicas, rule),
                 assigned,
                 np.zeros(replicas, np.int64),
