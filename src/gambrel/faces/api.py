@@ -124,12 +124,14 @@ def cost_model(
     *,
     form: str = "serial",
     textbook: bool = False,
+    operators: bool = False,
     profile: Profile | None = None,
 ) -> CostModel:
     """The analytic cost model of a deployment with the fitted constants of its accelerator.
 
     ``textbook`` takes every peak as reached and no overhead: the roofline of the blackboard. A ``profile`` moves the
-    constants of the accelerator and engine it was fitted on, and no other's.
+    constants of the accelerator and engine it was fitted on, and no other's. ``operators`` prices steps by NVIDIA's
+    operator times instead: see :mod:`gambrel.calibrate.operators`.
     """
     from gambrel.cost import Roofline
 
@@ -142,6 +144,10 @@ def cost_model(
     constants = efficiency(deployment.accelerator, deployment.engine, deployment.engine_version)
     if profile is not None:
         constants = profile.apply(constants, deployment)
+    if operators:
+        from gambrel.calibrate.operators import OperatorTimes
+
+        return OperatorTimes(deployment, constants)
     return Roofline(deployment, constants, form=form)
 
 
@@ -197,6 +203,7 @@ def curve(
     *,
     form: str = "serial",
     textbook: bool = False,
+    operators: bool = False,
     profile: Profile | None = None,
 ) -> Curve:
     """Latency, memory and cost per token against batch and context of one replica in steady decode.
@@ -207,10 +214,12 @@ def curve(
 
     from gambrel.cost import curve as draw
 
-    priced = cost_model(deployment.with_(replicas=1), form=form, textbook=textbook, profile=profile)
+    priced = cost_model(
+        deployment.with_(replicas=1), form=form, textbook=textbook, operators=operators, profile=profile
+    )
     price = deployment.with_(replicas=1).usd_per_hour
     b, c = np.array(sorted(set(batches)), np.int64), np.array(list(dict.fromkeys(contexts)), np.int64)
-    return draw(priced, b, c, price)
+    return draw(priced, b, c, one.usd_per_hour)
 
 
 def read_workload(path: str | Path, *, format: str | None = None, columns: Mapping[str, str] | None = None) -> Workload:  # noqa: A002 - the word people use

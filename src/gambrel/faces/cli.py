@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-EXIT_INFEASIBLE, EXIT_BAD_INPUT = 1, 2
+EXIT_INFEASIBLE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 BYTES_PER_GBIT = 1e9 / 8
 
 app = typer.Typer(
@@ -67,6 +67,9 @@ Prompt = Annotated[str | None, typer.Option("--prompt", help="Prompt tokens of e
 Output = Annotated[str | None, typer.Option("--output", help="Output tokens of each user, e.g. 500.")]
 Think = Annotated[
     float | None, typer.Option("--think", help="Seconds each user pauses between an answer and the next request.")
+]
+Operators = Annotated[
+    bool, typer.Option("--operators", help="Steps by NVIDIA's operator times (package aiconfigurator) instead.")
 ]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report page.")]
 Images = Annotated[Path | None, typer.Option("--images", help="Write every plot as PNG and SVG into this folder.")]
@@ -165,6 +168,7 @@ def curve_command(
     textbook: Annotated[
         bool, typer.Option("--textbook", help="Every peak reached, no overheads; implies --form max.")
     ] = False,
+    operators: Operators = False,
     profile: calibrate_commands.ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
@@ -184,6 +188,7 @@ def curve_command(
         counts(context, "--context"),
         form="max" if textbook else form,
         textbook=textbook,
+        operators=operators,
         profile=calibrate_commands.own_constants(profile, deployment),
     )
     if html is not None or images is not None:
@@ -333,6 +338,7 @@ def simulate_command(
     progress: Annotated[
         bool, typer.Option("--progress", help="Say on stderr how far it is; Ctrl-C keeps what there is by then.")
     ] = False,
+    operators: Operators = False,
     profile: calibrate_commands.ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
@@ -340,7 +346,7 @@ def simulate_command(
 ) -> None:
     """Replay a workload on a deployment, request by request."""
     from gambrel.faces import api
-    from gambrel.faces.simulate_outputs import EXIT_INTERRUPTED, watched, window_of, write_files
+    from gambrel.faces.simulate_outputs import watched, window_of, write_files
 
     started = time.perf_counter()
     settings: dict[str, Any] = {"weights": weights} if weights else {}
@@ -376,7 +382,8 @@ def simulate_command(
         from gambrel.traffic import scale_load
 
         requests = scale_load(requests, load, seed=0)
-    priced = api.cost_model(deployment, profile=calibrate_commands.own_constants(profile, deployment))
+    constants = calibrate_commands.own_constants(profile, deployment)
+    priced = api.cost_model(deployment, operators=operators, profile=constants)
     requests = patient(requests, deadline)
     cut = window_of(window)
     run, interrupted = (
@@ -662,7 +669,7 @@ def main() -> None:
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         talk("gambrel: interrupted")
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -672,5 +679,7 @@ def main() -> None:
             raise
         talk(f"gambrel: {usage()}")
         sys.exit(EXIT_BAD_INPUT)
+    if status == EXIT_INTERRUPTED:
+        talk("gambrel: interrupted")
     # Without its standalone mode the parser returns the status of an Exit instead of raising it.
     sys.exit(status if isinstance(status, int) else 0)
