@@ -148,6 +148,8 @@ class Hpa:
             return 0
         low = max(self.scale.min_replicas, 1)
         wanted = min(max(self.proposal(look, current), low), self.scale.max_replicas)
+        if not self.seen:
+            self.seen.append((look.time_s, current))
         self.seen.append((look.time_s, wanted))
         while self.seen[0][0] < look.time_s - self.window_s:
             self.seen.popleft()

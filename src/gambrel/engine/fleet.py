@@ -53,7 +53,7 @@ __all__ = [
     "simulate_fleet",
 ]
 
-_LOSSES_MAX = 100_000  # losses in all from which a fleet is taken to get nowhere
+_LOSSES_MAX = 1000  # losses of work without a request ended in between, from which a fleet is taken to get nowhere
 
 
 def cold_start_s(weight_bytes: float, bytes_per_s: float, engine_s: float, provision_s: float = 0.0) -> float:
@@ -192,7 +192,7 @@ class _Day:
         self.free = list(range(len(served.counts)))
         self.events: list[tuple[float, int, str, int, Life | None]] = []
         self.serial = 0
-        self.losses = 0
+        self.losses = self.ended = 0
         self.retries = np.zeros(len(served.asked), np.int64)
         self.samples: list[tuple[float, ...]] = []
         for time, number in failures.at:
@@ -236,10 +236,13 @@ class _Day:
 
     def fail(self, life: Life, now: float) -> None:
         """Lose a replica at the end of its step; one that was wanted starts again."""
-        now = max(now, float(self.served.replicas.floats[life.replica, CLOCK])) if self.busy(life) else now
+        now = max(now, self.clock(life))
         self.served.up[life.replica] = False
-        self.retries[self.served.lose(life.replica, now)] += 1
-        self.losses += 1
+        lost = self.served.lose(life.replica, now)
+        self.retries[lost] += 1
+        self.losses += len(lost) > 0
+        if self.served.num_finished > self.ended:
+            self.ended, self.losses = self.served.num_finished, 0
         wanted = math.isnan(life.leave_s)
         self.gone(life, now, "failed")
         if wanted:
@@ -254,14 +257,19 @@ class _Day:
         staying = [life for life in self.alive.values() if math.isnan(life.leave_s)]
         return sorted(staying, key=lambda x: (x.is_ready, -x.ready_s if x.is_ready else -x.asked_s, -x.replica))
 
-    def sweep(self) -> None:
+    def clock(self, life: Life) -> float:
+        """When its last step ends or ended."""
+        return float(self.served.replicas.floats[life.replica, CLOCK])
+
+    def sweep(self, now: float) -> None:
         """Those told to leave whose last request has ended are gone, since it ended."""
         for life in [x for x in self.alive.values() if not math.isnan(x.leave_s) and not self.busy(x)]:
-            self.gone(life, max(life.leave_s, float(self.served.replicas.floats[life.replica, CLOCK])), "left")
+            if self.clock(life) <= now:
+                self.gone(life, max(life.leave_s, self.clock(life)), "left")
 
     def look(self, now: float) -> None:
         """What a controller sees, kept as a sample; and what it then does."""
-        self.sweep()
+        self.sweep(now)
         staying = self.wanted_now()
         ready = [x.replica for x in staying if x.is_ready]
         outstanding = self.served.outstanding
@@ -283,7 +291,7 @@ class _Day:
             life.leave_s = now
             if not life.is_ready:
                 self.gone(life, now, "cancelled")
-        self.sweep()
+        self.sweep(now)
 
     def handle(self, now: float) -> None:
         """Everything that happens at this time."""
@@ -319,12 +327,12 @@ class _Day:
                 k += 1
             if self.losses >= _LOSSES_MAX:
                 raise DeploymentError(
-                    f"after {_LOSSES_MAX:,} failures {n - self.served.num_finished} requests have not ended; "
-                    "a longer mtbf than a request takes works"
+                    f"{_LOSSES_MAX:,} failures in a row struck before any request could end, "
+                    f"{n - self.served.num_finished:,} are left; a longer mtbf than a request takes works"
                 )
         end = max(self.horizon_s, float(np.nanmax(self.served.requests.last)))
         self.horizon_s = end
-        self.sweep()
+        self.sweep(end)
         for life in list(self.alive.values()):
             life.end_s = max(end, life.asked_s)
 
