@@ -214,10 +214,8 @@ def curve(
 
     from gambrel.cost import curve as draw
 
-    priced = cost_model(
-        deployment.with_(replicas=1), form=form, textbook=textbook, operators=operators, profile=profile
-    )
-    price = deployment.with_(replicas=1).usd_per_hour
+    one = deployment.with_(replicas=1)
+    priced = cost_model(one, form=form, textbook=textbook, operators=operators, profile=profile)
     b, c = np.array(sorted(set(batches)), np.int64), np.array(list(dict.fromkeys(contexts)), np.int64)
     return draw(priced, b, c, one.usd_per_hour)
 
@@ -281,7 +279,7 @@ def fleet_shards(
     from gambrel.engine.shards import serve_shards
 
     priced = priced or cost_model(deployment)
-    limits = limits_of(deployment, priced.memory().num_kv_blocks)
+    limits = limits_of(deployment, priced.memory())
     table = priced.compile(limits.max_num_batched_tokens, limits.max_num_seqs)
     return serve_shards(table, limits, source, deployment.replicas, basis=priced.basis, **settings)
 
