@@ -44,6 +44,8 @@ EIGHT_AND_FOUR_BITS = ("fp8", "int4")
 DEGREES = (1, 2, 4, 8, 16)
 ANY_NUMBER = 4096
 """Accelerators that a search may use unless it is told otherwise."""
+LEAST_LOAD = 0.05
+"""Share of the load below which carrying it is no suggestion."""
 SHOWN = 3
 """Suggestions of one kind."""
 
@@ -71,8 +73,7 @@ def relaxations(
         held = search(model, workload, asked, within, pricer).feasible
         return held[0].candidate if held else None
 
-    made = [*without_limits(slo, space, cheapest), *looser(slo, space, found, cheapest)]
-    made += less_load(workload, slo, space, pricer, found)
+    made = [*without_limits(workload, slo, space, pricer, cheapest), *looser(slo, space, found, cheapest)]
     return (*made, *unpriced(found))
 
 
@@ -87,8 +88,14 @@ def told(change: str, because: str, holds: Candidate) -> Relaxation:
     return Relaxation(change, because, holds.deployment, holds.usd_per_hour)
 
 
-def without_limits(slo: SLO, space: Space, cheapest: Callable[[SLO, Space], Candidate | None]) -> Iterator[Relaxation]:
-    """More accelerators than can be had, no spares, the prediction as it is: each alone where it was asked."""
+def without_limits(
+    workload: Workload,
+    slo: SLO,
+    space: Space,
+    pricer: Callable[[Deployment], CostModel],
+    cheapest: Callable[[SLO, Space], Candidate | None],
+) -> Iterator[Relaxation]:
+    """More accelerators than can be had (or less load), no spares, no certainty: each alone where it was asked."""
     if limited(space):
         free = cheapest(slo, replace(space, available={}, max_gpus=ANY_NUMBER))
         if free is not None:
@@ -96,6 +103,9 @@ def without_limits(slo: SLO, space: Space, cheapest: Callable[[SLO, Space], Cand
             have = space.most_gpus(d.accelerator)
             change = f"--available {d.accelerator.name}={d.num_gpus}" if space.available else f"--max-gpus {d.num_gpus}"
             yield told(change, f"{d.accelerator.name}={have} is too few: it takes {d.num_gpus}", free)
+            if not workload.closed_loop and have >= d.gpus_per_replica:
+                fewer = d.with_(replicas=have // d.gpus_per_replica)
+                yield from carried(fewer, workload, slo, pricer)
     if space.spare:
         free = cheapest(slo, replace(space, spare=0))
         if free is not None:
@@ -201,18 +211,12 @@ def rounded_up(value_s: float) -> str:
     return f"{float(f'{up:.3g}'):g}{unit}"
 
 
-def less_load(
-    workload: Workload, slo: SLO, space: Space, pricer: Callable[[Deployment], CostModel], found: Search
+def carried(
+    d: Deployment, workload: Workload, slo: SLO, pricer: Callable[[Deployment], CostModel]
 ) -> Iterator[Relaxation]:
-    """The share of the load that the nearest candidate carries, where load is what it fails of."""
-    simulated = [t.candidate for t in found.trials if t.candidate.verdicts]
-    if workload.closed_loop or not simulated:
-        return
-    nearest = max(simulated, key=lambda c: (min(v.margin for v in c.verdicts), c.deployment.label))
-    d = nearest.deployment
-    d = d.with_(replicas=max(d.replicas, space.most_gpus(d.accelerator) // d.gpus_per_replica)) if limited(space) else d
+    """The share of the load that a fleet carries, where it carries any."""
     load = carries(d, Bench.of(pricer(d)), Loads(workload), slo)
-    if 0.05 < load < 1.0:
+    if LEAST_LOAD < load < 1.0:
         because = f"{d.label} carries {number(load, 2)}x of this load within the objectives"
         yield Relaxation(f"{percent(load)} of the load", because, d, d.usd_per_hour)
 
@@ -240,7 +244,7 @@ def fitting(
     By memory alone: nothing is simulated here, so the objectives may still be missed.
     """
     longest = int((workload.prompt_tokens + workload.output_tokens).max())
-    wide = replace(space, tp=DEGREES)
+    wide = replace(space, tp=DEGREES, pp=None)
     found = []
     for own in (None, *((f,) for f in EIGHT_AND_FOUR_BITS)):
         for d in replace(wide, weights=space.weights if own is None else own).shapes(model):
@@ -255,7 +259,8 @@ def fitting(
         if key in seen or len(made) == SHOWN:
             continue
         seen.add(key)
-        words = [f"--gpu {d.accelerator.name} --tp {d.tp}"] + ([f"--weights {d.weights}"] if changed else [])
+        words = [f"--gpu {d.accelerator.name} --tp {d.tp}"] + ([f"--pp {d.pp}"] if d.pp > 1 else [])
+        words += [f"--weights {d.weights}"] if changed else []
         room = f"one replica then holds {memory.kv_tokens:,} tokens of KV cache; not simulated"
         made.append(Relaxation(" ".join(words), room, d, usd if math.isfinite(usd) else None))
     return made

@@ -3,8 +3,8 @@
 Each hour of the log is simulated by itself, at the fewest replicas that hold on every day that has it: percentiles do
 not follow the mean rate, so the replicas are not taken in proportion. Then the whole log is served by a fleet that
 follows the timetable, replicas asked for early enough to be ready in time and paid for from that moment; what is missed
-there is mended by a replica more in the hour that misses most. The saving is that of the simulated fleet, start-ups
-included.
+there is mended by a replica more in the hour that misses most, never above the plan's own. The saving is that of the
+simulated fleet, start-ups included.
 
 Hours are counted from the log's first arrival, because a log keeps no clock. A log below a day has no timetable.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gambrel.core.run import Run
     from gambrel.core.slo import SLO, Verdict
     from gambrel.core.step import CostModel
-    from gambrel.core.workload import Workload
+    from gambrel.core.workload import Ints, Workload
     from gambrel.engine.autoscaling import Look, Rule
     from gambrel.engine.fleet import FleetRun
 
@@ -94,7 +94,8 @@ def schedule(
     bench = Bench.of(cost_model, safety)
     slices = hour_slices(workload)
     needed = [most_needed(slices[h], d, bench, plan.slo, safety.spare) for h in range(DAY_HOURS)]
-    replicas, fleet = mended(needed, d, bench, workload, plan.slo, start_s)
+    # No hour gets more than the plan: a busy hour may miss by itself what the whole log meets with these replicas.
+    replicas, fleet = mended([min(n, d.replicas) for n in needed], d, bench, workload, plan.slo, start_s)
     days = span_h / DAY_HOURS
     each = plan.chosen.usd_per_hour / d.replicas
     hours = tuple(
@@ -146,12 +147,11 @@ def mended(
     fleet = followed(replicas, d, bench, log, start_s)
     for _ in range(MENDED):
         missed = [v for v in slo.check(fleet.run) if not v.met]
-        if not missed:
+        short = [h for h in range(DAY_HOURS) if replicas[h] < d.replicas]
+        if not missed or not short:
             break
-        worst = worst_hour(fleet.run, min(missed, key=lambda v: v.margin))
-        if replicas[worst] >= MOST * d.replicas:
-            break
-        replicas[worst] += 1
+        over = over_limit(fleet.run, min(missed, key=lambda v: v.margin))
+        replicas[max(short, key=lambda h: int(over[h]))] += 1
         fleet = followed(replicas, d, bench, log, start_s)
     return replicas, fleet
 
@@ -173,10 +173,10 @@ def followed(replicas: list[int], d: Deployment, bench: Bench, log: Workload, st
     )  # fmt: skip
 
 
-def worst_hour(run: Run, verdict: Verdict) -> int:
-    """The hour of the day with the most requests over the limit of an objective."""
+def over_limit(run: Run, verdict: Verdict) -> Ints:
+    """int64[24]: requests of each hour of the day over the limit of an objective."""
     o = verdict.objective
     values = getattr(run, f"{'tpot' if o.metric == 'itl' else o.metric}_s")
     over = ~(values <= o.limit_s) & ~np.isnan(values)
     hours = (run.arrival_s[over] // HOUR_S).astype(np.int64) % DAY_HOURS
-    return int(np.bincount(hours, minlength=DAY_HOURS).argmax())
+    return np.bincount(hours, minlength=DAY_HOURS).astype(np.int64)
