@@ -16,9 +16,12 @@ from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.workload import Ints, Workload
 from gambrel.engine import Limits, Replay, replay, run_of
 from gambrel.engine import state as at
+from gambrel.traffic import read_workload, scale_rate, write_workload
 from test_engine_laws import assert_same
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gambrel.core.step import Floats
 
 MARKS = ADMITTED, EVICTED, TOKEN, ENDED, ABANDONED = range(5)
@@ -193,3 +196,35 @@ def test_refusals() -> None:
         replace(workload, deadline_s=np.array([1.0, 1.0, -1.0] + [1.0] * 7))
     with pytest.raises(WorkloadError, match="priority has 3 rows, arrival_s 10"):
         replace(workload, priority=np.zeros(3, np.int64))
+
+
+def test_logs_name_priorities_and_deadlines(tmp_path: Path) -> None:
+    """As plain columns, in CSV and JSON Lines, kept by scaling and by writing; wrong ones are refused by line."""
+    path = tmp_path / "log.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens,priority,timeout_ms\n0,5,5,-1,1500\n1,5,5,2,2000\n")
+    found = read_workload(path)
+    assert found.priority is not None
+    assert found.deadline_s is not None
+    assert found.priority.tolist() == [-1, 2]
+    assert found.deadline_s.tolist() == [1.5, 2.0]
+    write_workload(found, tmp_path / "again.csv")
+    again = read_workload(tmp_path / "again.csv")
+    assert again.priority is not None
+    assert again.priority.tolist() == [-1, 2]
+    doubled = scale_rate(found, 2.0, seed=0)
+    assert doubled.priority is not None
+    assert doubled.deadline_s is not None
+    assert set(zip(doubled.priority.tolist(), doubled.deadline_s.tolist(), strict=True)) <= {(-1, 1.5), (2, 2.0)}
+    rows = tmp_path / "log.jsonl"
+    rows.write_text('{"prompt_tokens": 5, "output_tokens": 5, "urgency": 3, "arrival_s": 0}\n')
+    named = read_workload(rows, columns={"priority": "urgency"})
+    assert named.priority is not None
+    assert named.priority.tolist() == [3]
+    path.write_text("arrival_s,prompt_tokens,output_tokens,priority\n0,5,5,high\n")
+    words = read_workload(path)
+    assert words.priority is None
+    assert any("field 'priority' holds no number in its first row ('high'): not used" in w for w in words.warnings)
+    for text, why in (("0,5,5,0.5,10", "a whole number, lower for more urgent"), ("0,5,5,1,0", "a duration above 0")):
+        path.write_text(f"arrival_s,prompt_tokens,output_tokens,priority,timeout_ms\n{text}\n")
+        with pytest.raises(WorkloadError, match=why):
+            read_workload(path)

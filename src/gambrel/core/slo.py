@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gambrel.core.run import Run
+    from gambrel.core.step import Floats
 
 __all__ = ["SLO", "Objective", "Verdict"]
 
@@ -68,9 +69,26 @@ class Objective:
         return f"{self.metric}.{self.statistic}"
 
     def reached(self, run: Run) -> float:
-        """The statistic in seconds; 0 where it is not defined (no answer longer than one token has no TPOT)."""
+        """The statistic in seconds; 0 where it is not defined (no answer longer than one token has no TPOT).
+
+        Requests that a simulated client dropped before their first token (or their last, for E2E) took for ever.
+        """
+        if run.origin == "simulated" and self.metric in ("ttft", "e2e", "queue"):
+            values = getattr(run, f"{self.metric}_s")
+            lost = int(np.count_nonzero(np.isnan(values)))
+            if lost:
+                return self._with_lost(np.sort(values[~np.isnan(values)]), lost)
         value = run.distribution(self.metric).percentile(self.statistic)
         return 0.0 if np.isnan(value) else value
+
+    def _with_lost(self, values: Floats, lost: int) -> float:
+        """The statistic of ascending ``values`` and ``lost`` infinite ones."""
+        if self.statistic in ("mean", "max"):
+            return float("inf")
+        place = float(self.statistic[1:]) / 100.0 * (len(values) + lost - 1)
+        if np.ceil(place) >= len(values):
+            return float("inf")
+        return float(np.interp(place, np.arange(len(values)), values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +128,7 @@ class SLO:
         return cls(tuple(Objective.parse(p) for p in parts))
 
     def check(self, run: Run) -> tuple[Verdict, ...]:
-        """Every objective against a run; a run with unfinished requests reaches infinity on them."""
+        """Every objective against a run."""
         return tuple(Verdict(o, o.reached(run)) for o in self.objectives)
 
     def goodput(self, run: Run) -> float:

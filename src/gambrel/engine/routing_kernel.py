@@ -106,7 +106,7 @@ def choose(
 
 @compiled(step_parts, pairs_within, sample, advance, outstanding, choose)
 def serve_open(
-    rule: int, draws: Any, sent: Any, memory: Any, assigned: Any, counts: Any, ends: Any,
+    stop: Any, rule: int, draws: Any, sent: Any, memory: Any, assigned: Any, counts: Any, ends: Any,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
@@ -119,6 +119,7 @@ def serve_open(
 ) -> None:  # fmt: skip
     """Serve every request; ``assigned`` int64[n] says by which replica. The rule's arrays are those of :func:`choose`.
 
+    No request is served that arrives once ``stop`` bool[1] is set.
     ``counts`` int64[replicas] requests given to each so far, ``ends`` int64[replicas] the last of them, -1 for none.
     """
     n = len(arrival)
@@ -126,6 +127,8 @@ def serve_open(
     choice = -1
     for i in range(n + 1):
         now = arrival[i] if i < n else NEVER
+        if stop[0]:
+            break
         for k in range(2 if rule == POWER and i < n else replicas):
             r = draws[i, k] if rule == POWER and i < n else k
             if counts[r] > ints[r, FINISHED] and floats[r, CLOCK] < now:

@@ -158,6 +158,7 @@ def run_document(run: Run, deployment: Deployment, memory: MemoryBudget, wall_s:
     return {
         "deployment": deployment_document(deployment),
         "num_requests": len(run),
+        "num_unfinished": run.num_unfinished,
         **{f"{m}_s": distribution(run.distribution(m)) for m in METRICS},
         "output_tokens_per_s": run.output_tokens_per_s,
         "num_preemptions": run.num_preemptions,

@@ -48,7 +48,8 @@ def read_workload(path: str | Path, *, format: str | None = None, columns: Mappi
         format: a name of :data:`FORMATS`; None recognises it by its field names.
         columns: field names of a plain log by meaning, e.g. ``{"prompt_tokens": "n_in", "arrival_ms": "ts"}``.
             Meanings: ``arrival_s`` (or ``_ms``, ``_us``, ``_ns``), ``prompt_tokens``, ``output_tokens``,
-            ``session``, ``cached_tokens``, ``service_s`` (or ``_ms``, ``_us``, ``_ns``).
+            ``session``, ``cached_tokens``, ``service_s`` (or ``_ms``, ``_us``, ``_ns``), ``priority``, ``deadline_s``
+            (or ``_ms``).
 
     Returns:
         Requests in order of arrival, from 0 s, with warnings for all that was changed or looks doubtful.
@@ -107,6 +108,9 @@ class _Fields:
     cached: str | None = None
     service: str | None = None
     service_unit: str = "s"
+    priority: str | None = None
+    deadline: str | None = None
+    deadline_unit: str = "s"
     blocks: str | None = None
     block_tokens: int = 0
 
@@ -119,6 +123,8 @@ class _Fields:
             (self.parent, "number"),
             (self.cached, "tokens"),
             (self.service, "number"),
+            (self.priority, "number"),
+            (self.deadline, "number"),
             (self.blocks, "blocks"),
         ]
         return [Column(name, kind) for name, kind in kinds if name is not None]
@@ -160,6 +166,8 @@ def workload_of(log: Log, fields: _Fields, format_name: str, notes: Iterable[str
         session=pick(fields.session),
         cached_tokens=pick(fields.cached),
         service_s=None if fields.service is None else _service(table, fields)[rows],
+        priority=None if fields.priority is None else _priority(table, fields.priority)[rows],
+        deadline_s=None if fields.deadline is None else _deadline(table, fields)[rows],
         prefix_blocks=blocks,
         prefix_offsets=offsets,
         prefix_block_tokens=fields.block_tokens,
@@ -249,6 +257,26 @@ def _service(table: Columns, fields: _Fields) -> Floats:
     if values.min() < 0:
         row = int(np.argmin(values))
         raise table.refuse(name, row, f"{values[row]:g} s", "a duration of at least 0 works")
+    return values
+
+
+def _priority(table: Columns, name: str) -> Ints:
+    """Whole numbers, lower first."""
+    values = table.arrays[name]
+    broken = values != np.rint(values)
+    if broken.any():
+        row = int(np.argmax(broken))
+        raise table.refuse(name, row, f"{values[row]:g}", "a whole number, lower for more urgent, works")
+    return np.asarray(values, np.int64)
+
+
+def _deadline(table: Columns, fields: _Fields) -> Floats:
+    """Seconds from arrival to giving up."""
+    name = fields.deadline or ""
+    values = np.asarray(table.arrays[name] * _SECONDS[fields.deadline_unit], np.float64)
+    if values.min() <= 0:
+        row = int(np.argmin(values))
+        raise table.refuse(name, row, f"{values[row]:g} s", "a duration above 0 works")
     return values
 
 
@@ -370,7 +398,7 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
         given[meaning] = _need(log, name)
 
     def find(meaning: str) -> str | None:
-        return given.get(meaning) or log.find(*SYNONYMS[meaning])
+        return given.get(meaning) or log.find(*SYNONYMS.get(meaning, ()))
 
     def timed(meaning: str) -> tuple[str | None, str]:
         units = [u for u in _SECONDS if f"{meaning}_{u}" in given] or list(_SECONDS)
@@ -384,7 +412,11 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
         raise WorkloadError(f"{log.path}: field {twice[0]!r} is given two meanings; one field each works")
     arrival, unit = timed("arrival")
     service, service_unit = timed("service")
+    deadline, deadline_unit = timed("deadline")
     notes: list[str] = []
+    priority = given.get("priority") or _if_numbers(log, find("priority"), notes)
+    if deadline not in given.values():
+        deadline = _if_numbers(log, deadline, notes)
     if arrival is not None and unit == "s" and "arrival_s" not in given and fold(arrival) != "arrivals":
         unit = _guess_unit(log, arrival, notes)
     return workload_of(
@@ -398,6 +430,9 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
             cached=find("cached_tokens"),
             service=service,
             service_unit=service_unit,
+            priority=priority,
+            deadline=deadline,
+            deadline_unit=deadline_unit,
         ),
         "plain",
         notes,
@@ -417,6 +452,19 @@ def _guess_unit(log: Log, name: str, notes: list[str]) -> str:
     if size < 1e8:
         notes.append(f"field {name!r} states no unit: read as seconds (columns={{'arrival_ms': {name!r}}} if not)")
     return "s"
+
+
+def _if_numbers(log: Log, name: str | None, notes: list[str]) -> str | None:
+    """A field that was found by its name, if its first row holds a number: words of other systems are left alone."""
+    if name is None:
+        return None
+    first = next((cells[0] for _, cells in log.rows((name,))), None)
+    try:
+        float(str(first))
+    except ValueError:
+        notes.append(f"field {name!r} holds no number in its first row ({str(first)[:20]!r}): not used")
+        return None
+    return name
 
 
 # The table -----------------------------------------------------------------------------------------------------

@@ -107,6 +107,8 @@ def _rows(workload: Workload, rows: Ints, arrival: Floats, copy: Ints) -> Worklo
         workload,
         after=after,
         think_s=None if workload.think_s is None else workload.think_s[rows],
+        priority=None if workload.priority is None else workload.priority[rows],
+        deadline_s=None if workload.deadline_s is None else workload.deadline_s[rows],
         arrival_s=arrival,
         prompt_tokens=workload.prompt_tokens[rows],
         output_tokens=workload.output_tokens[rows],

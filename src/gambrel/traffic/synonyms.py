@@ -93,6 +93,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         "prompt_cache_read_tokens",
         "gen_ai.usage.cache_read.input_tokens",
     ),
+    "priority": ("priority", "request_priority"),
+    "deadline_s": ("deadline_s", "timeout_s", "request_timeout_s", "client_timeout_s"),
+    "deadline_ms": ("deadline_ms", "timeout_ms", "request_timeout_ms"),
     "service_s": ("service_s", "latency_s", "e2e_s", "e2e_latency_s", "elapsed_time", "request_latency", "duration_s"),
     "service_ms": (
         "service_ms",

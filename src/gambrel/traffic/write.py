@@ -10,6 +10,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gambrel.core.errors import WorkloadError
 
 if TYPE_CHECKING:
@@ -19,9 +21,9 @@ __all__ = ["write_workload"]
 
 
 def write_workload(workload: Workload, path: str | Path) -> None:
-    """Write arrivals (microseconds), lengths, and sessions, cached tokens and service times where known.
+    """Write arrivals (microseconds), lengths, and sessions, cached tokens, priorities and the like where known.
 
-    Prefix hashes have no place in CSV and are not written.
+    Prefix hashes have no place in CSV and are not written; nor are deadlines of which some are infinite.
 
     Raises:
         WorkloadError: the file cannot be written.
@@ -36,6 +38,10 @@ def write_workload(workload: Workload, path: str | Path) -> None:
         columns["session"] = list(map(str, workload.session.tolist()))
     if workload.cached_tokens is not None:
         columns["cached_tokens"] = list(map(str, workload.cached_tokens.tolist()))
+    if workload.priority is not None:
+        columns["priority"] = list(map(str, workload.priority.tolist()))
+    if workload.deadline_s is not None and bool(np.isfinite(workload.deadline_s).all()):
+        columns["deadline_s"] = [f"{t:.6f}" for t in workload.deadline_s.tolist()]
     if workload.service_s is not None:
         columns["service_s"] = [f"{t:.6f}" for t in workload.service_s.tolist()]
     text = io.StringIO()
