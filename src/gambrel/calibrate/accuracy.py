@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from gambrel.calibrate.validate import Comparison, Errors, Validation
+    from gambrel.core.deployment import Deployment
 
-__all__ = ["accuracy_page", "classes", "decision_regret"]
+__all__ = ["accuracy_page", "classes", "decision_regret", "kind_of"]
 
 _NVIDIA: Final = ("A100", "A800", "H100", "H200", "GH200", "B200", "GB200", "L40S", "L4", "A10", "A30", "A40", "B300")
 _CONSUMER: Final = ("RTX", "V100", "T4")
@@ -22,13 +23,17 @@ _CONSUMER: Final = ("RTX", "V100", "T4")
 
 def classes(c: Comparison) -> str:
     """Which line of the targets a comparison counts for."""
-    d = c.prediction.deployment
-    mixture = any(layer.moe is not None for _, layer in d.model.layers)
-    if c.row.gpu.startswith(_CONSUMER):
+    return kind_of(c.row.gpu, c.prediction.deployment)
+
+
+def kind_of(gpu: str, deployment: Deployment) -> str:
+    """The kind of deployment that an error counts for: by accelerator, on NVIDIA's also by model and format."""
+    mixture = any(layer.moe is not None for _, layer in deployment.model.layers)
+    if gpu.startswith(_CONSUMER):
         return "consumer and Volta"
-    if not c.row.gpu.startswith(_NVIDIA):
-        return "AMD" if d.accelerator.vendor == "AMD" else "other accelerators"
-    return "NVIDIA, MoE or FP4" if mixture or "fp4" in d.weights else "NVIDIA, dense"
+    if not gpu.startswith(_NVIDIA):
+        return "AMD" if deployment.accelerator.vendor == "AMD" else "other accelerators"
+    return "NVIDIA, MoE or FP4" if mixture or "fp4" in deployment.weights else "NVIDIA, dense"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -127,8 +127,8 @@ def workload_of(row: Row, *, saturating: int = 256) -> Workload | None:
     prompt, output = row_lengths(row)
     if not (prompt >= 1.0 and output >= 1.0):
         return None
-    if row.mode == "concurrency" and row.load >= 0.5:
-        users = max(1, round(row.load))
+    if row.mode == "concurrency" and row.load > 0.0 and math.isfinite(row.load):
+        users = min(_MOST, max(1, round(row.load)))
         n = min(_MOST, max(users * _ROUNDS, 4))
         p, g = _lengths(row, prompt, output, n)
         return Workload(np.zeros(n), p, g, name=row.id, has_arrivals=False, closed_loop=users)

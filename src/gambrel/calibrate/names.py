@@ -15,12 +15,13 @@ from gambrel.catalog.models import model, model_names
 from gambrel.core.errors import CatalogError, UnknownName
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
 
-__all__ = ["Models", "engine_key", "engine_version", "kv_name", "model_key", "weights_name"]
+__all__ = ["Models", "device", "engine_key", "engine_version", "kv_name", "model_key", "weights_name"]
 
 # Words of a name that say how it was tuned, stored or dated, not what shapes it has.
 _WORDS: Final = re.compile(
@@ -55,6 +56,37 @@ def _shipped() -> dict[str, str]:
     for name in sorted(model_names(), key=lambda n: (bool(re.search(r"fp8|bf16", n.lower())), len(n), n)):
         found.setdefault(model_key(name), name)
     return found
+
+
+# Words of an accelerator's name that never tell two parts apart, and what marks its memory, count or carrier.
+_DEVICE_WORDS: Final = re.compile(
+    r"\b(nvidia|amd|intel|huawei|geforce|tesla|quadro|instinct|radeon|graphics|gpu|accelerator|oam|hbm\w*|nvl72|"
+    r"tensor core|(?:sxm|pcie)\d*)\b",
+    re.IGNORECASE,
+)
+_DEVICE_COUNT: Final = re.compile(r"^\s*\d+\s*[xX*]\s*", re.IGNORECASE)
+_DEVICE_MEMORY: Final = re.compile(r"[-_ (]*\d+\s*gi?b\)?", re.IGNORECASE)
+
+
+def device(name: str, find: Callable[[str], Accelerator]) -> Accelerator:
+    """The accelerator of a published name: as it is, then without its count, memory size, vendor and carrier.
+
+    Raises:
+        CatalogError: no such accelerator; the message is about the name as published.
+    """
+    try:
+        return find(name)
+    except UnknownName as unknown:
+        text = _DEVICE_COUNT.sub("", name)
+        tried = [text, _DEVICE_MEMORY.sub("", text)]
+        tried += [re.sub(r"(?i)(sxm|pcie)\d+", r"\1", t) for t in tried]
+        tried += [re.sub(r"[-_ ]+", " ", _DEVICE_WORDS.sub(" ", re.sub(r"[-_]", " ", t))).strip() for t in tried]
+        for candidate in dict.fromkeys(t for t in tried if t and t != name):
+            try:
+                return find(candidate)
+            except UnknownName:
+                continue
+        raise unknown from None
 
 
 class Models:

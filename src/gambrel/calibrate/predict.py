@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
 from gambrel.calibrate.harness import row_lengths, stream_interval, token_limit, workload_of
 from gambrel.calibrate.setting import deployments
-from gambrel.core.errors import CatalogError, DeploymentError
+from gambrel.calibrate.table import MODES
+from gambrel.core.errors import CatalogError, GambrelError
 from gambrel.cost.memory import held_bytes
 from gambrel.engine import limits_of, max_request_tokens, replay, run_of
 
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Workload
     from gambrel.cost import Roofline
 
+_LONGEST: Final = 1 << 23  # tokens
+_MOST_GPUS: Final = 100_000
+_LEAST_CACHE: Final = 0.05  # of the memory: what a row that ran had at least for its cache
 _TRIED: Final = (32, 128, 512, 2048)  # batch limits that a tuned submission is searched over
+
+_Any = TypeVar("_Any")
 
 __all__ = ["Prediction", "Predictor", "Skip", "read_figure", "simulated"]
 
@@ -75,6 +81,26 @@ def simulated(
     return found
 
 
+def _require_comparable(row: Row) -> None:
+    """Raise Skip for a row that says too little, or what cannot be."""
+    if row.quality == "D":
+        raise Skip("quality D: implausible by its own table")
+    if not row.measured:
+        raise Skip("nothing measured that is compared here")
+    if row.mode not in MODES:
+        raise Skip(f"unknown mode {row.mode!r}; known: {', '.join(MODES)}" if row.mode else "no mode")
+    prompt, output = row_lengths(row)
+    if not (prompt >= 1.0 and output >= 1.0):
+        raise Skip("lengths of prompts and answers not published")
+    if max(prompt, output) > _LONGEST:
+        raise Skip("lengths beyond any model's context")
+    if max(row.num_gpus, row.tp or 1, row.pp or 1, row.ep or 1) > _MOST_GPUS:
+        raise Skip("more accelerators than any fleet has")
+    loaded = row.mode == "offline" or (row.load > 0.0 and math.isfinite(row.load))
+    if not loaded and set(row.measured) - {"output_tok_s"}:  # throughput alone is taken as that of a full system
+        raise Skip("concurrency or rate not published")
+
+
 class Predictor:
     """Rows to predictions.
 
@@ -82,11 +108,18 @@ class Predictor:
         pricer: deployments to cost models, with shipped constants or those of a fitted profile.
         models: names to models.
         find: names to accelerators.
+        settled: what rows mean (deployments and requests), kept here for the next predictor of the same rows; a fit
+            asks for the same rows with other constants a hundred times.
     """
 
     def __init__(
-        self, pricer: Callable[[Deployment], Roofline], models: Models, find: Callable[[str], Accelerator]
+        self,
+        pricer: Callable[[Deployment], Roofline],
+        models: Models,
+        find: Callable[[str], Accelerator],
+        settled: dict[Any, Any] | None = None,
     ) -> None:
+        self._settled = settled
         self._price = pricer
         self._models = models
         self._find = find
@@ -99,26 +132,37 @@ class Predictor:
         Raises:
             Skip: the row cannot be compared; says why.
         """
-        if row.quality == "D":
-            raise Skip("quality D: implausible by its own table")
-        if not row.measured:
-            raise Skip("nothing measured that is compared here")
-        prompt, output = row_lengths(row)
-        if not (prompt >= 1.0 and output >= 1.0):
-            raise Skip("lengths of prompts and answers not published")
+        _require_comparable(row)
         try:
-            options = deployments(row, self._models, self._find)
+            options = self._options(row)
             limit = token_limit(row)
             if limit is not None:
                 return self._tuned(row, options, limit)
             made = [self._figures(row, d) for d in options]
         except CatalogError as error:
             raise Skip(str(error).split(";", maxsplit=1)[0]) from None
-        except DeploymentError as error:
+        except GambrelError as error:
             raise Skip(str(error)) from None
+        except (ArithmeticError, LookupError, MemoryError, ValueError) as error:  # figures no formula was made for
+            raise Skip(f"cannot be predicted from these figures ({type(error).__name__})") from None
         best = max(range(len(made)), key=lambda i: (not made[i][2], made[i][0].get("output_tok_s", 0.0)))
         figures, constants, assumed = made[best]
         return Prediction(row, options[best], figures, constants.spread, constants.ttft_spread, assumed)
+
+    def _options(self, row: Row) -> list[Deployment]:
+        return self._kept((id(row),), lambda: deployments(row, self._models, self._find))
+
+    def _workload(self, row: Row, saturating: int) -> Workload | None:
+        return self._kept((id(row), saturating), lambda: workload_of(row, saturating=saturating))
+
+    def _kept(self, key: tuple[int, ...], make: Callable[[], _Any]) -> _Any:
+        """What ``make`` gives, from the first time on, where the caller keeps rows (and so their identity)."""
+        if self._settled is None:
+            return make()
+        if key not in self._settled:
+            self._settled[key] = make()
+        found: _Any = self._settled[key]
+        return found
 
     def _tuned(self, row: Row, options: list[Deployment], limit: float) -> Prediction:
         """The most tokens per second that any arrangement and batch limit gives within a limit on time per token."""
@@ -158,7 +202,7 @@ class Predictor:
         held = held_bytes(deployment, prompt + output / 2) or 1.0
         room = max(1.0, blocks * priced.memory().kv_bytes_per_block / held)
         saturating = min(deployment.max_num_seqs, math.ceil(room)) * deployment.replicas
-        workload = workload_of(row, saturating=saturating)
+        workload = self._workload(row, saturating)
         if workload is None:
             raise Skip("lengths of prompts and answers not published")
         if deployment.engine == "tensorrt-llm":  # its default scheduler never evicts: it reserves every answer in full
@@ -209,6 +253,8 @@ class Predictor:
                     replicas=1, gpu_memory_utilization=0.97, max_num_seqs=min(d.max_num_seqs, 64),
                     max_num_batched_tokens=2048,
                 )  # fmt: skip
-                blocks = self._price(tighter).memory().num_kv_blocks
+                budget = self._price(tighter).memory()
+                least = _LEAST_CACHE * budget.memory_bytes / max(budget.kv_bytes_per_block, 1.0)
+                blocks = max(budget.num_kv_blocks, math.floor(least))
             self._tables[key] = (priced.compile(d.max_num_batched_tokens, d.max_num_seqs), blocks, priced)
         return self._tables[key]

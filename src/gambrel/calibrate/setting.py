@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from gambrel.calibrate.names import Models, engine_key, engine_version, kv_name, weights_name
+from gambrel.calibrate.names import Models, device, engine_key, engine_version, kv_name, weights_name
 from gambrel.core.deployment import Deployment
 from gambrel.core.units import GIB
 from gambrel.cost.shards import fullest_rank_bytes
@@ -27,7 +27,14 @@ __all__ = ["Layout", "deployments", "engine_limits", "layout"]
 _LARGE: Final = 70 * GIB  # where vLLM's defaults change
 _WIDEST: Final = 8  # accelerators of one machine, the most a tensor-parallel group is searched over
 SUBMITTER: Final = {"NVIDIA": ("tensorrt-llm", "1.0"), "AMD": ("vllm", "0.9")}
-"""The engine behind rows that name none (MLPerf submissions), by vendor of the accelerator."""
+"""The engine behind rows that name none (MLPerf submissions), by vendor of the accelerator: whose limits count."""
+TUNED: Final = "mlperf"
+"""The engine whose constants such rows get: the same software, tuned by hand for one model and one machine."""
+_POLICIES: Final = {"sglang": "sglang"}
+_MOST_SEQS: Final = 1 << 16
+_MOST_TOKENS: Final = 1 << 18
+_PAPER_MONTHS: Final = 6
+_MODEL_LEN: Final = 8192  # prompt tokens of a step before vLLM V1: as many as the longest request may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +48,18 @@ class Layout:
     attention_dp: int
 
 
-def layout(row: Row, accelerator: Accelerator) -> Layout:
+def layout(row: Row, accelerator: Accelerator, *, counted_once: bool = False) -> Layout:
     """The arrangement that a row's parallel degrees mean.
 
     Two habits of the public tables are undone: accelerators counted as ``tp x ep`` although the experts are divided
     over the very ranks of the tensor-parallel group (``n_gpus = ep^2``), and attention data parallelism written as
-    ``tp = 1``, where the experts still span all ranks.
+    ``tp = 1``, where the experts still span all ranks. ``counted_once`` says that the first is not so here: the
+    weights fit no fewer accelerators than the row counts.
     """
     said = re.search(r"attention_dp=(\d+)|DEP(\d+)", row.notes)
     attention_dp = int(said.group(1) or said.group(2)) if said else 1
     gpus, tp, pp, ep = row.num_gpus, row.tp, row.pp or 1, row.ep or 1
-    if ep > 1 and gpus == ep * ep and tp in {1, gpus} and gpus > ep:
+    if ep > 1 and gpus == ep * ep and tp in {1, gpus} and gpus > ep and not counted_once:
         gpus, tp = ep, ep
         attention_dp = ep if attention_dp > 1 else 1
     if tp is not None and ep > tp:
@@ -81,9 +89,24 @@ def engine_limits(engine: str, version: str, accelerator: Accelerator, *, offlin
     if engine == "tensorrt-llm":
         return 2048, 8192, 0.9
     if release < (0, 8):
-        return 256, 8192 if offline else 4096, 0.9
+        return 256, _MODEL_LEN, 0.9
     sequences = 1024 if large and release >= (0, 10) else 256
     return sequences, (16384 if offline else 8192) if large else (8192 if offline else 2048), 0.9
+
+
+def measured_in(row: Row) -> str:
+    """The month that decides a row's engine version: tables published with a paper were measured half a year before."""
+    found = re.match(r"(\d{4})-(\d{2})", row.date)
+    if found is None or not row.source.startswith("ANL"):
+        return row.date
+    months = 12 * int(found[1]) + int(found[2]) - 1 - _PAPER_MONTHS
+    return f"{months // 12}-{months % 12 + 1:02d}"
+
+
+def _policy(engine: str, version: str) -> str:
+    """Whose scheduler: vLLM before V1 gave prompts steps to themselves and let them go first, as SGLang does."""
+    before_v1 = engine == "vllm" and re.match(r"0\.[0-7](\D|$)", version)
+    return "sglang" if before_v1 else _POLICIES.get(engine, "vllm")
 
 
 def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) -> list[Deployment]:
@@ -93,30 +116,40 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         CatalogError: a model or accelerator that is not known, or without the figures a roofline needs.
         DeploymentError: settings that contradict each other.
     """
-    accelerator = find(row.gpu)
+    accelerator = device(row.gpu, find)
     model = models(row.model)
     engine = engine_key(row.engine)
-    version = engine_version(row.engine, row.engine_version, row.date)
-    if engine == "submitter":
+    version = engine_version(row.engine, row.engine_version, measured_in(row))
+    tuned = engine == "submitter"
+    if tuned:
         engine, version = SUBMITTER.get(accelerator.vendor, ("vllm", ""))
     weights = weights_name(row.weights, model, accelerator)
     kv = kv_name(row.kv, weights, engine, accelerator)
+    if not row.kv and engine == "vllm" and "InferenceX" in row.notes and accelerator.family == "blackwell":
+        # rows whose 16-bit cache would not hold the load do not queue: the runs set --kv-cache-dtype fp8 there
+        kv = "fp8" if weights.startswith("fp8") or "fp4" in weights else kv
     placed = layout(row, accelerator)
+    if placed.gpus < row.num_gpus and not _held(Deployment(
+        model, accelerator, tp=placed.tp or 1, pp=placed.pp, ep=placed.ep, attention_dp=placed.attention_dp,
+        weights=weights,
+    )):  # fmt: skip
+        placed = layout(row, accelerator, counted_once=True)
     sequences, tokens, share = engine_limits(engine, version, accelerator, offline=row.mode == "offline")
     stated = re.search(r"max_num_batched_tokens (\d+)", row.notes)
     if stated:
-        tokens = int(stated.group(1))
+        tokens = min(max(int(stated.group(1)), 1), _MOST_TOKENS)
     if "InferenceX" in row.notes:  # every configuration there passes --max-num-batched-tokens or its like
         tokens = max(tokens, 8192)
     if row.max_num_seqs:
-        sequences = max(row.max_num_seqs, 1)
+        sequences = min(max(row.max_num_seqs, 1), _MOST_SEQS)
     if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
-        sequences = max(sequences, round(row.load))
+        sequences = max(sequences, min(round(row.load), _MOST_SEQS))
     if placed.attention_dp > 1:  # the limits are those of one group
         sequences, tokens = sequences * placed.attention_dp, tokens * placed.attention_dp
     base = Deployment(
-        model, accelerator, pp=placed.pp, weights=weights, kv=kv, engine=engine, engine_version=version or "0",
-        max_num_seqs=sequences, max_num_batched_tokens=max(tokens, sequences), gpu_memory_utilization=share,
+        model, accelerator, pp=placed.pp, weights=weights, kv=kv, engine=TUNED if tuned else engine,
+        engine_version=version or "0", policy=_policy(engine, version), max_num_seqs=sequences,
+        max_num_batched_tokens=max(tokens, sequences), gpu_memory_utilization=share,
     )  # fmt: skip
     widths = (placed.tp,) if placed.tp is not None else (1, 2, 4, 8)
     most = placed.tp or min(placed.gpus, _WIDEST, accelerator.max_tp)
@@ -137,6 +170,11 @@ def _data_parallel(deployment: Deployment) -> Deployment:
     n = deployment.tp
     sequences, tokens = deployment.max_num_seqs * n, deployment.max_num_batched_tokens * n
     return deployment.with_(ep=n, attention_dp=n, max_num_seqs=sequences, max_num_batched_tokens=tokens)
+
+
+def _held(deployment: Deployment) -> bool:
+    """Whether the weights alone fit."""
+    return fullest_rank_bytes(deployment) < deployment.accelerator.memory_bytes
 
 
 def _given_memory(deployment: Deployment) -> Deployment:

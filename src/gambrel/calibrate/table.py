@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +20,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["METRICS", "Figure", "Row", "read_table"]
+__all__ = ["METRICS", "MODES", "Figure", "Row", "read_table"]
 
 METRICS: Final = ("ttft", "tpot", "e2e", "output_tok_s")
 """What a row can be compared on, in the order of every report."""
+
+_FIGURE: Final = re.compile(
+    r"(?P<sign>-?)(?P<digits>[\d.,]+(?:[eE][+-]?\d+)?|inf(?:inity)?|∞)(?P<unit>[kK]?)(?:x|X|ms|s|tok/s|tokens)?"
+)
+_GROUPED: Final = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")  # 1,024 is a thousand; 1,5 is nobody's business
+_THOUSANDS: Final = 1000.0
+_MODES: Final = {
+    "closed": "concurrency", "closed_loop": "concurrency", "closed loop": "concurrency", "concurrent": "concurrency",
+    "users": "concurrency", "open": "rate", "open_loop": "rate", "open loop": "rate", "poisson": "rate",
+    "qps": "rate", "rps": "rate", "request_rate": "rate", "server": "rate", "batch": "offline", "static": "offline",
+    "throughput": "offline", "max": "offline",
+}  # fmt: skip
+_NOTHING: Final = frozenset({"nan", "none", "null", "n/a", "na", "-", "?", "unknown"})  # how people write a blank
+MODES: Final = ("concurrency", "rate", "offline")
+"""How a load was put on, as the layout names it."""
 
 _NEEDED: Final = ("id", "model", "gpu", "mode")
 _LATENCIES: Final = (
@@ -75,8 +91,18 @@ class Row:
 
 
 def _number(text: str | None) -> float:
+    """A figure as people write it: ``1,024``, ``~512``, ``1 024``, ``8x``, ``1.5k``; NaN for what is none."""
+    if not isinstance(text, str):
+        return math.nan
+    plain = text.strip().lstrip("~≈≤<=+ ").replace("_", "").replace(" ", "").replace("\u00a0", "")
+    found = _FIGURE.fullmatch(plain)
+    if found is None:
+        return math.nan
+    value = found["sign"] + (
+        found["digits"].replace(",", "") if _GROUPED.fullmatch(found["digits"]) else found["digits"]
+    )
     try:
-        return float(text) if text and text.strip() else math.nan
+        return float(value) * (_THOUSANDS if found["unit"] in {"k", "K"} else 1.0)
     except ValueError:
         return math.nan
 
@@ -88,7 +114,9 @@ def _whole(text: str | None) -> int | None:
 
 def _row(fields: Mapping[str, str | None]) -> Row:
     def text(name: str) -> str:
-        return (fields.get(name) or "").strip()
+        found = fields.get(name)
+        plain = found.strip() if isinstance(found, str) else ""
+        return "" if plain.lower() in _NOTHING else plain
 
     measured: dict[str, Figure] = {}
     for metric, column, statistic in _LATENCIES:
@@ -103,7 +131,7 @@ def _row(fields: Mapping[str, str | None]) -> Row:
         num_gpus=_whole(fields.get("n_gpus")) or 1, tp=_whole(fields.get("tp")), pp=_whole(fields.get("pp")),
         ep=_whole(fields.get("ep")), engine=text("engine"), engine_version=text("engine_version"),
         weights=text("weight_dtype"), kv=text("kv_dtype"), prompt_tokens=_number(fields.get("isl")),
-        output_tokens=_number(fields.get("osl")), mode=text("mode").lower(),
+        output_tokens=_number(fields.get("osl")), mode=_MODES.get(text("mode").lower(), text("mode").lower()),
         load=_number(fields.get("concurrency_or_rate")), max_num_seqs=_whole(fields.get("max_num_seqs")),
         measured=measured, quality=text("quality").upper(), notes=text("notes"),
     )  # fmt: skip

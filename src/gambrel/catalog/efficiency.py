@@ -29,7 +29,8 @@ _ENGINES: Final = Path(__file__).with_name("data") / "engines.toml"
 _FLAT: Final = ("decode_attention", "prefill_attention", "all_reduce", "small_operations")
 _MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding")
 _ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "request_s", "wait_steps")
-_ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "wire")
+_ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire")
+_MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
 _WIDEST: Final = 0.9  # one-sigma log error beyond which an interval says nothing: a factor of three either way
 # Formats without kernel tables of their own borrow the constants of the next wider one that has them.
 _BORROW: Final = (("int8", "fp8"), ("fp4", "fp8"))
@@ -68,8 +69,8 @@ def engine_entry(engine: str, version: str | None, vendor: str, family: str = ""
     engines, name = constants()["engines"], engine.lower()
     known = name in engines
     entries = engines[name] if known else engines["vllm"]
-    own = [e for e in entries if e.get("vendor") in {vendor, family}]
-    entries = own or [e for e in entries if "vendor" not in e]
+    of = (lambda e: e.get("vendor") == family, lambda e: e.get("vendor") == vendor, lambda e: "vendor" not in e)
+    entries = next(own for belongs in of if (own := [e for e in entries if belongs(e)]))
     chosen = entries[-1]
     if version and known:
         asked = _version(version)
@@ -101,9 +102,14 @@ def _family(name: str) -> tuple[Efficiency, str]:
             f"{name}: constants of {source}, not fitted for this family: the interval is wide",
             spread["borrowed"],
         )
+    matmul, grouped = _matmuls(own["matmul"]), _matmuls(own["grouped"])
+    if name in data["published"]:
+        known = data["published"][name]
+        matmul = _plateaus(matmul, _value(known["mfu_max"]), _value(known["bw_max"]))
+        basis, sigma = f"{name}: {known['basis']}; all else median of the fitted families", spread["borrowed"]
     made = Efficiency(
-        matmul=_matmuls(own["matmul"]),
-        grouped=_matmuls(own["grouped"]),
+        matmul=matmul,
+        grouped=grouped,
         expert_imbalance=_value(data["experts"]["imbalance"]),
         decode_attention_mfu=_value(data["attention"]["decode_mfu"]),
         reserve_bytes=_value(data["memory"]["reserve_bytes"]),
@@ -119,6 +125,39 @@ def _scaled(table: tuple[tuple[str, Matmul], ...], share: float) -> tuple[tuple[
     return tuple((name, replace(m, mfu_half_tokens=m.mfu_half_tokens * share)) for name, m in table)
 
 
+def _plateaus(table: tuple[tuple[str, Matmul], ...], mfu: float, bandwidth: float) -> tuple[tuple[str, Matmul], ...]:
+    """The same curves with other plateaus."""
+    return tuple((name, replace(m, mfu_max=mfu, bw_max=bandwidth)) for name, m in table)
+
+
+def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...]) -> Efficiency:
+    """The family's constants on one of its accelerators: check bits in memory, half-rate arithmetic, no peer access."""
+    data = constants()
+    ecc, half, alone = data["inline_ecc"], data["half_rate"], data["no_peer_access"]
+
+    def left(device: str) -> float:
+        return 1.0 - _value(ecc["share"]) if device in ecc["accelerators"] else 1.0
+
+    share = left(name) / (left(measured[0]) if measured else 1.0)
+    least = _value(half["mfu_max"]) if name in half["accelerators"] else 0.0
+
+    def faster(m: Matmul, math_format: str, mfu: float) -> Matmul:
+        gain = max(1.0, least / mfu) if math_format in half["formats"] else 1.0
+        return replace(m, mfu_max=min(1.0, m.mfu_max * gain), bw_max=min(_MOST_BANDWIDTH, m.bw_max * share))
+
+    plateau = {n: m.mfu_max for n, m in base.matmul}
+    gain = max(1.0, least / plateau["bf16"])
+    return replace(
+        base,
+        matmul=tuple((n, faster(m, n, m.mfu_max)) for n, m in base.matmul),
+        grouped=tuple((n, faster(m, n, plateau.get(n, m.mfu_max))) for n, m in base.grouped),
+        kv_bw_max=min(_MOST_BANDWIDTH, base.kv_bw_max * share),
+        kv_sqrt=base.kv_sqrt / share,
+        prefill_mfu_max=min(1.0, base.prefill_mfu_max * gain),
+        pcie_bw=base.pcie_bw * (_value(alone["pcie_bw"]) if name in alone["accelerators"] else 1.0),
+    )
+
+
 def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
     """(the ridge point over that of what was measured, at most 1; what to say when the accelerator itself was not)."""
     data = constants()
@@ -132,8 +171,10 @@ def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
 
 
 @cache
-def _kernels(family: str, ridge_share: float, note: str) -> Efficiency:
+def _kernels(family: str, name: str, ridge_share: float, note: str) -> Efficiency:
     base, basis = _family(family)
+    measured = constants()["families"].get(family, {}).get("accelerators", ())
+    base = _set_apart(base, name, tuple(measured))
     return replace(
         base,
         matmul=_scaled(base.matmul, ridge_share),
@@ -148,14 +189,13 @@ def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
     A matmul's compute ramp (``mfu_half_tokens``) is a share of the ridge point: an accelerator with a lower ridge than
     the one that was measured leaves it at proportionally fewer tokens.
     """
-    return _kernels(accelerator.family, *_fitted_for(accelerator))
+    return _kernels(accelerator.family, accelerator.name, *_fitted_for(accelerator))
 
 
 @cache
-def _made(
-    kernels: Efficiency, engine: str, version: str | None, vendor: str, family: str, measured: bool
-) -> Efficiency:
+def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str, family: str, name: str) -> Efficiency:
     entry, phrase = engine_entry(engine, version, vendor, family)
+    measured = name in entry.get("accelerators", ())  # serving rows of the entry are of this accelerator
     host = {k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry}
     spread = _value(entry.get("spread" if measured else "spread_other", entry.get("spread_other", kernels.spread)))
     if not measured and "vendor" not in entry and "spread_other" in entry:  # a borrowed family is less certain still
@@ -178,7 +218,7 @@ def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | No
         engine: ``vllm``, ``sglang``, ``tensorrt-llm``, ...; another name gets vLLM's entry and says so.
         version: e.g. ``0.11``; None for the newest known generation.
     """
-    fitted = constants()["families"].get(accelerator.family, {})
-    measured = accelerator.name in fitted.get("accelerators", ())
-    device = (accelerator.vendor, accelerator.family)
-    return _made(kernel_efficiency(accelerator), engine, version or None, *device, measured)
+    return _made(
+        kernel_efficiency(accelerator), engine, version or None, accelerator.vendor, accelerator.family,
+        accelerator.name,
+    )  # fmt: skip

@@ -148,6 +148,7 @@ class Efficiency:
         kv: float = 1.0,
         experts: float = 1.0,
         quantised: float = 1.0,
+        four_bit: float = 1.0,
         wire: float = 1.0,
     ) -> Efficiency:
         """The same kernels under other software: every rate times a factor, and never above its peak.
@@ -159,11 +160,12 @@ class Efficiency:
             experts: on both rates of grouped expert matmuls, beside ``bandwidth`` and ``compute``.
             quantised: on both rates of matmuls in 8- and 4-bit math, beside the others: kernel tables time other
                 scalings (per block, per tensor) than engines run.
+            four_bit: on both rates of matmuls in 4-bit math, beside ``quantised``: no kernel table has them.
             wire: on the bandwidth of collectives; their latency is divided by it.
         """
 
         def times(name: str, matmul: Matmul, rate: float) -> Matmul:
-            rate *= 1.0 if name in _SIXTEEN_BIT else quantised
+            rate *= 1.0 if name in _SIXTEEN_BIT else quantised * (four_bit if name == "fp4" else 1.0)
             return replace(
                 matmul,
                 mfu_max=min(1.0, matmul.mfu_max * compute * rate),
