@@ -23,18 +23,19 @@ def chained(draw: st.DrawFn) -> Case:
     """A case some of whose requests wait for an earlier one, each for another, with any pauses."""
     case = draw(cases(POLICIES))
     n = len(case.workload)
-    after = np.full(n, -1)
+    after = np.full(n, -1, np.int64)
     free = list(range(n))
     for i in range(1, n):
         earlier = [j for j in free if j < i]
         if earlier and draw(st.booleans()):
-            after[i] = draw(st.sampled_from(earlier))
-            free.remove(int(after[i]))
+            before: int = draw(st.sampled_from(earlier))
+            after[i] = before
+            free.remove(before)
     scale = draw(st.sampled_from([0.0, 1e-9, 5e-3, 2.0]))
     think = np.array(draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))) * scale
     session = np.arange(n)
-    for i in np.flatnonzero(after >= 0):
-        session[i] = session[after[i]]
+    for k in np.flatnonzero(after >= 0):
+        session[k] = session[after[k]]
     return replace(case, workload=replace(case.workload, after=after, think_s=think, session=session))
 
 
@@ -156,7 +157,7 @@ def test_a_turn_finds_the_turn_before(routing: str) -> None:
     prompt, output = (said - answer).T.ravel(), answer.T.ravel()
     n = sessions * turns
     workload = Workload(
-        np.repeat(np.arange(turns), sessions) * 1.0, prompt, output, session=np.arange(n) % sessions,
+        np.repeat(np.arange(turns, dtype=np.float64), sessions), prompt, output, session=np.arange(n) % sessions,
         after=np.arange(n) - sessions * (np.arange(n) >= sessions) - (np.arange(n) < sessions) * (np.arange(n) + 1),
         think_s=np.full(n, 0.1),
     )  # fmt: skip

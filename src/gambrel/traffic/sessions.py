@@ -41,7 +41,8 @@ def conversations(
         system_tokens: a prompt that all conversations begin with.
         cv: burstiness of first turns.
         granule: tokens of a prefix hash; the engine's block size loses nothing. 0: no hashes, no prefix cache.
-        max_tokens: a conversation ends before a turn of which prompt and answer would exceed this.
+        max_tokens: a conversation ends before a turn of which prompt and answer would exceed this; those whose first
+            does are left out, and counted in a warning.
         name: what the workload is called.
 
     Raises:
@@ -84,14 +85,13 @@ def converse(
     before = said - message - answer
     prompt = system_tokens + before - np.repeat(before[first], count) + message
     turn = np.arange(len(session)) - np.repeat(first, count)
+    note = ""
     if max_tokens is not None:
         over = prompt + answer > max_tokens
+        if bool(over[first].all()):
+            raise WorkloadError(f"{name}: no conversation begins with at most max_tokens {max_tokens} tokens")
         if bool(over[first].any()):
-            row = int(np.flatnonzero(over[first])[0])
-            raise WorkloadError(
-                f"{name}: conversation {row + 1} begins with {int(prompt[first[row]])} prompt and "
-                f"{int(answer[first[row]])} output tokens, more than max_tokens {max_tokens}"
-            )
+            note = f"{int(over[first].sum()):,} conversations that begin above {max_tokens:,} tokens were left out"
         ended = np.minimum.reduceat(np.where(over, turn, len(session)), first)
         kept = turn < np.repeat(ended, count)
         session, turn, prompt = session[kept], turn[kept], prompt[kept]
@@ -115,6 +115,7 @@ def converse(
         after=after,
         name=name,
         source=f"conversations of {turns:g} turns, thinking {think_s:g} s; {lengths.source}",
+        warnings=(note,) if note else (),
     )
     return _hashed(made, system_tokens, granule) if granule else made
 
