@@ -237,7 +237,16 @@ def choose(
     return int(g)
 
 
-@compiled(line_up)
+@compiled()
+def landing(prompt: int, output: int, limit: Any) -> int:
+    """Blocks that a decode rank gives to a prompt: with room to go on from a first token that comes along."""
+    tokens = prompt
+    if limit[ALONG] and output > 1:
+        tokens += 1
+    return int((tokens + limit[BLOCK_SIZE] - 1) // limit[BLOCK_SIZE])
+
+
+@compiled(line_up, landing)
 def schedule(
     g: int, place: int, now: float, limit: Any, rank: Any, running: Any, share: Any,
     fly_request: Any, fly_chunk: Any, fly_emits: Any, fly_number: Any, total: Any,
@@ -281,7 +290,7 @@ def schedule(
                     rank[READY] = follow[i]
                     rank[COMING] -= 1
                     reqs[i, DECODING] = 1
-                    reqs[i, HELD] = (prompt[i] + bs - 1) // bs
+                    reqs[i, HELD] = landing(prompt[i], output[i], limit)
                     if not limit[ALONG]:
                         reqs[i, COMPUTED] = prompt[i] - 1
                     else:
@@ -298,19 +307,6 @@ def schedule(
                             ended[0] += 1
                             ended[ended[0]] = i
                             continue
-                    keys = reqs[i, COMPUTED] + 1
-                    need = (keys + bs - 1) // bs - reqs[i, HELD]
-                    if need > rank[FREE]:  # waits where it is, at the front
-                        follow[i] = rank[READY]
-                        if rank[READY] < 0:
-                            rank[READY_TAIL] = i
-                        rank[READY] = i
-                        rank[COMING] += 1
-                        reqs[i, DECODING] = 0
-                        reqs[i, GENERATED] = 0
-                        break
-                    rank[FREE] -= need
-                    reqs[i, HELD] += need
                     running[num_running] = i
                     num_running += 1
                     fly_request[num] = i
@@ -326,7 +322,7 @@ def schedule(
                 if role == DECODE and not again:
                     if limit[PULL] == 0:
                         break
-                    need = (prompt[i] + bs - 1) // bs
+                    need = landing(prompt[i], output[i], limit)
                     room = need
                     if num_running > 0:
                         room += limit[WATERMARK]
@@ -502,7 +498,7 @@ def arrive(
     workers[worker_of[g], TOUCHED] = 1
 
 
-@compiled(line_up)
+@compiled(line_up, landing)
 def reserve(
     g: int, limits: Any, workers: Any, ranks: Any, worker_of: Any, prompt: Any, output: Any, reqs: Any, follow: Any
 ) -> None:
@@ -514,7 +510,7 @@ def reserve(
     while rank[HEAD] >= 0:
         i = rank[HEAD]
         present = rank[RUNNING] + rank[PREEMPTED] + rank[COMING]
-        need = (prompt[i] + bs - 1) // bs
+        need = landing(prompt[i], output[i], limit)
         free = rank[FREE] - kept * present
         if present >= limit[NUM_SEQS] + limit[SPARE_SEQS] or (need + kept > free and present > 0):
             break
@@ -618,7 +614,7 @@ def price(
 
 
 @compiled(
-    choose, arrive, reserve, let_go, price, heap_pop, heap_push, line_up, schedule, step_parts, pairs_within,
+    choose, arrive, reserve, let_go, landing, price, heap_pop, heap_push, line_up, schedule, step_parts, pairs_within,
     allocates=True,
 )  # fmt: skip
 def serve(
