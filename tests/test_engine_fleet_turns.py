@@ -27,7 +27,7 @@ def chained(draw: st.DrawFn) -> Case:
     free = list(range(n))
     for i in range(1, n):
         earlier = [j for j in free if j < i]
-        if earlier and draw(st.booleans()):
+        if len(earlier) > 0 and draw(st.booleans()):
             before: int = draw(st.sampled_from(earlier))
             after[i] = before
             free.remove(before)
