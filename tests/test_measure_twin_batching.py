@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from engine_cases import Case, affine_table, cases, poisson
-from gambrel.engine import Limits, replay
-from gambrel.measure.batching import Batch, Sequence
+from cost_factory import llama_on_h100
+from engine_cases import POLICIES, Case, affine_table, cases, poisson
+from gambrel.core.efficiency import ideal
+from gambrel.cost import Roofline
+from gambrel.engine import Limits, limits_of, replay
+from gambrel.measure.batching import Batch, Sequence, unserved
 
 if TYPE_CHECKING:
     from gambrel.core.step import StepTable
@@ -37,7 +40,7 @@ def play(table: StepTable, limits: Limits, workload: Workload) -> tuple[Batch, l
     return batch, sequences, gaps
 
 
-@given(cases())
+@given(cases({name: rule for name, rule in POLICIES.items() if "prefill_first" not in rule}))
 @settings(max_examples=150)
 def test_it_is_the_oracle_step_by_step(case: Case) -> None:
     naive = replay(case.table, case.limits, case.workload, oracle=True).requests
@@ -73,3 +76,25 @@ def test_those_whose_client_has_gone_give_their_blocks_back() -> None:
     assert batch.outstanding == 0
     assert batch.free == 100
     assert batch.begin(clock) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"policy": "sglang"}, "policy sglang, whose prompts have steps to themselves"),
+        ({"policy": "vllm_priority"}, "policy vllm_priority"),
+        ({"draft_tokens": 2, "acceptance": 0.5}, "speculative decoding"),
+        ({"pp": 2}, "pipeline stages"),
+    ],
+    ids=str,
+)
+def test_what_it_does_not_know_is_named(changes: dict[str, object], why: str) -> None:
+    deployment = llama_on_h100(**changes)
+    limits = limits_of(deployment, Roofline(deployment, ideal()).memory())
+    assert unserved(deployment, limits).startswith(why)
+
+
+@pytest.mark.parametrize("policy", ["vllm", "tensorrt_llm", "tensorrt_llm_max_utilization", "llama_cpp", "static"])
+def test_policies_that_bound_admission_are_served(policy: str) -> None:
+    deployment = llama_on_h100(policy=policy)
+    assert unserved(deployment, limits_of(deployment, Roofline(deployment, ideal()).memory())) == ""

@@ -82,6 +82,9 @@ def twin_command(
         bool, typer.Option("--chunked-prefill/--no-chunked-prefill", help="Split prompts over steps.")
     ] = True,
     routing: Annotated[str, typer.Option("--routing", help="round_robin or least_outstanding.")] = "round_robin",
+    policy: Annotated[
+        str, typer.Option("--policy", help="vllm, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static.")
+    ] = "vllm",
     textbook: Annotated[bool, typer.Option("--textbook", help="Every peak reached, no overheads.")] = False,
     served_name: Annotated[
         str | None, typer.Option("--served-model-name", help="The name it serves under; else the model's.")
@@ -112,7 +115,7 @@ def twin_command(
         model, api.accelerator(gpu, files=catalog or ()), tp=tp, replicas=replicas, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, max_model_len=max_model_len,
         gpu_memory_utilization=gpu_memory_utilization, block_size=block_size, chunked_prefill=chunked_prefill,
-        routing=routing, **settings,
+        routing=routing, policy=policy, **settings,
     )  # fmt: skip
     if not 0.0 <= grace < 10_000.0:
         raise GambrelError(f"--grace must be milliseconds from 0 to 10,000, got {grace:g}")
@@ -124,6 +127,7 @@ def twin_command(
         served.append(twin)
         at = "real time" if scale == 1.0 else f"{scale:g} times slower than real"
         talk(f"twin of {deployment.model.name} on {deployment.label}, {at}: {listener.url}/v1  (Ctrl-C ends it)")
+        talk("note: the twin has no prefix cache; every prompt is computed whole")
         if as_json:
             emit({"url": listener.url, "model": twin.model, "deployment": deployment.label, "scale": scale})
 

@@ -3,8 +3,10 @@
 :mod:`gambrel.engine` replays a workload that is known beforehand, in one call. A live server learns of requests as
 they come and loses some halfway, so the same rule stands here as an object with :meth:`Batch.begin` and
 :meth:`Batch.end`. It is vLLM's V1 scheduler: running sequences in order of admission, each taking the blocks it
-lacks and preempting from the tail when there are none, then the waiting line. A test holds it to the engine's oracle
-request by request; the cost of a step is the cost model's own table.
+lacks and preempting from the tail when there are none, then the waiting line; and the limits of other policies that
+only bound admission. A test holds it to the engine's oracle request by request; the cost of a step is the cost model's
+own table. What it does not know is refused (:func:`unserved`): prompts that go first, priorities, guesses, several
+stages or pools. Prompts share nothing, for their text means nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +15,29 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
     from gambrel.core.step import StepTable
     from gambrel.engine.state import Limits
 
-__all__ = ["Batch", "Sequence"]
+__all__ = ["Batch", "Sequence", "unserved"]
 
 NEVER = float("nan")
+
+
+def unserved(deployment: Deployment, limits: Limits) -> str:
+    """What of a deployment this scheduler does not know, in words that end a sentence; empty if it knows all."""
+    if limits.prefill_first:
+        return f"policy {deployment.policy}, whose prompts have steps to themselves"
+    if limits.by_priority:
+        return f"policy {deployment.policy}: requests over HTTP bring no priorities here"
+    if limits.draft_tokens:
+        return "speculative decoding (draft_tokens)"
+    if needed(deployment):
+        return "pipeline stages, attention ranks or prefill workers of their own"
+    return ""
 
 
 class Sequence:
@@ -35,7 +52,7 @@ class Sequence:
         self.arrival_s, self.prompt, self.output, self.owner = arrival_s, prompt, output, owner
         self.computed = 0  # tokens in the cache
         self.generated = 0
-        self.held = 0  # KV blocks
+        self.held = 0  # KV blocks, and those of its state
         self.chunk = 0  # tokens of this step
         self.decoding = False
         self.cancelled = False
@@ -61,6 +78,7 @@ class Batch:
         self.running: list[Sequence] = []
         self.preempted: list[Sequence] = []  # a stack, the last one waits at the front
         self.waiting: deque[Sequence] = deque()
+        self.promised = 0  # blocks that running sequences will need to their end, where the policy promises them
         self.num_scheduled = 0
         self.tokens = 0  # of the step under way
         self.steps = 0
@@ -80,11 +98,24 @@ class Batch:
         """Forget those whose client has gone; only between steps."""
         for line in (self.running, self.preempted):
             for sequence in [s for s in line if s.cancelled]:
-                self.free += sequence.held
-                sequence.held = 0
+                self._let_go(sequence)
                 line.remove(sequence)
         if any(s.cancelled for s in self.waiting):
             self.waiting = deque(s for s in self.waiting if not s.cancelled)
+
+    def _to_the_end(self, sequence: Sequence) -> int:
+        """Blocks that a sequence needs for its last token; 0 where the policy does not ask."""
+        if not self.limits.promise_output:
+            return 0
+        size = self.limits.block_size
+        return (sequence.prompt + sequence.output - 1 + size - 1) // size + self.limits.state_blocks
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Take back what a sequence holds, for good."""
+        self.free += sequence.held
+        if sequence.held:
+            self.promised -= self._to_the_end(sequence)
+        sequence.held = 0
 
     def begin(self, clock: float) -> float:
         """Schedule the step that starts at ``clock``; its seconds, 0 when there is nothing to do.
@@ -106,7 +137,7 @@ class Batch:
         while scheduled < len(running) and budget > 0:
             sequence = running[scheduled]
             chunk = min(sequence.prompt + sequence.generated - sequence.computed, budget)
-            need = (sequence.computed + chunk + size - 1) // size - sequence.held
+            need = (sequence.computed + chunk + size - 1) // size + limits.state_blocks - sequence.held
             fits = True
             while need > self.free:
                 victim = running.pop()
@@ -126,7 +157,7 @@ class Batch:
             sequence.chunk = chunk
             budget -= chunk
             scheduled += 1
-        if not evicted:
+        if not evicted and not (limits.static_batch and running):
             scheduled += self._admit(clock, budget)
         self.num_scheduled = scheduled
         return scheduled > 0
@@ -146,12 +177,14 @@ class Batch:
             if tokens > budget and not limits.chunked_prefill:
                 break
             chunk = min(tokens, budget)
-            need = (chunk + size - 1) // size
-            room = (tokens + size - 1) // size if limits.reserve_full_prompt else need
+            need = (chunk + size - 1) // size + limits.state_blocks
+            room = (tokens + size - 1) // size + limits.state_blocks if limits.reserve_full_prompt else need
             if self.running:
                 room += limits.watermark_blocks
-            if room > self.free:
+            promise = self._to_the_end(sequence)
+            if room > self.free or self.promised + promise > limits.num_kv_blocks:
                 break
+            self.promised += promise
             if self.preempted:
                 self.preempted.pop()
             else:
@@ -208,8 +241,7 @@ class Batch:
                     sequence.generated += 1
                     got.append(sequence)
                     if sequence.done:
-                        self.free += sequence.held
-                        sequence.held = 0
+                        self._let_go(sequence)
                         continue
             kept.append(sequence)
         self.running = kept

@@ -29,7 +29,7 @@ from gambrel.core.errors import DeploymentError, EndpointError, WorkloadError
 from gambrel.core.run import Histogram, Run
 from gambrel.engine import limits_of
 from gambrel.measure.alarm import Alarm
-from gambrel.measure.batching import Batch, Sequence
+from gambrel.measure.batching import Batch, Sequence, unserved
 from gambrel.measure.exposition import Exposition
 from gambrel.measure.server import Refusal, serve
 
@@ -206,12 +206,16 @@ class Twin:
         self.loop = asyncio.get_running_loop()
         self.deployment, self.scale, self.grace_s = deployment, scale, grace_s
         self.stream_interval = stream_interval
-        self.limits: Limits = limits_of(deployment, cost_model.memory().num_kv_blocks)
+        self.limits: Limits = limits_of(deployment, cost_model.memory())
+        if why := unserved(deployment, self.limits):
+            raise DeploymentError(f"the twin does not serve {why}; gambrel simulate does")
         table = cost_model.compile(self.limits.max_num_batched_tokens, self.limits.max_num_seqs)
         self._model = model or deployment.model.name
-        room = self.limits.num_kv_blocks * self.limits.block_size
+        room = (self.limits.num_kv_blocks - self.limits.state_blocks) * self.limits.block_size
         if not self.limits.chunked_prefill:
             room = min(room, self.limits.max_num_batched_tokens)
+        if self.limits.request_blocks:
+            room = min(room, self.limits.request_blocks * self.limits.block_size)
         self._max_model_len = min(deployment.max_model_len or room, room)
         self._exposition = Exposition(
             self._model, self._max_model_len, self.limits.block_size, self.limits.num_kv_blocks
