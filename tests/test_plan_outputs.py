@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from gambrel.core.deployment import Deployment
 from gambrel.core.errors import DeploymentError
 from gambrel.core.slo import SLO
-from gambrel.faces import api, plan_outputs
+from gambrel.faces import api, export_commands, plan_outputs
+from gambrel.measure.importers import import_results
 from gambrel.plan import Space, plan
 from gambrel.plan.alerts import IN_FLIGHT, METRICS, prometheus_rules
 from gambrel.plan.file import Asked, PlanFile, plan_file
@@ -227,7 +230,7 @@ def test_the_summary_opens_with_the_decision_and_its_price(file: PlanFile, deplo
             assert line.endswith("|")
 
 
-@pytest.mark.parametrize("form", plan_outputs.FORMATS)
+@pytest.mark.parametrize("form", [f for f in export_commands.FORMATS if f != "llm-d"])
 def test_the_command_writes_every_form(
     form: str, file: PlanFile, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +241,33 @@ def test_the_command_writes_every_form(
     status, out, _ = run(monkeypatch, capsys, "export", str(source), "--as", form)
     assert status == 0
     assert out == target.read_text(encoding="utf-8")
+
+
+def test_a_benchmark_report_holds_the_plan_and_can_be_read_again(
+    file: PlanFile, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "plan.toml", tmp_path / "report.json"
+    asked = replace(file.asked, source="chat:rate=4,n=200")
+    source.write_text(replace(file, asked=asked).text(), encoding="utf-8")
+    assert run(monkeypatch, capsys, "export", str(source), "--as", "llm-d", "--out", str(target))[0] == 0
+    (found,) = import_results(target)
+    assert found.setting["gpu"] == file.gpu
+    assert found.setting["num_gpus"] == file.deployment["replicas"] * file.deployment["tp"]
+    assert found.num_requests == 200
+    log = api.load_workload("chat:rate=4,n=200")
+    again = api.simulate(plan_outputs.settled(file), log)
+    assert found.reported["ttft"]["p95"] == pytest.approx(again.distribution("ttft").p95, rel=1e-6)
+    assert "not measured" in json.loads(target.read_text())["run"]["description"]
+
+
+def test_a_report_of_a_plan_without_a_log_is_refused(
+    file: PlanFile, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "plan.toml"
+    source.write_text(file.text(), encoding="utf-8")
+    status, _, err = run(monkeypatch, capsys, "export", str(source), "--as", "llm-d")
+    assert status == 2
+    assert "names no log" in err
 
 
 def test_an_unknown_form_is_one_line(

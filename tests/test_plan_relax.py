@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,9 @@ from gambrel.plan.relax import rounded_up
 from gambrel.plan.trial import Bench, judge
 from test_plan_file import run
 from test_plan_search import MODEL, chat, devices
+
+FEW: dict[str, Any] = {"pp": (1,), "max_num_seqs": (256,), "max_num_batched_tokens": (512, 2048)}
+"""Axes that these tests are not about."""
 
 if TYPE_CHECKING:
     from gambrel.core.model import Model
@@ -37,7 +40,7 @@ def test_a_rounded_limit_is_never_below_and_hardly_above(value: float) -> None:
 
 
 def test_a_limit_below_every_floor_is_relaxed_to_what_holds() -> None:
-    log, space = chat(200, 5.0), Space(devices("l4", "l40s"), tp=(1,))
+    log, space = chat(200, 5.0), Space(devices("l4", "l40s"), tp=(1,), **FEW)
     reason, found = refused(SLO.parse(["tpot.p95<=1ms"]), space, log)
     assert "tpot.p95" in reason
     first = found[0]
@@ -50,7 +53,7 @@ def test_a_limit_below_every_floor_is_relaxed_to_what_holds() -> None:
 
 
 def test_too_few_accelerators_are_counted() -> None:
-    space = Space(devices("l40s"), tp=(1,), available={"l40s": 1})
+    space = Space(devices("l40s"), tp=(1,), available={"l40s": 1}, **FEW)
     _, found = refused(SLO.parse(["ttft.p95<=1s", "tpot.p95<=50ms"]), space, chat(600, 40.0))
     d = found[0].deployment
     assert d is not None
@@ -60,13 +63,13 @@ def test_too_few_accelerators_are_counted() -> None:
 
 
 def test_spares_that_cannot_be_had_are_given_up() -> None:
-    space = Space(devices("l40s"), tp=(1,), max_gpus=1, spare=1)
+    space = Space(devices("l40s"), tp=(1,), max_gpus=1, spare=1, **FEW)
     _, found = refused(SLO.parse(["ttft.p95<=2s"]), space, chat(200, 2.0))
     assert {"--max-gpus 2", "--spare 0"} <= {r.change for r in found}
 
 
 def test_objectives_that_contradict_each_other_are_relaxed_one_at_a_time() -> None:
-    space = Space(devices("l40s"), tp=(1, 2), max_num_seqs=(256,), max_num_batched_tokens=(512, 2048))
+    space = Space(devices("l40s"), tp=(1, 2), **FEW)
     _, found = refused(SLO.parse(["ttft.p95<=60ms", "tpot.p95<=13ms"]), space, chat(300, 6.0))
     assert found
     for r in found:
@@ -76,7 +79,7 @@ def test_objectives_that_contradict_each_other_are_relaxed_one_at_a_time() -> No
 
 def test_a_model_that_does_not_fit_is_told_what_would() -> None:
     big = api.model("meta-llama/Llama-3.3-70B-Instruct")
-    space = Space(devices("l40s"), tp=(1,), pp=(1,))
+    space = Space(devices("l40s"), tp=(1,), **FEW)
     _, found = refused(SLO.parse(["ttft.p95<=5s"]), space, chat(100, 1.0), big)
     assert found[0].change == "--gpu l40s --tp 2"
     assert any("--weights int4" in r.change for r in found)

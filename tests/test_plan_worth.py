@@ -55,7 +55,7 @@ def test_what_is_known_exactly_is_not_worth_measuring(answer: Plan, log: Workloa
     made = api.pricer()
 
     class Known(Slower):
-        spread = 0.0  # type: ignore[assignment]  # a constant instead of the property
+        spread = 0.0  # a constant instead of the property
 
     found = worth_measuring(answer, log, lambda d: Known(made(d), 1.0))
     assert found.flips == 0.0

@@ -1,4 +1,4 @@
-"""Plans as files: write one, hold it to its word on another log, turn it into configuration.
+"""Plans as files: write one, hold it to its word on another log; refusals and traces as answers.
 
 Every plan file is read and written here; what is in it is :mod:`gambrel.plan.file`'s to say.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gambrel.core.errors import DoesNotFit, GambrelError, InfeasiblePlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -183,17 +183,24 @@ def check_file(
     """Simulate a plan file's deployment on a log, its own where none is given."""
     from gambrel.faces import api
     from gambrel.plan.check import check_plan
-    from gambrel.traffic import closed_loop, ready_to_replay
 
     file = load_plan(path)
-    if workload is None:
-        figures = file.workload
-        if figures.users:
-            prompt, output = (int(x["max"]) for x in (figures.prompt_tokens, figures.output_tokens))
-            workload = closed_loop(figures.users, prompt, output)
-        else:
-            workload = ready_to_replay(api.load_workload(file.asked.source))
-    return check_plan(file, settled(file, catalog), workload, api.pricer(profile=profile))
+    log = own_log(file) if workload is None else workload
+    return check_plan(file, settled(file, catalog), log, api.pricer(profile=profile))
+
+
+def own_log(file: PlanFile) -> Workload:
+    """The traffic that a plan file was made for, read again."""
+    from gambrel.faces import api
+    from gambrel.traffic import closed_loop, ready_to_replay
+
+    figures = file.workload
+    if figures.users:
+        prompt, output = (int(x["max"]) for x in (figures.prompt_tokens, figures.output_tokens))
+        return closed_loop(figures.users, prompt, output)
+    if not file.asked.source:
+        raise GambrelError("the plan file names no log of its own (asked.source is empty); give one with --workload")
+    return ready_to_replay(api.load_workload(file.asked.source))
 
 
 def check_document(check: PlanCheck) -> dict[str, Any]:
@@ -263,60 +270,9 @@ def check_tables(check: PlanCheck) -> list[RenderableType]:
     return [*blocks, last_column_left(grid("traffic", ["", "planned for", "now", "change", ""], drift))]
 
 
-FORMATS = ("vllm", "sglang", "trtllm", "kubernetes", "kserve", "prometheus", "markdown")
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    from gambrel.faces import advise_commands
+    from gambrel.faces import advise_commands, export_commands
 
-    app.command("export")(export_command)
+    export_commands.register(app)
     advise_commands.register(app)
-
-
-def export_command(
-    plan: Annotated[Path, typer.Argument(help="A plan file that gambrel plan --out wrote.")],
-    form: Annotated[str, typer.Option("--as", help=f"One of {', '.join(FORMATS)}.")] = "vllm",
-    out: Annotated[Path | None, typer.Option("--out", help="Write to this file instead of stdout.")] = None,
-    catalog: Annotated[
-        list[Path] | None, typer.Option("--catalog", help="TOML file with your accelerators; repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
-) -> None:
-    """A plan as a launch command, Kubernetes or KServe objects, Prometheus rules, or a Markdown summary."""
-    from gambrel.faces.console import emit, talk
-
-    if form not in FORMATS:
-        raise GambrelError(f"--as must be one of {', '.join(FORMATS)}, got {form!r}")
-    file = load_plan(plan)
-    text = exported(file, settled(file, catalog or []), form)
-    if as_json:
-        emit({"plan": str(plan), "format": form, "text": text})
-    elif out is None:
-        typer.echo(text, nl=False)
-    if out is not None:
-        write_text(out, text)
-        talk(f"{form}: {out}")
-
-
-def exported(file: PlanFile, deployment: Deployment, form: str) -> str:
-    """The text of a plan in one of ``FORMATS``."""
-    from gambrel.faces import api
-    from gambrel.plan.alerts import prometheus_rules
-    from gambrel.plan.launch import sglang_command, trtllm_command, trtllm_options, vllm_command
-    from gambrel.plan.manifests import kserve_manifests, kubernetes_manifests
-    from gambrel.plan.summary import markdown_summary
-    from gambrel.plan.yaml_text import yaml_documents, yaml_text
-
-    memory = api.cost_model(deployment).memory()
-    options = "".join(f"# {line}\n" for line in yaml_text(trtllm_options(deployment, memory)).splitlines())
-    made: dict[str, Callable[[], str]] = {
-        "vllm": lambda: vllm_command(deployment) + "\n",
-        "sglang": lambda: sglang_command(deployment, memory) + "\n",
-        "trtllm": lambda: f"# options.yaml:\n{options}{trtllm_command(deployment, 'options.yaml')}\n",
-        "kubernetes": lambda: yaml_documents(kubernetes_manifests(file, deployment)),
-        "kserve": lambda: yaml_documents(kserve_manifests(file, deployment)),
-        "prometheus": lambda: yaml_text(prometheus_rules(file)),
-        "markdown": lambda: markdown_summary(file, deployment),
-    }
-    return made[form]()

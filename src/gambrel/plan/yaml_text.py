@@ -14,6 +14,8 @@ import msgspec
 __all__ = ["yaml_documents", "yaml_text"]
 
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*\Z")
+_STRANGE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+"""What JSON leaves in a string and YAML takes for a line break, or forbids."""
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 
 
@@ -59,7 +61,7 @@ def _scalar(value: object) -> str:
         return repr(value)
     if isinstance(value, str):
         plain = _PLAIN.match(value) and value.lower() not in _WORDS
-        return value if plain else msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+        return value if plain else _STRANGE.sub(lambda m: f"\\u{ord(m[0]):04x}", msgspec.json.encode(value).decode())
     if isinstance(value, Mapping) and not value:
         return "{}"
     if isinstance(value, (list, tuple)) and not value:

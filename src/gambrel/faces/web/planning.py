@@ -249,7 +249,7 @@ def _toml(planned: Planned) -> str:
 
 def _form(form: str) -> Callable[[Planned], str]:
     def made(planned: Planned) -> str:
-        from gambrel.faces.plan_outputs import exported
+        from gambrel.faces.export_commands import exported
 
         return exported(_plan_file(planned), planned.plan.chosen.deployment, form)
 
