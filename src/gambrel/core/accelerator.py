@@ -69,6 +69,7 @@ class Accelerator:
         max_tp: devices in a normal machine, the most a tensor-parallel group can hold.
         price: dollars per hour of one device, or None where no trustworthy price is known.
         offers: machines of the same provider and kind as ``price``, which :meth:`price_for` chooses among.
+        offer: what sets this one apart where the same device is on offer in several ways, e.g. ``spot`` or ``owned``.
     """
 
     name: str
@@ -92,6 +93,12 @@ class Accelerator:
     link_domain: int | None = None
     offers: tuple[Price, ...] = ()
     network_bandwidth: float = 0.0
+    offer: str = ""
+
+    @property
+    def id(self) -> str:
+        """The name, with the offer where that sets it apart: ``h100-sxm (spot)``."""
+        return f"{self.name} ({self.offer})" if self.offer else self.name
 
     def __hash__(self) -> int:
         return hash(self.name)  # peak_flops, a mapping, has no hash; equal accelerators have equal names

@@ -14,6 +14,8 @@ from gambrel.core.errors import DeploymentError
 from gambrel.core.formats import KVFormat, WeightFormat, kv_format, weight_format
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
 
@@ -183,4 +185,17 @@ class Deployment:
         kv = "" if self.kv == "bf16" else f" kv-{self.kv}"
         parallel = f" tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "") + (f" ep{self.ep}" if self.ep > 1 else "")
         parallel += f" dp{self.attention_dp}" if self.attention_dp > 1 else ""
-        return f"{self.replicas} x {self.accelerator.name}{parallel} {self.weights}{kv}"
+        rest = "".join(f" {words}" for words in self._settings_said())
+        return f"{self.replicas} x {self.accelerator.id}{parallel} {self.weights}{kv}{rest}"
+
+    def _settings_said(self) -> Iterator[str]:
+        """Settings other than the usual that tell deployments of one search apart, in words for the label."""
+        if self.draft_tokens:
+            yield f"draft{self.draft_tokens}"
+        if not self.prefix_caching:
+            yield "no-prefix-cache"
+        if not self.chunked_prefill:
+            yield "no-chunked-prefill"
+        for name, usual in (("policy", "vllm"), ("routing", "round_robin")):
+            if getattr(self, name) != usual:
+                yield str(getattr(self, name))

@@ -194,7 +194,7 @@ def losers(
     The best of each accelerator is also asked how much load it would carry: the rest of its capacity is idle.
     """
     rows = []
-    seen = {best.candidate.deployment.accelerator.name}
+    seen = {best.candidate.deployment.accelerator.id}
     for trial in sorted(found.trials, key=rank):
         candidate = trial.candidate
         deployment = candidate.deployment
@@ -202,8 +202,8 @@ def losers(
             more = candidate.usd_per_hour - best.candidate.usd_per_hour
             reason = f"holds, but costs ${more:.2f}/h more" if more > 0.005 else tied(deployment, best)
             candidate = replace(candidate, lost_because=reason)
-            if deployment.accelerator.name not in seen:
-                seen.add(deployment.accelerator.name)
+            if deployment.accelerator.id not in seen:
+                seen.add(deployment.accelerator.id)
                 load = carries(deployment, Bench.of(pricer(deployment)), loads, slo, coarse=COARSE)
                 candidate = with_idle_share(replace(trial, candidate=candidate), load).candidate
         rows.append(candidate)

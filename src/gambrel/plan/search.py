@@ -157,7 +157,7 @@ class Question:
         """
         found: dict[str, list[Deployment]] = {}
         for deployment in self.space.shapes(self.model):
-            found.setdefault(deployment.accelerator.name, []).append(deployment)
+            found.setdefault(deployment.accelerator.id, []).append(deployment)
         if not found:
             raise DeploymentError(
                 f"nothing to search: no accelerator and tensor-parallel degree of {list(self.space.tp)} suits "
@@ -363,7 +363,7 @@ class Hunter:
         one, two = (challenger.deployment.with_(replicas=n) for n in (1, 2))
         each = (two.usd_per_hour or 0.0) - (one.usd_per_hour or 0.0)
         spare = self.space.most_gpus(one.accelerator) - one.num_gpus
-        most = 1 + spare // (two.num_gpus - one.num_gpus)
+        most = min(1 + spare // (two.num_gpus - one.num_gpus), len(self.question.workload) + self.space.spare)
         if math.isfinite(best[0]) and each > 0.0:
             most = min(most, 1 + math.floor((best[0] - (one.usd_per_hour or 0.0)) / each + 1e-9))
             fleet = one.with_(replicas=max(1, most))
@@ -411,13 +411,17 @@ class Hunter:
         question, demand = self.question, self.question.demand
         low, high = (limited(shape, (side(s for s, _ in pairs), side(t for _, t in pairs))) for side in (min, max))
         self.found.num_considered += len(pairs) - 1
-        memory = question.pricer(low).memory()
-        if memory.kv_tokens < demand.longest:
+        small = question.pricer(low)
+        if small.memory().kv_tokens < demand.longest:
             return
-        loose = Bench.of(question.pricer(high), self.space.safety)
+        loose = Bench.of(small, self.space.safety)
+        seqs, tokens = limits(high)
+        table = question.pricer(high).compile(tokens, seqs * (1 + high.draft_tokens))
+        wide = replace(loose.limits, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+        loose = replace(loose, table=table, limits=wide)
         if any(not v.met for v in self.fastest(high, loose)):
             return
-        least = self.least(high, replace(loose, memory=memory), memory)
+        least = self.least(high, loose, loose.memory)
         if least > self.affordable(Challenger(shape, loose, least), best):
             return
         for pair in pairs:
@@ -617,7 +621,7 @@ def search(
     for found in rounds.run("shapes", explore, groups):
         total.add(found)
     # The cheapest accelerator first, shape by shape: what it comes down to dismisses most of the others unsimulated.
-    leader = next((t.candidate.deployment.accelerator.name for t in total.feasible), "")
+    leader = next((t.candidate.deployment.accelerator.id for t in total.feasible), "")
     best = total.best
     for found in rounds.run("limits of the leader", challenge, numbered([([d], best) for d in groups.get(leader, ())])):
         total.add(found)

@@ -1,15 +1,19 @@
 """Which deployments are worth considering: the axes of the search and the formats a device can run.
 
-One axis is one field of :class:`~gambrel.core.deployment.Deployment`; adding an axis is adding a line here.
+An axis is a field of :class:`~gambrel.core.deployment.Deployment`. Those with a rule for what to try by itself have a
+field of their own here; every other one is searched when it is named in ``axes``, with nothing to add.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from gambrel.core.deployment import Deployment
+from gambrel.core.errors import DeploymentError
 from gambrel.core.formats import kv_format, weight_format
+from gambrel.cost.shards import check_parallel
 from gambrel.plan.safety import Safety
 
 if TYPE_CHECKING:
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
 
-__all__ = ["Space", "kv_formats_for", "shape_of", "tp_is_possible", "weight_formats_for"]
+__all__ = ["AXES", "Space", "kv_formats_for", "shape_of", "tp_is_possible", "weight_formats_for"]
 
 FIRST_MAX_NUM_SEQS, FIRST_MAX_NUM_BATCHED_TOKENS = 256, 2048
 
@@ -27,13 +31,21 @@ FIRST_MAX_NUM_SEQS, FIRST_MAX_NUM_BATCHED_TOKENS = 256, 2048
 class Space:
     """The axes. ``weights`` and ``kv`` of None mean: what the checkpoint is in, and fp8 where the device has it.
 
-    Batch limits are searched in two passes: ``first`` values for every candidate, all values for the finalists.
-    ``available`` is how many of an accelerator (by id) can be had at most, ``max_gpus`` of any. The fleet must hold
-    with ``spare`` replicas down, and with the chance ``confidence`` (see :class:`~gambrel.plan.safety.Safety`).
+    ``ep`` of None means 1, and for a mixture of experts the tensor-parallel degree too; ``pp`` of None means 1, and
+    where the most ranks do not hold the weights the fewest stages that do. ``axes`` are values of any other field of a
+    deployment, such as ``{"attention_dp": (1, 8), "draft_tokens": (0, 3), "acceptance": (0.7,)}``;
+    combinations that engines cannot lay out are left out.
+
+    Batch limits are searched in two rounds: the first values for every shape, all values for what could be cheaper.
+    ``available`` is how many of an accelerator (by name, or by id where an offer sets it apart) can be had at most,
+    ``max_gpus`` of any. The fleet must hold with ``spare`` replicas down, and with the chance ``confidence`` (see
+    :class:`~gambrel.plan.safety.Safety`).
     """
 
     accelerators: tuple[Accelerator, ...]
     tp: tuple[int, ...] = (1, 2, 4, 8)
+    pp: tuple[int, ...] | None = (1,)
+    ep: tuple[int, ...] | None = None
     weights: tuple[str, ...] | None = None
     kv: tuple[str, ...] | None = None
     max_num_seqs: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
@@ -44,6 +56,14 @@ class Space:
     available: Mapping[str, int] = field(default_factory=dict)
     confidence: float = 0.5
     spare: int = 0
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in self.axes.items():
+            if name not in AXES:
+                raise DeploymentError(f"{name!r} is no axis of the search; known: {', '.join(AXES)}")
+            if not values:
+                raise DeploymentError(f"axis {name} has no values")
 
     @property
     def safety(self) -> Safety:
@@ -52,28 +72,60 @@ class Space:
 
     def most_gpus(self, accelerator: Accelerator) -> int:
         """How many of an accelerator the fleet may have."""
-        return min(self.max_gpus, self.available.get(accelerator.name, self.max_gpus))
+        named = self.available.get(accelerator.name, self.max_gpus)
+        return min(self.max_gpus, self.available.get(accelerator.id, named))
 
     def shapes(self, model: Model) -> Iterator[Deployment]:
-        """Every accelerator x tensor parallel x formats, one replica each, with the first batch limits."""
+        """Every accelerator x parallelism x formats x other axes, one replica each, with the first batch limits."""
+        for accelerator, tp in product(self.accelerators, self.tp):
+            if not tp_is_possible(model, accelerator, tp):
+                continue
+            formats = product(
+                self.weights or weight_formats_for(accelerator, model), self.kv or kv_formats_for(accelerator)
+            )
+            for weights, kv in formats:
+                stages = self.pp or self.stages(model, accelerator, tp, weights)
+                experts = self.ep or ((1, tp) if tp > 1 and model.routed_params else (1,))
+                for pp, ep, *values in product(stages, experts, *self.axes.values()):
+                    others = dict(zip(self.axes, values, strict=True))
+                    found = self.shape(model, accelerator, tp=tp, pp=pp, ep=ep, weights=weights, kv=kv, **others)
+                    if found is not None:
+                        yield found
+
+    def shape(self, model: Model, accelerator: Accelerator, **settings: Any) -> Deployment | None:
+        """One replica with the first batch limits; None where the degrees cannot be laid out.
+
+        Raises:
+            DeploymentError: a value that no deployment can have.
+        """
         seqs, tokens = self.first_limits()
-        for accelerator in self.accelerators:
-            for tp in self.tp:
-                if not tp_is_possible(model, accelerator, tp):
-                    continue
-                for weights in self.weights or weight_formats_for(accelerator, model):
-                    for kv in self.kv or kv_formats_for(accelerator):
-                        yield Deployment(
-                            model,
-                            accelerator,
-                            tp=tp,
-                            weights=weights,
-                            kv=kv,
-                            max_num_seqs=seqs,
-                            max_num_batched_tokens=tokens,
-                            max_model_len=self.max_model_len,
-                            gpu_memory_utilization=self.gpu_memory_utilization,
-                        )
+        found = Deployment(
+            model,
+            accelerator,
+            **{
+                "max_num_seqs": seqs,
+                "max_num_batched_tokens": tokens,
+                "max_model_len": self.max_model_len,
+                "gpu_memory_utilization": self.gpu_memory_utilization,
+                **settings,
+            },
+        )
+        try:
+            check_parallel(found)
+            if found.disaggregated:
+                check_parallel(found.prefill_pool)
+        except DeploymentError:
+            return None
+        return found
+
+    def stages(self, model: Model, accelerator: Accelerator, tp: int, weights: str) -> tuple[int, ...]:
+        """One pipeline stage, or with the most ranks a stage can have the fewest that hold the weights."""
+        most = max((t for t in self.tp if tp_is_possible(model, accelerator, t)), default=tp)
+        room = self.gpu_memory_utilization * accelerator.memory_bytes * tp
+        held = model.weight_bytes(weight_format(weights))
+        if tp < most or held < room:
+            return (1,)
+        return (1, *[pp for pp in (2, 4, 8, 16) if held < pp * room][:1])
 
     def limits(self) -> list[tuple[int, int]]:
         """Every pair of batch limits that engines accept: the token budget holds one token of every sequence."""
@@ -91,8 +143,15 @@ class Space:
 
 def shape_of(deployment: Deployment) -> tuple[Any, ...]:
     """What makes a deployment a shape: every field but the model, the number of replicas and the batch limits."""
-    return (deployment.accelerator.name, *(getattr(deployment, name) for name in SHAPE))
+    return (deployment.accelerator.id, *(getattr(deployment, name) for name in SHAPE))
 
+
+AXES = tuple(
+    f.name
+    for f in fields(Deployment)
+    if f.name not in {"model", "accelerator", "replicas", "max_model_len", *(s.name for s in fields(Space))}
+)
+"""What ``axes`` may name: fields of a deployment without a rule of their own."""
 
 SHAPE = tuple(
     f.name

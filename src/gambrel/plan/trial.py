@@ -264,20 +264,27 @@ def narrowest(trial: Outcome) -> float:
 def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployment, least: int, most: int) -> Trial:
     """The fewest replicas in ``least..most`` that hold, by galloping up and bisecting; else the last that missed.
 
-    Galloping ends early where it leads nowhere: a fleet that keeps up, and that half as many replicas again brought
-    nearer to its limits by less than a tenth of what is missing, is not held back by load.
+    Where galloping seems to lead nowhere, ``most`` are tried at once, and if they miss too, that ends it: a fleet that
+    is hardly busy, or one that keeps up and that half as many replicas again brought nearer to its limits by less than
+    a tenth of what is missing.
     """
     count, failed = min(least, most), min(least, most) - 1
     trial = try_out(deployment.with_(replicas=count))
+    stuck = trial.run.utilisation < IDLE
+    doubted = False
     while not trial.candidate.feasible:
-        if count >= most or trial.run.utilisation < IDLE:
+        if count >= most:
             return trial
+        if stuck and not doubted:
+            doubted = True
+            last = try_out(deployment.with_(replicas=most))
+            if not last.candidate.feasible:
+                return trial
         failed, count = count, min(most, max(count + 1, math.ceil(count * 1.5)))
         before, trial = trial, try_out(deployment.with_(replicas=count))
         gained = narrowest(trial) - narrowest(before)
         enough = trial.candidate.keeps_up and count >= 1.5 * failed and trial.share == before.share
-        if enough and gained < TENTH * -narrowest(trial):
-            return trial
+        stuck = trial.run.utilisation < IDLE or (enough and gained < TENTH * -narrowest(trial))
     while trial.candidate.deployment.replicas - failed > 1:
         middle = (trial.candidate.deployment.replicas + failed) // 2
         other = try_out(deployment.with_(replicas=middle))
