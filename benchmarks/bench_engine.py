@@ -76,7 +76,8 @@ def load(table: StepTable, limits: Limits, name: str) -> None:
     print(
         f"{name:13s} prompt {prompt:4d} output {output:5d} rate {rate:6.1f}/s batch {batch:5.1f}  "
         f"{REQUESTS / fast_s / 1e6:6.2f} M requests/s {int(fast.ints[at.STEPS]) / fast_s / 1e6:6.2f} M steps/s  "
-        f"target 5: ratio {REQUESTS / fast_s / 5e6:5.2f}  over naive, target 5: ratio {naive_s / small_s / 5:5.2f}"
+        f"target 5: ratio {REQUESTS / fast_s / 5e6:5.2f}  "
+        f"{naive_s / small_s:4.1f} times the naive kernel, target 5: ratio {naive_s / small_s / 5:5.2f}"
     )
 
 
@@ -121,14 +122,15 @@ def prefixes(table: StepTable, limits: Limits) -> None:
     )
     for name, each in (("no prefix cache", replace(limits, prefix_caching=False)), ("prefix cache", limits),
                        ("prefix cache, 5,000 blocks", replace(limits, num_kv_blocks=5000))):  # fmt: skip
+        unknown = workload.take(slice(0, REQUESTS))  # the engine keeps the trees of the columns it has seen
         start = time.perf_counter()
-        replay(table, each, workload.take(slice(0, REQUESTS)))
+        replay(table, each, unknown)
         once = time.perf_counter() - start
         seconds, played = best(table, each, workload)
         ratio = float(played.requests.cached.sum() / workload.prompt_tokens.sum())
         print(
             f"{name:27s} hit ratio {ratio:5.3f} {REQUESTS / seconds / 1e6:6.2f} M requests/s, "
-            f"{REQUESTS / once / 1e6:5.2f} M with the tree  target 1: ratio {REQUESTS / seconds / 1e6:5.2f}"
+            f"{REQUESTS / once / 1e6:5.2f} M with the tree  target 1: ratio {REQUESTS / once / 1e6:5.2f}"
         )
 
 

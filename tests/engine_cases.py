@@ -68,8 +68,8 @@ POLICIES = MIXED | {
 
 
 @st.composite
-def cases(draw: st.DrawFn, policies: dict[str, dict[str, bool]] = MIXED) -> Case:
-    """Small replicas under every limit that can bind, and requests that each fit alone."""
+def cases(draw: st.DrawFn, policies: dict[str, dict[str, bool]] = MIXED, *, state: bool = False) -> Case:
+    """Small replicas under every limit that can bind, and requests that each fit alone; ``state`` may take blocks."""
     n = draw(st.integers(1, 40))
     lengths = st.lists(st.integers(1, draw(st.sampled_from([1, 5, 60]))), min_size=n, max_size=n)
     prompt = np.array(draw(lengths))
@@ -86,14 +86,16 @@ def cases(draw: st.DrawFn, policies: dict[str, dict[str, bool]] = MIXED) -> Case
     if not chunked:
         budget = max(budget, longest)
     window = draw(st.one_of(st.just(0), st.integers(1, 70)))
+    state_blocks = draw(st.sampled_from([0, 1, 5])) if state else 0
     limits = Limits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
-        num_kv_blocks=-(-(longest - 1) // block_size) + draw(st.integers(0, 40)),
+        num_kv_blocks=-(-(longest - 1) // block_size) + state_blocks + draw(st.integers(0, 40)),
         block_size=block_size,
         chunked_prefill=chunked,
         reserve_full_prompt=draw(st.booleans()),
         watermark_blocks=draw(st.integers(0, 3)),
+        state_blocks=state_blocks,
         **policies[draw(st.sampled_from(sorted(policies)))],
     )
     return Case(

@@ -21,7 +21,7 @@ THINK = {"none": 0.0, "instant": 1e-9, "short": 5e-3, "long": 2.0}
 @st.composite
 def closed(draw: st.DrawFn) -> Case:
     """A case whose requests are sent by a few users, with any pauses and starts."""
-    case = draw(cases(POLICIES))
+    case = draw(cases(POLICIES, state=True))
     n = len(case.workload)
     users = draw(st.integers(1, n + 2))
     scale = THINK[draw(st.sampled_from(sorted(THINK)))]

@@ -33,7 +33,9 @@ def test_a_deployment_names_its_policy() -> None:
     assert limits_under("tensorrt_llm", 100).promise_output
     assert limits_under("tensorrt_llm_max_utilization", 100) == limits_under("vllm", 100, engine_version="0.18")
     assert limits_under("static", 100).static_batch
-    with pytest.raises(DeploymentError, match="unknown policy 'orca'; known: vllm, vllm_priority, sglang, tensorrt_llm, "):
+    with pytest.raises(
+        DeploymentError, match="unknown policy 'orca'; known: vllm, vllm_priority, sglang, tensorrt_llm, "
+    ):
         limits_under("orca", 100)
     assert set(POLICIES) >= {"vllm", "sglang", "tensorrt_llm", "llama_cpp", "static"}
 

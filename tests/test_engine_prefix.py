@@ -20,7 +20,7 @@ from test_engine_laws import assert_same
 @st.composite
 def shared(draw: st.DrawFn) -> Case:
     """A case whose prompts, and some answers, follow paths of a small tree; hashes chained or not, of any size."""
-    case = draw(cases(POLICIES))
+    case = draw(cases(POLICIES, state=True))
     workload = case.workload
     granule = draw(st.sampled_from([1, 2, 3, 5, 16]))
     chained = draw(st.booleans())

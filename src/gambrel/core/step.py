@@ -138,7 +138,9 @@ class MemoryBudget:
     """Bytes on the fullest accelerator of a replica, part by part, and the KV blocks that are left.
 
     ``usable_bytes`` = utilisation x memory; what is not weights, activations or reserve is KV cache.
-    ``kv_bytes_per_block`` is for this rank; ``state_bytes_per_sequence`` likewise (hybrid models).
+    ``kv_bytes_per_block`` is for this rank; ``state_bytes_per_sequence`` likewise (hybrid models). All of the cache is
+    counted in blocks; a sequence takes ``state_blocks`` of them for its state. ``state_only``: no layer grows with
+    context, and the blocks are that state spread over the model's tokens.
     """
 
     memory_bytes: float
@@ -150,6 +152,7 @@ class MemoryBudget:
     state_bytes_per_sequence: float
     block_size: int
     num_kv_blocks: int
+    state_only: bool = False
 
     @property
     def kv_cache_bytes(self) -> float:
@@ -158,8 +161,18 @@ class MemoryBudget:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens the KV blocks hold."""
-        return self.num_kv_blocks * self.block_size
+        """Tokens that one sequence can hold: the blocks but for those of its own state."""
+        return max(0, self.num_kv_blocks - self.state_blocks) * self.block_size
+
+    @property
+    def state_blocks(self) -> int:
+        """Blocks that hold one sequence's state, whole ones as an engine's pool hands them out; 0 if ``state_only``."""
+        return 0 if self.state_only else math.ceil(self.state_bytes_per_sequence / self.kv_bytes_per_block)
+
+    @property
+    def max_sequences(self) -> int | None:
+        """How many sequences' states fit where nothing else is held; None where tokens count."""
+        return math.floor(self.kv_cache_bytes / self.state_bytes_per_sequence) if self.state_only else None
 
     @property
     def fits(self) -> bool:
@@ -210,8 +223,9 @@ class StepTable:
     wait_steps: float = 0.0
 
     def outside_s(self, tpot_s: float) -> float:
-        """Seconds that a first token takes beside the steps it waits for and is made in: client, server, a look at the
-        queue every so many steps of ``tpot_s``; NaN counts as no step.
+        """Seconds that a first token takes beside the steps it waits for and is made in.
+
+        That is client, server, a look at the queue every so many steps of ``tpot_s``; NaN counts as no step.
         """
         return self.request_s + (0.0 if math.isnan(tpot_s) else self.wait_steps * tpot_s)
 

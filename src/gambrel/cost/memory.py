@@ -28,6 +28,7 @@ _ACTIVATION_BYTES = 2  # activations are 16-bit
 _LOGIT_BYTES = 4  # logits are sampled in fp32, and the sampler works on a copy
 _LOGIT_COPIES = 2
 _RESIDUALS = 4  # hidden-sized buffers alive together: residual, normed input, attention output, block output
+_ENDLESS = 1 << 17  # tokens over which a state is spread where no model states a longest context
 SHORT_WINDOW = 2048
 """Windowed layers of at most this many tokens are held as a fixed state of each sequence, longer ones by the token.
 
@@ -103,8 +104,9 @@ def memory_budget(deployment: Deployment, efficiency: Efficiency) -> MemoryBudge
     activations = activation_bytes(deployment)
     left = usable - weights - activations - efficiency.reserve_bytes
     block = growing * deployment.block_size
+    state_only = block <= 0.0 < fixed
     if block <= 0.0:
-        length = deployment.max_model_len or deployment.model.max_context or 1
+        length = deployment.max_model_len or deployment.model.max_context or _ENDLESS
         block = fixed / -(-length // deployment.block_size)
     return MemoryBudget(
         memory_bytes=deployment.accelerator.memory_bytes,
@@ -116,6 +118,7 @@ def memory_budget(deployment: Deployment, efficiency: Efficiency) -> MemoryBudge
         state_bytes_per_sequence=fixed,
         block_size=deployment.block_size,
         num_kv_blocks=max(0, math.floor(left / block)) if block > 0.0 else 0,
+        state_only=state_only,
     )
 
 

@@ -27,6 +27,7 @@ from gambrel.engine.state import (
     REQUEST,
     SHARED,
     SPARE_NODE,
+    STATE_BLOCKS,
 )
 
 __all__ = ["cover", "join", "match", "release", "take"]
@@ -194,7 +195,7 @@ def release(
     replica: int, slot: int, cached: int, block_size: int, finished: bool, ints: Any, slots: Any, cache: Any,
     units: Any, unit_offsets: Any, unit_sizes: Any,
 ) -> int:  # fmt: skip
-    """Let go of a request's blocks with ``cached`` tokens in them; how many became free.
+    """Let go of a request's state and its blocks with ``cached`` tokens in them; how many became free.
 
     Of one that ended, the units of its answer become findable. Of a preempted one, its own blocks wait for it.
     """
@@ -203,8 +204,8 @@ def release(
         cover(replica, slot, full, full, slots, cache, units, unit_offsets, unit_sizes)
     private = (cached + block_size - 1) // block_size - slots[replica, SHARED, slot]
     full = max(full - slots[replica, SHARED, slot], 0)
-    ints[replica, BLANK] += private - full
-    freed = private
+    freed = private + ints[replica, STATE_BLOCKS]
+    ints[replica, BLANK] += freed - full
     if full > 0:
         if not finished:
             node = len(unit_sizes) + slot

@@ -26,8 +26,9 @@ from gambrel.core.units import SECONDS_PER_HOUR
 from gambrel.engine.autoscaling import Look
 from gambrel.engine.dispatch import Dispatch
 from gambrel.engine.prefixes import Prefixes
-from gambrel.engine.simulation import Replay, check_fits, limits_of, run_of
+from gambrel.engine.simulation import Replay, check_fits, prepared, run_of, special
 from gambrel.engine.state import CLOCK, Replicas, Requests
+from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -352,25 +353,30 @@ def serve_fleet(
         DeploymentError: a closed loop, guesses, a routing that a changing fleet cannot follow, or a fleet that gets
             nowhere.
     """
-    if workload.closed_loop or limits.draft_tokens:
+    kind = "a closed loop runs" if workload.closed_loop else special(limits, workload)
+    if kind:
         raise DeploymentError(
-            "a fleet serves open arrivals and sessions without speculative decoding; a closed loop and draft tokens "
-            "are for `gambrel simulate`"
+            f"{kind} in `gambrel simulate` only; a fleet serves open arrivals and sessions as they come"
         )
     if not (math.isfinite(start_up_s) and start_up_s >= 0):
         raise DeploymentError(f"start-up must take at least 0 seconds, got {start_up_s!r}")
-    remembering = limits.prefix_caching and workload.prefix_blocks is not None
-    plain = replace(limits, prefix_caching=remembering)
-    prefixes = Prefixes.of(workload, limits.block_size) if remembering else Prefixes.none(len(workload))
-    requests = Requests.of(workload, prefixes)
-    requests = replace(requests, arrival=requests.arrival.copy())
+    prefixes = Prefixes.none(len(workload))
+    if limits.prefix_caching and workload.prefix_blocks is not None:
+        prefixes = Prefixes.of(workload, limits.block_size)
     number = replicas if autoscale is None else 2 * autoscale.max_replicas
-    served = Dispatch.of(table, plain, workload, requests, number, routing, plain=False)
     known = workload.arrival_s if workload.after is None else workload.arrival_s[workload.after < 0]
     end_s = float(known[-1]) if horizon_s is None else horizon_s
     every_s = max(end_s / 2048, 1.0) if sample_s is None else sample_s
-    day = _Day(served, autoscale, replicas, start_up_s, failures or Failures(), 0.0, end_s, every_s)
-    day.run()
+    # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
+    for remembering in sorted({limits.prefix_caching and len(prefixes.sizes) > 0, limits.prefix_caching}):
+        requests = Requests.of(workload, prefixes)
+        requests = replace(requests, arrival=requests.arrival.copy())
+        kept = replace(limits, prefix_caching=remembering)
+        served = Dispatch.of(table, kept, workload, requests, number, routing, plain=False)
+        day = _Day(served, autoscale, replicas, start_up_s, failures or Failures(), 0.0, end_s, every_s)
+        day.run()
+        if not requests.preemptions.any():
+            break
     ints, floats, histogram = Replicas.total([served.replicas])
     run = run_of(Replay(requests, served.assigned, ints, floats, histogram, None, table), limits, number, basis)
     columns = np.array(day.samples, np.float64).reshape(-1, 7).T
@@ -404,7 +410,7 @@ def simulate_fleet(deployment: Deployment, cost_model: CostModel, workload: Work
         WorkloadError: a request cannot fit a replica; the message names its row.
         DeploymentError: as in :func:`serve_fleet`, and for limits that the engine refuses.
     """
-    limits = limits_of(deployment, cost_model.memory().num_kv_blocks)
+    limits = limits_of(deployment, cost_model.memory())
     check_fits(workload, limits, deployment.max_model_len)
     return serve_fleet(
         cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs), limits, workload,

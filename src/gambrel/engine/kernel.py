@@ -85,6 +85,7 @@ from gambrel.engine.state import (
     SHARE_LEAST,
     SPARE,
     STACK,
+    STATE_BLOCKS,
     STEPS,
     TAIL,
     TICKS,
@@ -207,7 +208,7 @@ def evict(
                 replica, victim, cached, block_size, False, ints, slots, cache, units, unit_offsets, unit_sizes
             )
         else:
-            free += (cached + block_size - 1) // block_size
+            free += (cached + block_size - 1) // block_size + ints[replica, STATE_BLOCKS]
         i = slots[replica, REQUEST, victim]
         if preemptions[i] == 0 and slots[replica, GENERATED, victim] == 0:
             token_s[replica, victim] = clock  # its first token is late by what follows
@@ -242,6 +243,7 @@ def advance(
     mask = ring.shape[1] - 1
     prompts_first = prefill_first is not None  # known when compiled: the order of a step costs nothing
     windowed = window > 0
+    state = ints[replica, STATE_BLOCKS]
 
     step, decodes, context = ints[replica, TICKS], ints[replica, DECODES], ints[replica, CONTEXT]
     steps, promised, num_joined = ints[replica, STEPS], ints[replica, PROMISED], ints[replica, NUM_JOINED]
@@ -425,7 +427,7 @@ def advance(
                                         ints, slots, cache, units, unit_offsets, unit_sizes,
                                     )  # fmt: skip
                                 else:
-                                    free += (done + block_size - 1) // block_size
+                                    free += (done + block_size - 1) // block_size + state
                                 tail = slots[replica, BEFORE, partial]
                                 admit = False
                                 i = slots[replica, REQUEST, partial]
@@ -487,10 +489,10 @@ def advance(
                                 blocked = True
                                 break
                             chunk = min(tokens - hit, budget)
-                            blocks = (hit + chunk + block_size - 1) // block_size - found
+                            blocks = (hit + chunk + block_size - 1) // block_size - found + state
                             room = blocks
                             if hit + chunk < tokens and reserve_full_prompt:
-                                room = (tokens + block_size - 1) // block_size - found
+                                room = (tokens + block_size - 1) // block_size - found + state
                             room += evictable
                             if running > 0:
                                 room += watermark_blocks
@@ -498,7 +500,7 @@ def advance(
                                 blocked = True
                                 break
                             if promise_output:
-                                whole = (prompt[i] + output[i] + block_size - 2) // block_size
+                                whole = (prompt[i] + output[i] + block_size - 2) // block_size + state
                                 if promised + whole > num_kv_blocks:
                                     blocked = True
                                     break
@@ -657,7 +659,7 @@ def advance(
                     cached = step + 1 + slots[replica, OFFSET, slot]
                     asked -= output[slots[replica, REQUEST, slot]]
                     if promise_output:
-                        promised -= (cached + block_size - 1) // block_size
+                        promised -= (cached + block_size - 1) // block_size + state
                     if prefix_caching:  # blocks are freed in order of admission, for that is the order of the queue
                         i = ended
                         while (
@@ -668,7 +670,7 @@ def advance(
                         slots[replica, ENDED, i] = slot
                         ended += 1
                     else:
-                        free += (cached + block_size - 1) // block_size
+                        free += (cached + block_size - 1) // block_size + state
                     context -= cached
                     decodes -= 1
                     offsets[replica, slots[replica, BUCKET, slot]] -= 1
@@ -719,13 +721,13 @@ def advance(
                 finished += 1
                 blocked = static_batch
                 if promise_output:
-                    promised -= (cached + block_size - 1) // block_size
+                    promised -= (cached + block_size - 1) // block_size + state
                 if prefix_caching:
                     free += release(
                         replica, slot, cached, block_size, True, ints, slots, cache, units, unit_offsets, unit_sizes
                     )
                 else:
-                    free += (cached + block_size - 1) // block_size
+                    free += (cached + block_size - 1) // block_size + state
                 i = slots[replica, BEFORE, slot]
                 j = slots[replica, AFTER, slot]
                 if i >= 0:

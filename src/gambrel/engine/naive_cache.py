@@ -11,7 +11,7 @@ from typing import Any
 
 from gambrel.engine.compiled import compiled
 
-__all__ = ["found_blocks", "free_all", "make_findable", "pull", "put", "take_block"]
+__all__ = ["found_blocks", "free_all", "free_state", "make_findable", "pull", "put", "take_block"]
 
 
 @compiled()
@@ -114,3 +114,12 @@ def free_all(
     if not finished:
         left[row] = max(full - shared, 0)
     return freed
+
+
+@compiled(put)
+def free_state(state: int, blocks: Any, newer: Any, older: Any, refs: Any) -> int:
+    """Free the ``state`` blocks of a request's recurrent state, the last of its ``blocks``; nobody finds them again."""
+    for k in range(len(blocks) - state, len(blocks)):
+        refs[blocks[k]] = 0
+        put(blocks[k], len(newer) - 1, newer, older)
+    return state

@@ -16,7 +16,7 @@ from numba import njit
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.closed_kernel import pop, push
 from gambrel.engine.compiled import compiled
-from gambrel.engine.naive_cache import found_blocks, free_all, make_findable, pull, put, take_block
+from gambrel.engine.naive_cache import found_blocks, free_all, free_state, make_findable, pull, put, take_block
 from gambrel.engine.state import (
     BATCH_MAX,
     BATCH_S,
@@ -36,6 +36,7 @@ from gambrel.engine.state import (
     SHARE_DECAY,
     SHARE_FIRST,
     SHARE_LEAST,
+    STATE_BLOCKS,
     STEPS,
     USED_MAX,
     USED_S,
@@ -70,8 +71,8 @@ def marked(marks: Any, number: int, time: float, what: int, request: int) -> Any
     return marks
 
 
-@compiled(push, pop, longer, marked, step_parts, pairs_within, found_blocks, free_all, make_findable, pull, put,
-          take_block, allocates=True)  # fmt: skip
+@compiled(push, pop, longer, marked, step_parts, pairs_within, found_blocks, free_all, free_state, make_findable,
+          pull, put, take_block, allocates=True)  # fmt: skip
 def replay(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
@@ -123,6 +124,7 @@ def replay(
     num_drawn = 0
     share = SHARE_FIRST
 
+    state = ints[0, STATE_BLOCKS]
     # Blocks one by one, for prefix caching.
     some = num_kv_blocks if prefix_caching else 0
     starts = np.zeros(len(unit_sizes) + 1, np.int64)  # first block of each unit in the hash table
@@ -135,7 +137,7 @@ def replay(
     newer = np.arange(1, some + 2) % (some + 1)  # the queue of free blocks
     older = (np.arange(some + 1) - 1) % (some + 1)
     rows = max_num_seqs if prefix_caching else 0
-    most = (np.max(prompt + output) + block_size - 1) // block_size
+    most = (np.max(prompt + output) + block_size - 1) // block_size + state
     blocks = np.zeros((rows, most), np.int64)  # of each request in the replica
     left = np.zeros(rows, np.int64)  # own blocks of a preempted request that are still cached
     row_of = np.full(n, -1, np.int64)
@@ -161,17 +163,17 @@ def replay(
                     continue
                 if prefix_caching:
                     row = row_of[i]
-                    free += free_all(
+                    free += free_state(state, blocks[row], newer, older, refs) + free_all(
                         row, held[i], shared[i], computed[i] // block_size, True, blocks[row],
                         newer, older, owner, place, left, refs,
                     )  # fmt: skip
                     spare[num_spare] = row
                     num_spare += 1
                 else:
-                    free += held[i]
+                    free += held[i] + state
                 held[i] = 0
                 if promise_output:
-                    promised -= (prompt[i] + output[i] - 1 + block_size - 1) // block_size
+                    promised -= (prompt[i] + output[i] - 1 + block_size - 1) // block_size + state
                 if traced:
                     marks = marked(marks, num_marks, clock, ABANDONED, i)
                     num_marks += 1
@@ -253,12 +255,12 @@ def replay(
                         chunk = min(tokens - hit, budget)
                         need = (hit + chunk + block_size - 1) // block_size - found
                         room = (tokens + block_size - 1) // block_size - found if reserve_full_prompt else need
-                        room += evictable
+                        room += evictable + state
                         if num_running > 0:
                             room += watermark_blocks
                         if room > free:
                             break
-                        whole = (prompt[i] + output[i] - 1 + block_size - 1) // block_size
+                        whole = (prompt[i] + output[i] - 1 + block_size - 1) // block_size + state
                         if promise_output:
                             if promised + whole > num_kv_blocks:
                                 break
@@ -298,7 +300,7 @@ def replay(
                         if traced:
                             marks = marked(marks, num_marks, clock, ADMITTED, i)
                             num_marks += 1
-                        free -= need + evictable
+                        free -= need + evictable + state
                         if prefix_caching:
                             row = row_of[i]
                             number = 0
@@ -318,6 +320,8 @@ def replay(
                                 owner[block] = -1
                             left[row] = 0
                             for k in range(found, found + need):
+                                blocks[row, k] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
+                            for k in range(most - state, most):
                                 blocks[row, k] = take_block(newer, older, key_of, block_of, owner, place, left, refs)
                             shared[i] = make_findable(
                                 i, common, (hit + chunk) // block_size, prompt[i] // block_size, blocks[row],
@@ -362,12 +366,12 @@ def replay(
                             chunk_of[num_running] = 0
                         if prefix_caching:
                             row = row_of[victim]
-                            free += free_all(
+                            free += free_state(state, blocks[row], newer, older, refs) + free_all(
                                 row, held[victim], shared[victim], computed[victim] // block_size, False, blocks[row],
                                 newer, older, owner, place, left, refs,
                             )  # fmt: skip
                         else:
-                            free += held[victim]
+                            free += held[victim] + state
                         held[victim] = 0
                         computed[victim] = 0
                         decoding[victim] = False
@@ -530,21 +534,21 @@ def replay(
                         if traced:
                             marks = marked(marks, num_marks, clock, ENDED, i)
                             num_marks += 1
-                        promised -= (computed[i] + block_size - 1) // block_size
+                        promised -= (computed[i] + block_size - 1) // block_size + state
                         if prefix_caching:
                             row = row_of[i]
                             full = computed[i] // block_size
                             shared[i] = make_findable(
                                 i, shared[i], full, full, blocks[row], starts, block_of, key_of, units, unit_offsets
                             )
-                            free += free_all(
+                            free += free_state(state, blocks[row], newer, older, refs) + free_all(
                                 row, held[i], shared[i], full, True, blocks[row],
                                 newer, older, owner, place, left, refs,
                             )  # fmt: skip
                             spare[num_spare] = row
                             num_spare += 1
                         else:
-                            free += held[i]
+                            free += held[i] + state
                         held[i] = 0
                         continue
             running[kept] = i

@@ -42,7 +42,7 @@ from gambrel.engine.workers import needed
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Series
-    from gambrel.core.step import CostModel, Floats, StepTable
+    from gambrel.core.step import CostModel, Floats, MemoryBudget, StepTable
     from gambrel.core.workload import Ints, Workload
     from gambrel.engine.watch import Watch
 
@@ -51,8 +51,10 @@ _KNOWN: list[tuple[tuple[Any, ...], int, Prefixes]] = []  # of the last workload
 __all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "replay", "simulate"]
 
 
-def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
+def limits_of(deployment: Deployment, memory: MemoryBudget | int) -> Limits:
     """The scheduler's limits of one replica, under the deployment's policy and engine version.
+
+    ``memory`` as the cost model budgets it, or the number of KV blocks of a model without recurrent state.
 
     Raises:
         DeploymentError: limits that vLLM refuses, no memory for blocks, or an unknown policy.
@@ -66,17 +68,20 @@ def limits_of(deployment: Deployment, num_kv_blocks: int) -> Limits:
         )
     if not 0.0 <= deployment.acceptance < 1.0:
         raise DeploymentError(f"acceptance must be at least 0 and below 1, got {deployment.acceptance!r}")
-    if num_kv_blocks < 1:
+    num_kv_blocks = memory if isinstance(memory, int) else memory.num_kv_blocks
+    most = None if isinstance(memory, int) else memory.max_sequences
+    if num_kv_blocks < 1 or most == 0:
         raise DeploymentError(f"{deployment.label}: no memory is left for KV blocks; use more or larger accelerators")
     limits = Limits(
-        deployment.max_num_seqs,
+        deployment.max_num_seqs if most is None else min(deployment.max_num_seqs, most),
         deployment.max_num_batched_tokens,
         num_kv_blocks,
         deployment.block_size,
         deployment.chunked_prefill,
-        prefix_caching=deployment.prefix_caching,
+        prefix_caching=deployment.prefix_caching and most is None,  # a state is not found by blocks
         draft_tokens=deployment.draft_tokens,
         acceptance=deployment.acceptance,
+        state_blocks=0 if isinstance(memory, int) else memory.state_blocks,
     )
     return POLICIES[deployment.policy](limits, deployment.engine_version)
 
@@ -101,17 +106,17 @@ def check_fits(workload: Workload, limits: Limits, max_model_len: int | None = N
             f"{lengths}, {worst} in all, more than max_num_batched_tokens {limits.max_num_batched_tokens}, "
             "which without chunked prefill must hold the longest sequence; raise it or allow chunked prefill"
         )
-    needed = -(-(worst - 1) // limits.block_size)
+    needed = -(-(worst - 1) // limits.block_size) + limits.state_blocks
+    blocks = f"{needed} KV blocks of {limits.block_size} tokens"
+    if limits.state_blocks:
+        blocks += f", {limits.state_blocks} of them for recurrent state"
     if limits.request_blocks and needed > limits.request_blocks:
         raise WorkloadError(
-            f"{lengths}, which need {needed} KV blocks of {limits.block_size} tokens; a slot has "
+            f"{lengths}, which need {blocks}; a slot has "
             f"{limits.request_blocks}, an equal share for each of max_num_seqs {limits.max_num_seqs}"
         )
     if needed > limits.num_kv_blocks:
-        raise WorkloadError(
-            f"{lengths}, which need {needed} KV blocks of {limits.block_size} tokens; a replica has "
-            f"{limits.num_kv_blocks}"
-        )
+        raise WorkloadError(f"{lengths}, which need {blocks}; a replica has {limits.num_kv_blocks}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ def replay(
     how far it is, and may end it early.
     """
     _check(table, limits, workload, routing)
-    oracle = oracle or bool(_special(limits, workload))
+    oracle = oracle or bool(special(limits, workload))
     if workload.closed_loop and workload.staggered:
         workload = _staggered(table, limits, workload)
     prefixes = _prefixes(workload, limits)
@@ -182,11 +187,11 @@ def _check(table: StepTable, limits: Limits, workload: Workload, routing: str) -
             f"the step table holds {table.max_tokens} tokens and {table.max_seqs} sampled rows; a step can have "
             f"{limits.max_num_batched_tokens} and {rows}"
         )
-    special = _special(limits, workload)
+    kind = special(limits, workload)
     made = workload.closed_loop or workload.after is not None
-    if special and (made or routing not in ("round_robin", "session_sticky")):
+    if kind and (made or routing not in ("round_robin", "session_sticky")):
         raise DeploymentError(
-            f"{special} in the plain scheduler, which serves open arrivals dealt beforehand; "
+            f"{kind} in the plain scheduler, which serves open arrivals dealt beforehand; "
             "use routing round_robin or session_sticky and a workload with arrival times"
         )
     if routing == "session_sticky" and workload.session is None and not workload.closed_loop:
@@ -196,7 +201,7 @@ def _check(table: StepTable, limits: Limits, workload: Workload, routing: str) -
         )
 
 
-def _special(limits: Limits, workload: Workload) -> str:
+def special(limits: Limits, workload: Workload) -> str:
     """What only the plain scheduler knows and this replay needs, with its verb; empty for none."""
     if limits.draft_tokens:
         return "speculative decoding runs"
@@ -275,7 +280,7 @@ def prepared(deployment: Deployment, cost_model: CostModel) -> tuple[StepTable, 
     Raises:
         DeploymentError: limits that vLLM itself refuses.
     """
-    limits = limits_of(deployment, cost_model.memory().num_kv_blocks)
+    limits = limits_of(deployment, cost_model.memory())
     table = cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs * (1 + limits.draft_tokens))
     if limits.draft_tokens:
         alone = table.cost(Step.decode(1, 1)).seconds

@@ -57,8 +57,9 @@ __all__ = ["NUM_SAMPLES_MAX", "Limits", "Replicas", "Requests"]
     REMAINING,  # tokens that decoders have still to generate, summed
     ASKED,  # tokens they generate in all, summed
     NUM_JOINED,  # decoders that joined since decoders last advanced
+    STATE_BLOCKS,  # blocks that the recurrent state of each admitted request takes
     NUM_INTS,
-) = range(33)
+) = range(34)
 
 # Places in Replicas.floats (seconds; BATCH_S and USED_S are sequence-seconds and block-seconds).
 NUM_PARTS = 5
@@ -145,6 +146,7 @@ class Limits:
     ``promise_output``: a request is admitted only if what all will ever need fits, so none is preempted;
     ``static_batch``: nobody is admitted while anybody runs; ``prefill_first``: a step holds prompts only, if any can be
     computed, else decoders only. ``request_blocks`` above 0: what one request may take, checked beforehand.
+    ``state_blocks``: what a request takes beside its tokens as long as it is admitted, for its recurrent state.
     ``draft_tokens`` are guessed for a decoder in every step, in ``draft_s`` seconds for all; each holds with
     probability ``acceptance`` if those before it do. ``by_priority``: the workload's priorities decide who is admitted
     first and who is preempted, ties by arrival.
@@ -166,6 +168,7 @@ class Limits:
     acceptance: float = 0.0
     draft_s: float = 0.0
     by_priority: bool = False
+    state_blocks: int = 0
 
     def accepted(self, num: int = 1 << 16) -> Ints:
         """How many guesses hold, drawn ``num`` times with a fixed seed: int64[num] of 0 to ``draft_tokens``."""
@@ -313,6 +316,7 @@ class Replicas:
         ints[:, [TAIL, PARTIAL, NEXT, SEEN]] = -1
         ints[:, FREE_BLOCKS] = limits.num_kv_blocks
         ints[:, FREE_SLOTS] = limits.max_num_seqs
+        ints[:, STATE_BLOCKS] = limits.state_blocks
         floats = np.zeros((number, NUM_FLOATS))
         floats[:, [CLOCK, SAMPLE_ORIGIN]] = requests.arrival[0]
         floats[:, SAMPLE_EVERY] = sample_every_s
