@@ -410,10 +410,15 @@ def simulate_fleet(deployment: Deployment, cost_model: CostModel, workload: Work
         WorkloadError: a request cannot fit a replica; the message names its row.
         DeploymentError: as in :func:`serve_fleet`, and for limits that the engine refuses.
     """
-    limits = limits_of(deployment, cost_model.memory())
+    if needed(deployment):
+        raise DeploymentError(
+            f"{deployment.label}: prefill workers, pipelines and data-parallel attention run in `gambrel simulate`; "
+            "a fleet's replicas have one stage and one scheduler"
+        )
+    table, limits = prepared(deployment, cost_model)
     check_fits(workload, limits, deployment.max_model_len)
     return serve_fleet(
-        cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs), limits, workload,
+        table, limits, workload,
         replicas=deployment.replicas, routing=deployment.routing, gpus_per_replica=deployment.gpus_per_replica,
         basis=cost_model.basis, **settings,
     )  # fmt: skip

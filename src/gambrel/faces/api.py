@@ -75,13 +75,18 @@ def accelerator(
 ) -> Accelerator:
     """An accelerator by id or by the spelling people use, with its price per hour.
 
-    ``price`` overrides the catalog's dollars per accelerator-hour; ``files`` are user catalogs.
+    ``this-machine`` is the processor this runs on, its rates measured in about a second. ``price`` overrides the
+    catalog's dollars per accelerator-hour; ``files`` are user catalogs.
 
     Raises:
         CatalogError: unknown name or a bad user file.
     """
     if isinstance(name, Accelerator):
         return name
+    if name == "this-machine":
+        from gambrel.measure.this_machine import this_machine
+
+        return this_machine()
     from gambrel.catalog.accelerators import accelerator as load
 
     return load(name, price=price, provider=provider, files=files)
@@ -275,12 +280,11 @@ def fleet_shards(
     ``source``: :class:`gambrel.traffic.Split`, or any function; ``settings``: see
     :func:`gambrel.engine.shards.serve_shards`.
     """
-    from gambrel.engine import limits_of
     from gambrel.engine.shards import serve_shards
+    from gambrel.engine.simulation import prepared
 
     priced = priced or cost_model(deployment)
-    limits = limits_of(deployment, priced.memory())
-    table = priced.compile(limits.max_num_batched_tokens, limits.max_num_seqs)
+    table, limits = prepared(deployment, priced)
     return serve_shards(table, limits, source, deployment.replicas, basis=priced.basis, **settings)
 
 

@@ -129,14 +129,17 @@ def fleet_tables(document: Mapping[str, Any], verdicts: tuple[Verdict, ...]) -> 
     rows = [
         ("deployment", f"{deployment['label']} at most, {deployment['model']}"),
         ("traffic", f"{document['num_requests']:,} requests in {human.seconds(document['span_s'])}"),
-        ("replicas", (f"{fleet['replicas_mean']:.2f} on average, {fleet['replicas_max']} at most; "
-                     f"{fleet['starts']:,} starts of {human.seconds(document['start_up_s'])}, "
-                     f"{fleet['failures']:,} failures")),
+        ("replicas", f"{fleet['replicas_mean']:.2f} on average, {fleet['replicas_max']} at most"),
         ("cost", _cost(fleet)),
-    ]  # fmt: skip
+    ]
+    if fleet["starts"]:
+        starts = f"{fleet['starts']:,} of {human.seconds(document['start_up_s'])} each"
+        rows.append(("starts", f"{starts}; {fleet['failures']:,} failures"))
+    if document["hit_ratio"] > 0:
+        rows.append(("prefix cache", f"{human.percent(document['hit_ratio'])} of prompt tokens found"))
     fixed = document["fixed_fleet"]
     if fixed is not None:
-        rows.append(("fixed fleet", f"{fixed['replicas']} replicas meet the objectives: {_cost(fixed)}"))
+        rows.append(("fixed fleet", f"the objectives hold with {fixed['replicas']} throughout: {_cost(fixed)}"))
     for key, title in (
         ("held", "held"), ("sent_during_start", "sent during a start"), ("lost_and_retried", "lost and sent again")
     ):  # fmt: skip

@@ -108,7 +108,7 @@ def fleet_command(
     if shards is not None:
         if autoscale or failures or low != high:
             raise GambrelError("--shards serves replicas one by one, so nothing scales or fails; --replicas N works")
-        shard_command(deployment, asked, shards, objectives, started, as_json=as_json)
+        shard_command(deployment.with_(routing="round_robin"), asked, shards, objectives, started, as_json=as_json)
         return
     scale = scaling(autoscale, low, high)
     takes = start_seconds(deployment, start_up, load_rate, engine_start, needed=scale is not None or bool(failures))
