@@ -1,6 +1,6 @@
 """The few shapes that every chart shares: axes that read in words, labelled rules that do not collide.
 
-Positions are chosen for the narrowest page (a plot 270 px wide), so labels that clear each other there clear each
+Positions are chosen for the narrowest page (a plot 240 px wide), so labels that clear each other there clear each
 other everywhere.
 """
 
@@ -30,7 +30,7 @@ __all__ = [
     "time_axis",
 ]
 
-_NARROW_PX: Final = 270.0
+_NARROW_PX: Final = 240.0
 _CHARACTER_PX: Final = 6.4
 _LINE_PX: Final = 15
 PLAIN_LABEL: Final = "format(datum.value, ',.12~r')"

@@ -145,7 +145,7 @@ def _in_proportion(levels: Sequence[MeasuredLevel], x: Spec, y: Spec) -> list[Sp
     loads = [float(n) for n in np.geomspace(first.requested, max(end, first.requested), 60)]
     line = {"values": [{"load": n, "rate": each * n} for n in loads]}
     mark = {"type": "line", "style": "rule-ink", "clip": True}
-    words = {"values": [{"load": loads[40], "rate": each * loads[40], "label": "if users never slowed each other"}]}
+    words = {"values": [{"load": loads[40], "rate": each * loads[40], "label": "if never slowed"}]}
     at = {f: {"field": e["field"], "type": "quantitative"} for f, e in (("x", x), ("y", y))}
     return [
         {"data": line, "mark": mark, "encoding": {"x": x, "y": y}},
