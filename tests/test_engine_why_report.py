@@ -12,8 +12,8 @@ import pytest
 
 from engine_cases import affine_table, poisson
 from gambrel.core.errors import ReportError
-from gambrel.engine import Limits, replay, run_of
-from gambrel.report import request_columns, write_requests
+from gambrel.engine import Limits, record, replay, run_of
+from gambrel.report import lives, request_columns, write_requests
 from gambrel.traffic import read_workload
 
 if TYPE_CHECKING:
@@ -69,3 +69,21 @@ def test_refusals(run: Run, tmp_path: Path) -> None:
     for name in ("none/r.csv", "none/r.parquet"):
         with pytest.raises(ReportError, match="cannot be written"):
             write_requests(tmp_path / name, run)
+
+
+def test_lives_are_drawn_to_scale() -> None:
+    """One line a request, as long as it lived, in the marks of its phases; no more lines than wanted."""
+    limits = Limits(16, 64, 60, 4)
+    table, workload = affine_table(64, 16), poisson(40, 30.0, 60, 30)
+    run = run_of(replay(table, limits, workload), limits)
+    found = record(table, limits, workload, run, 0.0, 1e3)
+    lines = lives(found, width=200, most=40).splitlines()
+    assert len(lines) == 42
+    end = run.last_token_s.max()
+    for row, line in enumerate(lines[:40]):
+        drawn = line.split("|")[1]
+        assert len(drawn) == 200
+        assert len(drawn.strip()) == pytest.approx(run.e2e_s[row] / end * 200, abs=1.01)
+        for mark, seconds in zip(".#=~", run.phases_s().values(), strict=True):
+            assert drawn.count(mark) == pytest.approx(seconds[row] / end * 200, abs=3)
+    assert len(lives(found, most=5).splitlines()) == 7

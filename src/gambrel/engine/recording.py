@@ -18,6 +18,7 @@ from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.routing import run_plain
 from gambrel.engine.simulation import prepared
 from gambrel.engine.state import Replicas, Requests
+from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Ints, Workload
     from gambrel.engine.state import Limits
 
-__all__ = ["timeline"]
+__all__ = ["record", "timeline"]
 
 QUEUE, PREFILL, DECODE, PREEMPTED = range(len(PHASES))
 ADMITTED, EVICTED, TOKEN, ENDED, ABANDONED = range(5)  # the marks of gambrel.engine.naive_kernel
@@ -42,11 +43,20 @@ def timeline(
         DeploymentError: a window that ends before it begins, or a run that this deployment's plain scheduler does not
             reproduce (workers of several stages, pools, replicas that come and go, or another deployment's run).
     """
+    if needed(deployment):
+        raise DeploymentError(
+            "a window is recorded for whole replicas under one scheduler; this deployment has stages, attention ranks "
+            "or prefill workers of their own"
+        )
+    return record(*prepared(deployment, cost_model), workload, run, begin_s, end_s)
+
+
+def record(table: StepTable, limits: Limits, workload: Workload, run: Run, begin_s: float, end_s: float) -> Timeline:
+    """As :func:`timeline`, from a step table and the limits of a replica."""
     if not 0 <= begin_s < end_s < np.inf:
         raise DeploymentError(
             f"a window must begin at 0 s or later and end after that, got {begin_s:g} s to {end_s:g} s"
         )
-    table, limits = prepared(deployment, cost_model)
     parts = []
     for replica in range(run.replicas):
         line = np.flatnonzero((run.replica == replica) & (run.arrival_s <= end_s))

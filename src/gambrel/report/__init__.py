@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         prompt_lengths,
     )
     from gambrel.report.document import Fact, Report, Section, Table, Tree
+    from gambrel.report.gantt import lives
     from gambrel.report.image import render, write_images
     from gambrel.report.measured import MeasuredLevel, MeasuredSweep, Trust
     from gambrel.report.memory import HeldTokens, memory_bar, memory_vs_concurrency
@@ -80,6 +81,7 @@ __all__ = [
     "latency_cdf",
     "latency_vs_batch",
     "latency_vs_load",
+    "lives",
     "memory_bar",
     "memory_vs_concurrency",
     "objective_table",
@@ -128,6 +130,7 @@ _MODULES = {
         "prompt_lengths",
     ),
     "document": ("Fact", "Report", "Section", "Table", "Tree"),
+    "gantt": ("lives",),
     "image": ("render", "write_images"),
     "measured": ("MeasuredLevel", "MeasuredSweep", "Trust"),
     "memory": ("HeldTokens", "memory_bar", "memory_vs_concurrency"),
