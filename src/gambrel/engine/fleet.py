@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +136,7 @@ class FleetRun:
 
     ``held`` bool[n]: found no replica up. ``retries`` int64[n]: times lost with a replica. ``during_start`` bool[n]:
     sent while a replica that was asked for was still starting. ``horizon_s``: until when replicas are paid for.
+    ``scales``: their number was an autoscaler's to choose.
     """
 
     run: Run
@@ -147,7 +148,7 @@ class FleetRun:
     start_s: float
     horizon_s: float
     gpus_per_replica: int = 1
-    notes: tuple[str, ...] = field(default=())
+    scales: bool = False
 
     @property
     def replica_hours(self) -> float:
@@ -392,6 +393,7 @@ def serve_fleet(
         day.start_s,
         day.horizon_s,
         gpus_per_replica,
+        autoscale is not None,
     )
 
 

@@ -60,6 +60,7 @@ def fleet_document(
     struck = day.retries > 0
     document: dict[str, Any] = {
         "deployment": deployment_document(deployment),
+        "scales": day.scales,
         "num_requests": len(run),
         "span_s": day.horizon_s - day.start_s,
         **latencies(run),
@@ -127,7 +128,7 @@ def fleet_tables(document: Mapping[str, Any], verdicts: tuple[Verdict, ...]) -> 
 
     fleet, deployment = document["fleet"], document["deployment"]
     rows = [
-        ("deployment", f"{deployment['label']} at most, {deployment['model']}"),
+        ("deployment", f"{deployment['label']}{' at most' if document['scales'] else ''}, {deployment['model']}"),
         ("traffic", f"{document['num_requests']:,} requests in {human.seconds(document['span_s'])}"),
         ("replicas", f"{fleet['replicas_mean']:.2f} on average, {fleet['replicas_max']} at most"),
         ("cost", _cost(fleet)),

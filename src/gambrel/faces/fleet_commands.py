@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_TALK_S = 5.0  # between two words on how far it is
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
@@ -231,11 +233,12 @@ def shard_command(
         raise GambrelError("--shards makes each replica's traffic itself: --rate-series FILE works, --clients does not")
     rates = asked.rates()
     split = Split(rates, asked.profile(), deployment.replicas, asked.seed, rule, asked.turns, asked.think_s)
-    step = max(deployment.replicas // 20, 1)
+    said = [started]
 
     def progress(done: int) -> None:
-        if done % step == 0 and not as_json:
-            talk(f"{done:,} of {deployment.replicas:,} replicas, {time.perf_counter() - started:.0f} s")
+        if not as_json and time.perf_counter() - said[0] > _TALK_S:
+            said[0] = time.perf_counter()
+            talk(f"{done:,} of {deployment.replicas:,} replicas, {said[0] - started:.0f} s")
 
     tally = api.fleet_shards(deployment, split, slo=slo, horizon_s=rates.end_s, progress=progress)
     document = shard_document(deployment, tally, slo, rule, time.perf_counter() - started)
