@@ -55,3 +55,11 @@ def __dir__() -> list[str]:
     from gambrel.faces import api
 
     return sorted([*api.__all__, "__version__"])
+
+
+if "IPython" in sys.modules:  # a notebook or shell: nouns are shown as what they are
+    _shell = sys.modules["IPython"].get_ipython()
+    if _shell is not None:
+        from gambrel.faces.notebook import register
+
+        register(_shell)

@@ -438,6 +438,26 @@ def plan_command(
         str | None, typer.Option("--max-num-batched-tokens", help="Values to search.")
     ] = None,
     gpu_memory_utilization: Annotated[float, typer.Option("--gpu-memory-utilization")] = 0.9,
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", help="Cap on prompt and answer; what it refuses and cuts is said.")
+    ] = None,
+    pp: Annotated[str, typer.Option("--pp", help="Pipeline stages to search.")] = "1",
+    ep: Annotated[str | None, typer.Option("--ep", help="Expert-parallel degrees to search.")] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--axis", help="Any other setting to search, e.g. attention_dp=1,8 or draft_tokens=0,3; repeatable."
+        ),
+    ] = None,
+    price_kind: Annotated[
+        str | None, typer.Option("--price-kind", help="Terms to weigh: on_demand, spot, reserved, ...; by commas.")
+    ] = None,
+    provider: Annotated[str | None, typer.Option("--provider", help="Clouds to weigh, by commas.")] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Regions to weigh, by commas.")] = None,
+    owned: Annotated[
+        list[str] | None,
+        typer.Option("--owned", help="Your own: NAME=DOLLARS,years=4,kwh=0.12[,pue=1.3][,watts=W]; repeatable."),
+    ] = None,
     max_gpus: Annotated[int, typer.Option("--max-gpus", help="Accelerators in the fleet at most.")] = 4096,
     available: Annotated[
         list[str] | None, typer.Option("--available", help="NAME=COUNT that can be had, e.g. h100-sxm=16; repeatable.")
@@ -473,6 +493,9 @@ def plan_command(
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write every headline figure down to its inputs: text, or .json.")
     ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the report as Markdown, every table in it.")
+    ] = None,
     profile: calibrate_commands.ProfileFile = None,
     price: Prices = None,
     catalog: Catalog = None,
@@ -481,7 +504,7 @@ def plan_command(
     as_json: Json = False,
 ) -> None:
     """The cheapest GPU x parallelism x replicas x formats x batch limits that meets the objectives."""
-    from gambrel.faces import api
+    from gambrel.faces import api, offers
 
     if check is not None:
         asked = None if workload is None and users is None else settle(traffic(workload, users, prompt, output))
@@ -493,10 +516,13 @@ def plan_command(
     axes: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization, "max_gpus": max_gpus}
     axes |= {"confidence": confidence, "spare": spare, "available": plan_outputs.available(available or [])}
     axes |= search_axes(tp, weights, kv, max_num_seqs, max_num_batched_tokens)
+    axes |= {"max_model_len": max_model_len, "axes": offers.axes(axis or [])} | offers.degrees(pp=pp, ep=ep)
     objectives = api.slo(*(slo or []))
     requests = settle(traffic(workload, users, prompt, output))
-    chosen_devices = devices(gpu, price, catalog)
-    constants = api.profile(profile)
+    requests = offers.capped(requests, max_model_len)
+    mine = offers.owned(owned or [], catalog or [])
+    rented = () if mine and not gpu else devices(gpu, price, catalog)
+    chosen_devices = (*offers.on_offer(rented, price_kind, provider, region, catalog or []), *mine)
     talk_warnings(requests)
     with plan_outputs.refused(as_json=as_json), progress_on_stderr() as progress:
         plan = api.plan(
@@ -528,10 +554,7 @@ def plan_command(
             confidence=confidence,
             spare=spare,
         )
-    if trace is not None:
-        plan_outputs.write_trace(trace, plan, requests, constants)
-    if html is not None or images is not None:
-        write_report(api.report_of(plan, requests, traced=True, profile=constants), html, images)
+    plan_outputs.write_files(plan, requests, constants, trace=trace, html=html, images=images, markdown=markdown)
     if as_json:
         from gambrel.faces.documents import plan_document
 
@@ -564,14 +587,18 @@ def demo_command(
     skip_measure: Annotated[bool, typer.Option("--skip-measure", help="Go without the measured engine.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole loop on this machine: a real engine measured, a generated log, a plan for Llama-3.1-8B, the reports."""
+    """The whole loop: a real engine measured and predicted, a generated log, a plan for Llama-3.1-8B, the reports."""
     from gambrel.faces import api
-    from gambrel.faces.demo import measure_act
+    from gambrel.faces.demo import calibrate_act, measure_act
     from gambrel.faces.documents import plan_document
 
     measured = None if skip_measure else measure_act(out)
     if measured is not None and not as_json:
         show([*measure_commands.measure_tables(measured), ""])
+    if measured is not None:
+        measured["calibrated"], tables = calibrate_act(out)
+        if not as_json:
+            show([*tables, ""])
     requests = api.load_workload("sample")
     talk(f"log: {requests.source}; objectives: ttft.p95<=1s, tpot.p95<=50ms")
     with progress_on_stderr() as progress:

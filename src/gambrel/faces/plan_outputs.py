@@ -99,6 +99,32 @@ def write_trace(path: Path, plan: Plan, workload: Workload, profile: Profile | N
     talk(f"trace: {path}")
 
 
+def write_files(
+    plan: Plan,
+    workload: Workload,
+    profile: Profile | None = None,
+    *,
+    trace: Path | None = None,
+    html: Path | None = None,
+    images: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Write what was asked for: the trace, the page, the plots, the page as Markdown."""
+    from gambrel.faces import api
+    from gambrel.faces.console import talk, write_report
+    from gambrel.report.markdown import markdown as as_markdown
+
+    if trace is not None:
+        write_trace(trace, plan, workload, profile)
+    if html is None and images is None and markdown is None:
+        return
+    report = api.report_of(plan, workload, traced=True, profile=profile)
+    write_report(report, html, images)
+    if markdown is not None:
+        write_text(markdown, as_markdown(report))
+        talk(f"markdown: {markdown}")
+
+
 def with_outlook(
     plan: Plan,
     workload: Workload,

@@ -240,6 +240,7 @@ def _plan_headline(plan: Plan) -> tuple[str, ...]:
             f"A demo with one user and a short prompt would have bought {demo.deployment.label}; under the "
             f"real log: {plan.demo_plan_hits}."
         )
+    lines += [f"Know: {sentence}" for sentence in plan.caveats]
     return tuple(lines)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gambrel.report.document import Fact, Report, Section
     from gambrel.report.style import Spec
 
-__all__ = ["page_html", "runtime", "write_page"]
+__all__ = ["header_html", "page_html", "runtime", "table_html", "write_page"]
 
 
 def page_html(report: Report) -> str:
@@ -43,7 +43,7 @@ def page_html(report: Report) -> str:
     bundle, script = runtime(), _asset("page.js")
     body = "\n".join(
         (
-            _header(report),
+            header_html(report),
             "<main>",
             *(_section(section) for section in report.sections),
             "</main>",
@@ -151,7 +151,8 @@ def _json(value: Any) -> str:
     return compact.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _header(report: Report) -> str:
+def header_html(report: Report) -> str:
+    """Title, headline and facts."""
     sentences = "".join(f"<li>{_text(s)}</li>" for s in report.headline)
     facts = "".join(_fact(f) for f in report.facts)
     return (
@@ -179,7 +180,7 @@ def _section(section: Section) -> str:
 def _item(item: Spec | Table | Tree) -> str:
     if isinstance(item, Tree):
         return _tree(item)
-    return _table(item) if isinstance(item, Table) else _figure(item)
+    return table_html(item) if isinstance(item, Table) else _figure(item)
 
 
 def _tree(tree: Tree) -> str:
@@ -206,7 +207,9 @@ def _figure(spec: Spec) -> str:
     )
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A table with its heading and sentence."""
+
     def cell(tag: str, text: str, column: int) -> str:
         kind = "number" if table.numeric[column] else "verdict" if table.columns[column] == "verdict" else ""
         kind = "words" if not kind and len(text) > 28 else kind
