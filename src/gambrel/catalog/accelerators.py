@@ -28,6 +28,7 @@ def accelerator(
     price: float | None = None,
     provider: str | None = None,
     price_kind: str = "on_demand",
+    region: str | None = None,
 ) -> Accelerator:
     """The accelerator of that name or spelling, with its price.
 
@@ -37,6 +38,7 @@ def accelerator(
         price: dollars per accelerator-hour, instead of the catalog's.
         provider: take this provider's price; without it the default rule of :mod:`gambrel.catalog.prices` holds.
         price_kind: ``on_demand``, ``spot``, ``serverless``, ``community``, ``reserved`` or ``owned``.
+        region: take only prices of this region, as its provider spells it.
 
     Raises:
         UnknownName: no such accelerator, or no price of that provider and kind; the nearest three.
@@ -44,7 +46,8 @@ def accelerator(
     """
     known = tables(files)
     canonical = known.resolve(name)
-    found = (given(price, price_kind),) if price is not None else choose(offers(known, canonical), price_kind, provider)
+    rows = [p for p in offers(known, canonical) if region is None or p.region == region]
+    found = (given(price, price_kind),) if price is not None else choose(rows, price_kind, provider)
     return _build(canonical, known.accelerators[canonical], found)
 
 

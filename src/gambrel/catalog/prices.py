@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from gambrel.catalog.tables import Tables
 
-__all__ = ["choose", "given", "offers", "prices", "why_no_price"]
+__all__ = ["choose", "given", "offers", "owned", "prices", "why_no_price"]
+
+HOURS_PER_YEAR: Final = 365.25 * 24
 
 _TRUSTED: Final = frozenset({"A", "B", "user"})
 _USER_KINDS: Final = ("on_demand", "reserved", "owned")
@@ -87,6 +89,34 @@ def given(usd_per_hour: float, kind: str = "on_demand") -> Price:
     if not math.isfinite(usd_per_hour) or usd_per_hour < 0:
         raise CatalogError(f"a price must be dollars per accelerator-hour, at least 0, got {usd_per_hour!r}")
     return Price(float(usd_per_hour), "given", kind=kind, source="given by the user", confidence="user")
+
+
+def owned(
+    purchase_usd: float,
+    years: float,
+    watts: float,
+    usd_per_kwh: float,
+    pue: float = 1.0,
+    other_usd_per_hour: float = 0.0,
+) -> Price:
+    """What an accelerator costs the one who owns it: the purchase spread evenly over the years, power, and the rest.
+
+    ``purchase_usd`` is one accelerator's share of its machine, ``watts`` what it draws with that share, at all hours;
+    ``pue`` multiplies power for cooling and losses; ``other_usd_per_hour`` is space, staff, network. Interest and what
+    it still fetches at the end are left out: put them into the purchase.
+
+    Raises:
+        CatalogError: a figure that is negative or not a number, no years, or a PUE below 1.
+    """
+    figures = (purchase_usd, years, watts, usd_per_kwh, pue, other_usd_per_hour)
+    if not all(math.isfinite(x) and x >= 0 for x in figures) or years <= 0 or pue < 1.0:
+        raise CatalogError(
+            f"owning needs dollars, watts and $/kWh of at least 0, years above 0 and a PUE of at least 1, got {figures}"
+        )
+    hourly = purchase_usd / (years * HOURS_PER_YEAR) + watts / 1e3 * pue * usd_per_kwh + other_usd_per_hour
+    note = f"${purchase_usd:,.0f} over {years:g} years, {watts:g} W x PUE {pue:g} x ${usd_per_kwh:g}/kWh"
+    note += f", ${other_usd_per_hour:g}/h beside" if other_usd_per_hour else ""
+    return Price(hourly, "", kind="owned", source="given by the user", confidence="user", note=note)
 
 
 def why_no_price(found: Sequence[Price], kind: str = "on_demand") -> str:

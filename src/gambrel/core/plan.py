@@ -313,7 +313,11 @@ class Relaxation:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer: what to rent, what it will do, why not the others."""
+    """The answer: what to rent, what it will do, why not the others.
+
+    ``caveats`` are sentences on what no simulation shows: terms that can end, formats that change answers, requests
+    that a cap refuses.
+    """
 
     workload: str
     num_requests: int
@@ -349,3 +353,4 @@ class Plan:
     measurement: Measurement | None = None
     sensitivities: tuple[Sensitivity, ...] = ()
     schedule: Schedule | None = None
+    caveats: tuple[str, ...] = ()

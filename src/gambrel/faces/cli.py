@@ -523,6 +523,7 @@ def plan_command(
     mine = offers.owned(owned or [], catalog or [])
     rented = () if mine and not gpu else devices(gpu, price, catalog)
     chosen_devices = (*offers.on_offer(rented, price_kind, provider, region, catalog or []), *mine)
+    constants = api.profile(profile)
     talk_warnings(requests)
     with plan_outputs.refused(as_json=as_json), progress_on_stderr() as progress:
         plan = api.plan(

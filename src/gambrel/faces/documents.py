@@ -264,6 +264,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "intervals": {name: {"low": low, "high": high} for name, (low, high) in plan.intervals.items()},
         "measure_next": plan.measure_next,
         "launch": plan.launch,
+        "caveats": list(plan.caveats),
         "basis": plan.basis,
         "num_considered": plan.num_considered,
         "num_simulated": plan.num_simulated,

@@ -253,6 +253,7 @@ def answer_table(plan: Plan) -> Table:
             ("", f"{prompt} input, {output} output, by share of busy time at the log's load"),
         ]
     rows += [("launch", plan.launch), ("basis", plan.basis)]
+    rows += [("know", sentence) for sentence in plan.caveats]
     return facts(f"plan for {plan.workload}: {plan.num_requests:,} requests, {plan.rate_rps:.3g}/s", rows)
 
 

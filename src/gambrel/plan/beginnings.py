@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Workload
     from gambrel.plan.trial import Bench
 
-__all__ = ["SHARES", "Beginnings", "Rung", "over_limit", "too_many"]
+__all__ = ["SHARES", "Beginnings", "Rung", "foreseen", "over_limit", "too_many"]
 
 SHARES = (1 / 16, 1 / 4)
 """Beginnings of the log that are tried, the shortest first: what fails everywhere fails in the first."""
@@ -53,9 +53,9 @@ class Beginnings:
 
     @classmethod
     def of(cls, workload: Workload, slo: SLO) -> Beginnings:
-        """Cut the beginnings once; a closed loop makes its own arrivals and has none."""
+        """Cut the beginnings once; there are none where the engine makes arrivals or clients give up."""
         n = len(workload)
-        cuts = [] if workload.closed_loop else [(share, int(share * n)) for share in SHARES]
+        cuts = [(share, int(share * n)) for share in SHARES] if foreseen(workload) else []
         rungs = [
             Rung(share, workload.take(slice(0, m)), float(workload.arrival_s[m]))
             for share, m in cuts
@@ -100,6 +100,11 @@ class Beginnings:
             if proven:
                 return trial
         return judge(deployment, bench, self.workload, self.slo)
+
+
+def foreseen(workload: Workload) -> bool:
+    """Whether the log alone says when requests arrive, and all are served to the end."""
+    return not workload.closed_loop and workload.after is None and workload.deadline_s is None
 
 
 def at_least(metric: str, run: Run, late_s: float, until_s: float) -> Floats:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.plan import Candidate, FrontPoint
 from gambrel.engine.workers import needed
-from gambrel.plan.beginnings import Beginnings
+from gambrel.plan.beginnings import Beginnings, foreseen
 from gambrel.plan.screen import Demand, alone, least_busy_s, least_replicas, screen_latency
 from gambrel.plan.space import shape_of
 from gambrel.plan.trial import (
@@ -302,7 +302,7 @@ class Hunter:
 
     def fastest(self, deployment: Deployment, bench: Bench) -> tuple[Verdict, ...]:
         """The best that the objectives can reach; nothing is claimed where stages or ranks overlap, or guesses help."""
-        if not plain(deployment):
+        if not plain(deployment) or self.question.workload.deadline_s is not None:
             return ()
         return screen_latency(bench.table, self.question.demand, self.question.slo)
 
@@ -313,6 +313,8 @@ class Hunter:
         demand, spare, users = self.question.demand, self.space.spare, self.question.workload.closed_loop
         if users:
             return -(-users // max(1, bench.seats(demand.longest))) + spare
+        if not foreseen(self.question.workload):
+            return 1 + spare
         ttft, tpot = alone(bench.table, int(demand.grid[-1]))
         slack = 0.2 * demand.span_s + 1.0 + ttft + tpot * float(demand.outputs.max())
         return least_replicas(least_busy_s(bench.table, demand, deployment, memory), demand, slack) + spare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gambrel.traffic.clients import Client, ClientPool
+from gambrel.traffic.context import cap_context
 from gambrel.traffic.doubts import quantum_s, spread_quantised
 from gambrel.traffic.figures import Concurrency, PrefixReuse, ServiceModel, WorkloadFigures, describe
 from gambrel.traffic.load import load_workload, sample
@@ -30,6 +31,7 @@ __all__ = [
     "ServiceModel",
     "Split",
     "WorkloadFigures",
+    "cap_context",
     "chain_turns",
     "closed_loop",
     "compress_time",

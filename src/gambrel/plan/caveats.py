@@ -1,0 +1,63 @@
+"""What a plan's reader has to know that no simulation shows: terms that can end, formats that change answers.
+
+One sentence each, with its source where there is one, and the word *unknown* where nothing was published that holds for
+every model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gambrel.core.formats import weight_format
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gambrel.core.deployment import Deployment
+
+__all__ = ["caveats"]
+
+STUDY = "Kurtic et al., ACL 2025 (arXiv 2411.02355), on the Llama-3.1 family"
+WEIGHTS = {
+    "fp8": f"fp8 weights and activations: no loss found in 8-bit floating point by {STUDY}",
+    "int8": f"int8 weights and activations: 1 to 3 % less accuracy when well tuned by {STUDY}",
+    "int4": f"int4 weights: about the loss of 8-bit integers by {STUDY}; smaller models lose more",
+}
+UNKNOWN = "how much its answers lose on your task is unknown: evaluate before you deploy"
+KV_FP8 = (
+    "fp8 KV cache: engines warn of a small loss without a figure (SGLang's documentation), and vLLM recommends scales "
+    "calibrated with a dataset; the loss on your task is unknown"
+)
+SPOT = (
+    "spot machines can be taken away at any time (two minutes' notice on AWS, 30 seconds on Azure and Google Cloud), "
+    "and how often is not modelled; ask for replicas that may be down with --spare"
+)
+COMMUNITY = "a marketplace's machines come without a service level: how often they fail is not modelled"
+RESERVED = "a reserved price binds for its term, whatever the traffic does"
+OWNED = "owned: the purchase is spread evenly over its years at all hours; interest and resale are left out"
+TERMS = {"spot": SPOT, "community": COMMUNITY, "reserved": RESERVED, "owned": OWNED}
+
+
+def caveats(deployment: Deployment) -> tuple[str, ...]:
+    """What to know before renting a deployment, in sentences; empty where there is nothing to say."""
+    return tuple(said(deployment))
+
+
+def said(deployment: Deployment) -> Iterator[str]:
+    """The sentences one by one."""
+    price = deployment.accelerator.price_for(deployment.tp)
+    if price is not None and price.kind in TERMS:
+        note = f" ({price.note})" if price.note and price.kind == "owned" else ""
+        yield TERMS[price.kind] + note
+    own = weight_format(deployment.model.checkpoint_format)
+    if deployment.weight_format.element_bits < own.element_bits:
+        known = WEIGHTS.get(deployment.weights)
+        model = deployment.model.name
+        yield f"{known}; for {model} {UNKNOWN}" if known else f"{deployment.weights} weights: {UNKNOWN}"
+    if deployment.kv_format.element_bytes < 2:
+        yield KV_FP8 if deployment.kv == "fp8" else f"{deployment.kv} KV cache: {UNKNOWN}"
+    if deployment.draft_tokens:
+        yield (
+            f"speculative decoding: {deployment.draft_tokens} guesses a step, each accepted with a chance of "
+            f"{deployment.acceptance:g} as you stated; measure it on your traffic, for TPOT follows it"
+        )
