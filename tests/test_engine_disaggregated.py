@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_cases import POLICIES, Case, affine_table, cases, constant_table, poisson
+from engine_cases import POLICIES, Case, affine_table, cases, constant_table, hashed, poisson
 from gambrel.core.step import Step
 from gambrel.core.workload import Workload
 from gambrel.engine import Limits, replay
 from gambrel.engine import state as at
 from gambrel.engine.workers import LOOKING, Played, Pool, Transfer, serve, worker_run
+from test_engine_prefix import shared
 
 PREFILL, DECODE = range(2)
 NEVER_MIND = 10_000  # blocks or tokens that do not bind
@@ -34,7 +35,8 @@ def instant(n: int) -> Transfer:
 
 
 @given(
-    cases(POLICIES), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.0, 1e-4, 0.05]), st.integers(0, 2),
+    st.one_of(cases(POLICIES, state=True), shared()), st.integers(1, 3), st.integers(1, 3),
+    st.sampled_from([0.0, 1e-4, 0.05]), st.integers(0, 2),
     st.sampled_from(["round_robin", "session_sticky", *LOOKING]), st.integers(1, 2),
 )  # fmt: skip
 @settings(max_examples=200)
@@ -44,7 +46,7 @@ def test_laws(case: Case, prefills: int, decodes: int, token_s: float, rule: int
     shares = (1.0 / stages,) * stages
     pools = (
         Pool(case.table, case.limits, prefills, 1, shares),
-        Pool(case.table, replace(case.limits, prefill_first=False), decodes, 1, shares),
+        Pool(case.table, case.limits, decodes, 1, shares),
     )
     played = serve(pools, case.workload, transfer=transfer, routing=routing, series=True)
     r = played.requests
@@ -212,6 +214,18 @@ def test_an_evicted_answer_is_computed_again_where_it_decodes() -> None:
     assert played.requests.preemptions.sum() > 0
     assert played.floats[DECODE, at.PREFILL_S] > 0.0
     assert played.ints[DECODE, at.FREE_BLOCKS] == 10
+
+
+def test_a_prompt_computed_before_is_found_by_the_prefill_worker_and_sent_whole() -> None:
+    """Two equal prompts of 64 tokens in blocks of 16: of the second, 48 are found; all 64 come over."""
+    twice = hashed(Workload(np.array([0.0, 1.0]), np.full(2, 64), np.full(2, 2)), [[1, 2, 3, 4]] * 2, 16)
+    pool = Pool(affine_table(128, 8), Limits(8, 128, 100, prefix_caching=True))
+    for transfer in rules(np.full(2, 0.1)):
+        played = serve((pool, pool), twice, transfer=transfer)
+        assert played.requests.cached.tolist() == [0, 48]
+        assert played.transferred - played.prefilled == pytest.approx(np.full(2, 0.1))
+        took = played.prefilled - played.requests.scheduled
+        assert took[1] < took[0]
 
 
 def test_users_wait_for_answers_of_two_pools() -> None:

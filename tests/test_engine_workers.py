@@ -20,6 +20,7 @@ from gambrel.core.workload import Workload
 from gambrel.engine import ROUTINGS, Limits, replay
 from gambrel.engine import state as at
 from gambrel.engine.workers import LOOKING, Played, Pool, serve
+from test_engine_prefix import shared
 
 COLUMNS = ("arrival", "scheduled", "first", "last", "preemptions", "paused")
 
@@ -53,7 +54,7 @@ def rank_table(own: StepTable, ranks: int, experts_s: float, token_s: float) -> 
     return RankTable(own, experts, token_s * tokens, np.full(len(tokens), experts_s), 1e-7 * tokens)
 
 
-@given(cases(POLICIES), st.sampled_from(["round_robin", "session_sticky", *LOOKING]), st.integers(1, 3))
+@given(cases(POLICIES, state=True), st.sampled_from(["round_robin", "session_sticky", *LOOKING]), st.integers(1, 3))
 @settings(max_examples=60)
 def test_one_rank_and_one_stage_are_the_plain_engine(case: Case, routing: str, workers: int) -> None:
     """Law 5: bit for bit, sums by cause included where one worker makes them."""
@@ -70,7 +71,9 @@ def test_one_rank_and_one_stage_are_the_plain_engine(case: Case, routing: str, w
         assert played.floats[0, keep].tobytes() == plain.floats[keep].tobytes()
 
 
-@given(cases(POLICIES), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans())
+@given(
+    cases(POLICIES, state=True), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans()
+)
 @settings(max_examples=150)
 def test_laws(case: Case, workers: int, ranks: int, stages: int, by_score: bool, even: bool) -> None:
     """Laws 1 to 4 under every limit that can bind, any shape."""
@@ -87,6 +90,29 @@ def test_laws(case: Case, workers: int, ranks: int, stages: int, by_score: bool,
     assert played.series is not None
     assert ((played.series.kv_usage >= 0) & (played.series.kv_usage <= 1)).all()
     assert (np.diff(played.series.time_s) > 0).all()
+
+
+@given(shared(), st.integers(1, 3))
+@settings(max_examples=100)
+def test_one_rank_remembers_as_the_plain_engine_does(case: Case, workers: int) -> None:
+    """Law 5 with a prefix cache: the same blocks found, to the same bytes."""
+    plain = replay(case.table, case.limits, case.workload, replicas=workers, oracle=True)
+    played = serve((Pool(case.table, case.limits, workers),), case.workload)
+    for column in (*COLUMNS, "cached"):
+        assert getattr(played.requests, column).tobytes() == getattr(plain.requests, column).tobytes(), column
+    assert played.ints[0, at.FREE_BLOCKS] == workers * case.limits.num_kv_blocks
+
+
+@given(shared(), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=100)
+def test_laws_hold_with_a_prefix_cache(case: Case, workers: int, ranks: int, stages: int) -> None:
+    table: StepTable | RankTable = case.table if ranks == 1 else rank_table(case.table, ranks, 1e-3, 1e-5)
+    pool = Pool(table, case.limits, workers, ranks, (1.0 / stages,) * stages)
+    played = serve((pool,), case.workload)
+    holds_the_laws(played, pool)
+    cached = played.requests.cached
+    assert (cached < played.requests.prompt).all()
+    assert (cached % case.limits.block_size == 0).all()
 
 
 @given(cases(POLICIES), st.integers(1, 2), st.integers(1, 6))

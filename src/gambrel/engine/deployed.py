@@ -48,7 +48,7 @@ def pool_of(deployment: Deployment, cost_model: CostModel) -> Pool:
             "speculative decoding is not modelled with pipeline stages, data-parallel attention or prefill workers; "
             "use pp=1, attention_dp=1, prefill_replicas=0 or draft_tokens=0"
         )
-    limits = rank_limits(limits_of(deployment, cost_model.memory().num_kv_blocks), deployment)
+    limits = rank_limits(limits_of(deployment, cost_model.memory()), deployment)
     if limits.num_kv_blocks < 1:
         raise DeploymentError(f"{deployment.label}: no rank has memory for a KV block; use more accelerators")
     layers = deployment.stage_layers
@@ -102,10 +102,7 @@ def simulate_workers(deployment: Deployment, cost_model: CostModel, workload: Wo
         check_fits(replace(workload, output_tokens=np.ones_like(workload.output_tokens)), prefill.limits)
         pools = (prefill, decode)
     played = serve(pools, workload, transfer=transfer, routing=deployment.routing, series=series)
-    basis = cost_model.basis
-    if deployment.prefix_caching and workload.prefix_blocks is not None:
-        basis += "; the prefix cache is not modelled on workers of several ranks, stages or pools"
-    run = worker_run(played, pools, basis)
+    run = worker_run(played, pools, cost_model.basis)
     own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
     late = outside_s(own, played.requests)
     return replace(run, first_token_s=run.first_token_s + late, last_token_s=run.last_token_s + late) if late else run

@@ -14,6 +14,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.run import Histogram, PoolUse, Run, Series
+from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.routing import looking
 from gambrel.engine.state import (
     BATCH_MAX,
@@ -170,6 +171,8 @@ def _limit_rows(pools: tuple[Pool, ...], transfer: Transfer | None) -> Ints:
         row[at.FIRST_WORKER] = worker
         row[at.NUM_WORKERS] = pool.workers
         row[at.BY_SCORE] = pool.by_score
+        row[at.STATE] = limits.state_blocks
+        row[at.CACHING] = limits.prefix_caching and role != at.DECODE
         if transfer is not None:
             row[at.PULL] = transfer.pull
             row[at.ALONG] = transfer.first_along
@@ -223,7 +226,7 @@ def serve(
 ) -> Played:
     """Replay a workload on one pool, or on a prefill and a decode pool with a ``transfer`` between them.
 
-    Requests must fit (:func:`gambrel.engine.simulation.check_fits`). Without prefix caching: every prompt is computed.
+    Requests must fit (:func:`gambrel.engine.simulation.check_fits`). Decode workers keep no prefix cache.
 
     Raises:
         DeploymentError: a routing that these workers do not have.
@@ -236,7 +239,15 @@ def serve(
             f"routing {routing!r} does not go with pipeline stages, data-parallel attention or pools of their own; "
             f"known there: round_robin, session_sticky, {', '.join(LOOKING)}"
         )
-    requests = Requests.of(workload)
+    caching = pools[0].limits.prefix_caching
+    prefixes = Prefixes.of(workload, pools[0].limits.block_size) if caching else Prefixes.none(len(workload))
+    if caching and len(prefixes.sizes) == 0:
+        # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
+        plain = tuple(replace(pool, limits=replace(pool.limits, prefix_caching=False)) for pool in pools)
+        played = serve(plain, workload, transfer=transfer, routing=routing, series=series)
+        if not played.requests.preemptions.any():
+            return played
+    requests = Requests.of(workload, prefixes)
     n = len(workload)
     fixed = _fixed(workload, requests, routing)
     rule = LOOKING.get(routing, -1)
@@ -263,6 +274,7 @@ def serve(
         opens, then, rule, fixed, draws,
         requests.arrival, requests.prompt, requests.output, requests.follow,
         requests.scheduled, requests.first, requests.last, requests.preemptions, requests.paused,
+        requests.cached, requests.prefixes.units, requests.prefixes.offsets, requests.prefixes.sizes,
         prefilled, transferred, np.zeros(n) if transfer is None else transfer.seconds, replica,
         ints, floats, histogram, samples, every,
     )  # fmt: skip
@@ -302,6 +314,7 @@ def worker_run(played: Played, pools: tuple[Pool, ...], basis: str = "") -> Run:
         output_tokens=requests.output,
         preemptions=requests.preemptions,
         paused_s=requests.paused,
+        cached_tokens=requests.cached,
         replica=played.replica,
         itl=Histogram(bucket_edges()[low : high + 1], histogram[low:high], float(total[GAP_TOTAL])),
         busy_s=busy,

@@ -58,6 +58,7 @@ from gambrel.engine.state import (
     USED_MAX,
     USED_S,
 )
+from gambrel.engine.workers_cache import find, give_back, grow, hold
 
 __all__ = ["serve"]
 
@@ -89,8 +90,10 @@ BOTH, PREFILL, DECODE = range(3)
     ALONG,  # the first token comes with them, else the decode worker computes the prompt's last one again
     KEPT_TOKENS,  # free for each running answer where the decode worker reserves first
     SPARE_SEQS,  # prompts on their way beyond NUM_SEQS
+    STATE,  # blocks of a request's recurrent state
+    CACHING,
     NUM_LIMITS,
-) = range(24)
+) = range(26)
 
 # Places in a row of workers.
 (
@@ -131,8 +134,9 @@ BOTH, PREFILL, DECODE = range(3)
     AT,  # rank where it waits or runs
     SENDER,  # prefill rank that holds its blocks
     GONE,  # leaves the running ones
+    HIT,  # tokens found in the prefix cache that have not been sent on yet
     NUM_REQ,
-) = range(9)
+) = range(10)
 
 # Places in a row of sums, one row a rank.
 DECODES, SAMPLED, KV, KV_WINDOWED, PRE_TOKENS, PRE_CHUNKS, PAIRS, PAIRS_WINDOWED, NUM_SUMS = range(9)
@@ -246,21 +250,31 @@ def landing(prompt: int, output: int, limit: Any) -> int:
     return int((tokens + limit[BLOCK_SIZE] - 1) // limit[BLOCK_SIZE])
 
 
-@compiled(line_up, landing)
+@compiled()
+def in_all(prompt: int, output: int, limit: Any) -> int:
+    """Blocks that a request will ever need at a rank, its recurrent state included."""
+    tokens = prompt if limit[ROLE] == PREFILL else prompt + output - 1
+    return int((tokens + limit[BLOCK_SIZE] - 1) // limit[BLOCK_SIZE] + limit[STATE])
+
+
+@compiled(find, grow, give_back, hold, in_all, landing, line_up, pairs_within)
 def schedule(
     g: int, place: int, now: float, limit: Any, rank: Any, running: Any, share: Any,
     fly_request: Any, fly_chunk: Any, fly_emits: Any, fly_number: Any, total: Any,
     reqs: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, preemptions: Any, paused: Any,
     token_s: Any, transfer_s: Any, transferred: Any, link_until: Any, worker_of: Any, arrived: Any, reserved: Any,
-    ended: Any,
+    ended: Any, hits: Any, memory: Any, spare: Any,
 ) -> int:  # fmt: skip
     """Form one micro-batch of a rank at ``now``; how many sequences it has.
 
     Left to the caller, the number of each in its first entry: prompts that ``arrived`` from their prefill worker in no
     time, those that were given blocks and are on their way (``reserved``), answers that ``ended`` with the token that
-    came along.
+    came along. ``memory`` is that of :mod:`gambrel.engine.workers_cache`, ``spare`` its unused rows after their
+    number.
     """
     role = limit[ROLE]
+    state = limit[STATE]
+    caching = limit[CACHING] > 0
     bs = limit[BLOCK_SIZE]
     window = limit[WINDOW]
     budget = limit[NUM_TOKENS]
@@ -301,9 +315,9 @@ def schedule(
                         first[i] = now
                         token_s[i] = now
                         if output[i] == 1:
-                            rank[FREE] += reqs[i, HELD]
+                            rank[FREE] += reqs[i, HELD] + state
                             if limit[PROMISE]:
-                                rank[PROMISED] -= reqs[i, HELD]
+                                rank[PROMISED] -= in_all(prompt[i], output[i], limit)
                             ended[0] += 1
                             ended[ended[0]] = i
                             continue
@@ -323,19 +337,19 @@ def schedule(
                     if limit[PULL] == 0:
                         break
                     need = landing(prompt[i], output[i], limit)
-                    room = need
+                    room = need + state
                     if num_running > 0:
                         room += limit[WATERMARK]
                     if room > rank[FREE]:
                         break
                     if limit[PROMISE]:
-                        whole = (prompt[i] + output[i] - 1 + bs - 1) // bs
+                        whole = in_all(prompt[i], output[i], limit)
                         if rank[PROMISED] + whole > limit[NUM_BLOCKS]:
                             break
                         rank[PROMISED] += whole
                     rank[HEAD] = follow[i]
                     rank[WAITING] -= 1
-                    rank[FREE] -= need
+                    rank[FREE] -= need + state
                     rank[COMING] += 1
                     sender = worker_of[reqs[i, SENDER]]
                     begins = max(now, link_until[sender], link_until[worker_of[g]])
@@ -352,18 +366,24 @@ def schedule(
                         reserved[reserved[0]] = i
                     continue
                 tokens = prompt[i] + reqs[i, GENERATED]
-                if tokens > budget and not limit[CHUNKED]:
+                common = 0
+                found = 0
+                evictable = 0
+                if caching:
+                    common, found, evictable = find(i, g, again, prompt[i] // bs, memory)
+                hit = min(found, (tokens - 1) // bs) * bs
+                if tokens - hit > budget and not limit[CHUNKED]:
                     break
-                chunk = min(tokens, budget)
-                need = (chunk + bs - 1) // bs
-                room = (tokens + bs - 1) // bs if limit[WHOLE_PROMPT] else need
+                chunk = min(tokens - hit, budget)
+                need = (hit + chunk + bs - 1) // bs - found
+                room = (tokens + bs - 1) // bs - found if limit[WHOLE_PROMPT] else need
+                room += evictable + state
                 if num_running > 0:
                     room += limit[WATERMARK]
                 if room > rank[FREE]:
                     break
                 if limit[PROMISE]:
-                    whole = prompt[i] if role == PREFILL else prompt[i] + output[i] - 1
-                    whole = (whole + bs - 1) // bs
+                    whole = in_all(prompt[i], output[i], limit)
                     if rank[PROMISED] + whole > limit[NUM_BLOCKS]:
                         break
                     rank[PROMISED] += whole
@@ -373,8 +393,8 @@ def schedule(
                     for k in range(num_running):
                         if reqs[running[k], DECODING]:
                             to_come += output[running[k]] - reqs[running[k], GENERATED]
-                    kept = rank[FREE] * bs - batch_new - share[0] * to_come
-                    if num_running > 0 and tokens + new + bs >= kept:
+                    kept = (rank[FREE] - evictable) * bs - batch_new - share[0] * to_come
+                    if num_running > 0 and tokens - hit + new + bs >= kept:
                         break
                     batch_new += new
                 if again:
@@ -383,16 +403,23 @@ def schedule(
                 else:
                     if np.isnan(scheduled[i]):
                         scheduled[i] = now
+                        hits[i] = hit
                     rank[HEAD] = follow[i]
                     rank[WAITING] -= 1
-                rank[FREE] -= need
-                reqs[i, COMPUTED] = 0
-                reqs[i, HELD] = need
+                    if caching:
+                        spare[0] -= 1
+                        memory[12][i] = spare[1 + spare[0]]
+                rank[FREE] -= need + evictable + state
+                if caching:
+                    hold(i, g, common, found, need, (hit + chunk) // bs, prompt[i] // bs, state, memory)
+                reqs[i, COMPUTED] = hit
+                reqs[i, HIT] = hit
+                reqs[i, HELD] = found + need
                 running[num_running] = i
                 num_running += 1
                 fly_request[num] = i
                 fly_chunk[num] = chunk
-                fly_emits[num] = chunk == tokens
+                fly_emits[num] = hit + chunk == tokens
                 num += 1
                 budget -= chunk
         elif turn == 0 or (limit[PROMPTS_FIRST] and num == 0):
@@ -423,7 +450,11 @@ def schedule(
                     for m in range(j, num_running - 1):
                         running[m] = running[m + 1]
                     num_running -= 1
-                    rank[FREE] += reqs[victim, HELD]
+                    if caching:
+                        full = reqs[victim, COMPUTED] // bs
+                        rank[FREE] += give_back(victim, g, reqs[victim, HELD], full, False, state, memory)
+                    else:
+                        rank[FREE] += reqs[victim, HELD] + state
                     reqs[victim, HELD] = 0
                     reqs[victim, COMPUTED] = 0
                     reqs[victim, DECODING] = 0
@@ -440,6 +471,9 @@ def schedule(
                 if not fits:
                     break
                 rank[FREE] -= need
+                if caching:
+                    full = -1 if reqs[i, DECODING] else (reqs[i, COMPUTED] + chunk) // bs
+                    grow(i, g, reqs[i, HELD], need, full, prompt[i] // bs, memory)
                 reqs[i, HELD] += need
                 fly_request[num] = i
                 fly_chunk[num] = chunk
@@ -498,7 +532,7 @@ def arrive(
     workers[worker_of[g], TOUCHED] = 1
 
 
-@compiled(line_up, landing)
+@compiled(in_all, landing, line_up)
 def reserve(
     g: int, limits: Any, workers: Any, ranks: Any, worker_of: Any, prompt: Any, output: Any, reqs: Any, follow: Any
 ) -> None:
@@ -512,10 +546,11 @@ def reserve(
         present = rank[RUNNING] + rank[PREEMPTED] + rank[COMING]
         need = landing(prompt[i], output[i], limit)
         free = rank[FREE] - kept * present
-        if present >= limit[NUM_SEQS] + limit[SPARE_SEQS] or (need + kept > free and present > 0):
+        need += limit[STATE]
+        if present >= limit[NUM_SEQS] + limit[SPARE_SEQS] or need > rank[FREE] or (need + kept > free and present > 0):
             break
         if limit[PROMISE]:
-            whole = (prompt[i] + output[i] - 1 + bs - 1) // bs
+            whole = in_all(prompt[i], output[i], limit)
             if rank[PROMISED] + whole > limit[NUM_BLOCKS]:
                 break
             rank[PROMISED] += whole
@@ -529,15 +564,24 @@ def reserve(
         workers[worker_of[sender], TOUCHED] = 1
 
 
-@compiled()
-def let_go(i: int, limits: Any, workers: Any, ranks: Any, worker_of: Any, prompt: Any, reqs: Any) -> None:
+@compiled(give_back, in_all)
+def let_go(
+    i: int, limits: Any, workers: Any, ranks: Any, worker_of: Any, prompt: Any, output: Any, reqs: Any, memory: Any,
+    spare: Any,
+) -> None:  # fmt: skip
     """The prompt has come over: the blocks that its sender held are free."""
+    limit = limits[0]
     g = reqs[i, SENDER]
-    bs = limits[0, BLOCK_SIZE]
-    blocks = (prompt[i] + bs - 1) // bs
-    ranks[g, FREE] += blocks
-    if limits[0, PROMISE]:
-        ranks[g, PROMISED] -= blocks
+    bs = limit[BLOCK_SIZE]
+    held = (prompt[i] + bs - 1) // bs
+    if limit[CACHING]:
+        ranks[g, FREE] += give_back(i, g, held, prompt[i] // bs, True, limit[STATE], memory)
+        spare[1 + spare[0]] = memory[12][i]
+        spare[0] += 1
+    else:
+        ranks[g, FREE] += held + limit[STATE]
+    if limit[PROMISE]:
+        ranks[g, PROMISED] -= in_all(prompt[i], output[i], limit)
     workers[worker_of[g], TOUCHED] = 1
     workers[worker_of[g], DONE] += 1
 
@@ -614,8 +658,8 @@ def price(
 
 
 @compiled(
-    choose, arrive, reserve, let_go, landing, price, heap_pop, heap_push, line_up, schedule, step_parts, pairs_within,
-    allocates=True,
+    choose, arrive, reserve, let_go, find, give_back, grow, hold, in_all, landing, price, heap_pop, heap_push, line_up,
+    schedule, step_parts, pairs_within, allocates=True,
 )  # fmt: skip
 def serve(
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
@@ -624,7 +668,8 @@ def serve(
     limits: Any, users: int, think: Any, line: Any, after: Any, cursor: Any, opens: Any, then: Any,
     rule: int, fixed: Any, draws: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
-    paused: Any, prefilled: Any, transferred: Any, transfer_s: Any, replica: Any,
+    paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    prefilled: Any, transferred: Any, transfer_s: Any, replica: Any,
     ints: Any, floats: Any, histogram: Any, samples: Any, every: float,
 ) -> int:  # fmt: skip
     """Serve every request by the pools of ``limits`` int64[p, NUM_LIMITS]: one of both kinds, or prefill then decode.
@@ -699,6 +744,49 @@ def serve(
     num_samples = 0
     now = arrival[0]
     next_sample = now
+    # The prefix cache: one row a rank, one list of blocks a request that runs or is on its way.
+    some = 0
+    caching = False
+    state = 0
+    for p in range(pools):
+        if limits[p, CACHING]:
+            caching = True
+            some = max(some, limits[p, NUM_BLOCKS])
+            state = max(state, limits[p, STATE])
+    starts = np.zeros(len(unit_sizes) + 1, np.int64)  # first block of each unit in the hash table
+    for k in range(len(unit_sizes)):
+        starts[k + 1] = starts[k] + unit_sizes[k]
+    cached_ranks = num_ranks if caching else 0
+    block_of = np.full((cached_ranks, starts[-1]), -1, np.int64)
+    key_of = np.full((cached_ranks, some), -1, np.int64)
+    refs = np.zeros((cached_ranks, some), np.int64)
+    owner = np.full((cached_ranks, some), -1, np.int64)
+    where = np.zeros((cached_ranks, some), np.int64)
+    newer = np.zeros((cached_ranks, some + 1), np.int64)
+    older = np.zeros((cached_ranks, some + 1), np.int64)
+    for g in range(cached_ranks):  # a ring of the rank's blocks and of both its ends, in the last place
+        blocks_here = limits[workers[worker_of[g], POOL], NUM_BLOCKS]
+        if limits[workers[worker_of[g], POOL], CACHING]:
+            for k in range(blocks_here):
+                newer[g, k] = k + 1 if k + 1 < blocks_here else some
+                older[g, k] = k - 1 if k > 0 else some
+            newer[g, some] = 0
+            older[g, some] = blocks_here - 1
+    longest = 0
+    for i in range(n if caching else 0):
+        longest = max(longest, prompt[i] + output[i])
+    most = (longest + limits[0, BLOCK_SIZE] - 1) // limits[0, BLOCK_SIZE] + state
+    lists = np.zeros((wide if caching else 0, most), np.int64)
+    left = np.zeros(len(lists), np.int64)
+    row_of = np.full(n if caching else 0, -1, np.int64)
+    shared = np.zeros(len(row_of), np.int64)
+    spare = np.zeros(1 + len(lists), np.int64)
+    for k in range(len(lists)):
+        spare[1 + k] = k
+    spare[0] = len(lists)
+    memory = (
+        units, unit_offsets, starts, block_of, key_of, refs, owner, where, newer, older, lists, left, row_of, shared
+    )  # fmt: skip
     for u in range(min(users, n)):
         num_events = heap_push(times, rows, num_events, arrival[u], -1 - line[u])
 
@@ -732,7 +820,8 @@ def serve(
                         reqs[i, IN_FLIGHT] -= 1
                         if alone and not limits[1, PULL]:
                             to = worker_of[reqs[i, AT]]
-                            part = fly_chunk[g, place, k] / prompt[i]
+                            part = (reqs[i, HIT] + fly_chunk[g, place, k]) / prompt[i]
+                            reqs[i, HIT] = 0
                             ends = max(now, link_until[w], link_until[to]) + transfer_s[i] * part
                             link_until[w] = ends
                             link_until[to] = ends
@@ -771,9 +860,15 @@ def serve(
                             reqs[i, GONE] = 1
                             anybody = True
                             last[i] = now
-                            ranks[g, FREE] += reqs[i, HELD]
+                            if limits[p, CACHING]:
+                                full = reqs[i, COMPUTED] // bs
+                                ranks[g, FREE] += give_back(i, g, reqs[i, HELD], full, True, limits[p, STATE], memory)
+                                spare[1 + spare[0]] = row_of[i]
+                                spare[0] += 1
+                            else:
+                                ranks[g, FREE] += reqs[i, HELD] + limits[p, STATE]
                             if limits[p, PROMISE]:
-                                ranks[g, PROMISED] -= (prompt[i] + output[i] - 1 + bs - 1) // bs
+                                ranks[g, PROMISED] -= in_all(prompt[i], output[i], limits[p])
                             replica[i] = w - limits[p, FIRST_WORKER]
                             workers[w, DONE] += 1
                             ints[p, FINISHED] += 1
@@ -798,7 +893,7 @@ def serve(
             asked = times[0]
             num_events = heap_pop(times, rows, num_events)
             if 0 <= i < n:
-                let_go(i, limits, workers, ranks, worker_of, prompt, reqs)
+                let_go(i, limits, workers, ranks, worker_of, prompt, output, reqs, memory, spare)
                 line_up(i, ranks[reqs[i, AT]], READY, READY_TAIL, follow)
                 workers[worker_of[reqs[i, AT]], TOUCHED] = 1
                 continue
@@ -834,6 +929,24 @@ def serve(
                     for g in range(begin, end):
                         if limits[p, ROLE] == DECODE and not limits[p, PULL]:
                             reserve(g, limits, workers, ranks, worker_of, prompt, output, reqs, follow)
+                        if limits[p, CACHING] and spare[0] < limits[p, NUM_SEQS]:  # as many again
+                            number = len(lists)
+                            grown = np.zeros((number + max(number, wide), most), np.int64)
+                            grown[:number] = lists
+                            lists = grown
+                            lefts = np.zeros(len(lists), np.int64)
+                            lefts[:number] = left
+                            left = lefts
+                            spares = np.zeros(1 + len(lists), np.int64)
+                            spares[: 1 + spare[0]] = spare[: 1 + spare[0]]
+                            for k in range(number, len(lists)):
+                                spares[1 + spares[0]] = k
+                                spares[0] += 1
+                            spare = spares
+                            memory = (
+                                units, unit_offsets, starts, block_of, key_of, refs, owner, where, newer, older,
+                                lists, left, row_of, shared,
+                            )  # fmt: skip
                         if 0.0 <= idle_since[g] < now:
                             share[g, 0] = SHARE_FIRST
                         batch += schedule(
@@ -841,11 +954,12 @@ def serve(
                             fly_request[g, place], fly_chunk[g, place], fly_emits[g, place], fly_number[g], sums[g],
                             reqs, prompt, output, follow, scheduled, first, preemptions, paused, token_s,
                             transfer_s, transferred, link_until, worker_of, arrived, reserved, ended,
+                            hits, memory, spare,
                         )  # fmt: skip
                         lost = lost or ranks[g, LOST] > 0
                         idle_since[g] = now if ranks[g, RUNNING] == 0 and ranks[g, PREEMPTED] == 0 else -1.0
                         for k in range(1, arrived[0] + 1):
-                            let_go(arrived[k], limits, workers, ranks, worker_of, prompt, reqs)
+                            let_go(arrived[k], limits, workers, ranks, worker_of, prompt, output, reqs, memory, spare)
                         for k in range(1, ended[0] + 1):
                             i = ended[k]
                             last[i] = now
