@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gambrel.calibrate.names import Models, device
 from gambrel.calibrate.predict import Predictor
-from gambrel.core.errors import WorkloadError
+from gambrel.calibrate.profile import load_profile
+from gambrel.calibrate.published import default_price
+from gambrel.calibrate.setting import deployments
+from gambrel.calibrate.table import read_table
+from gambrel.catalog.accelerators import accelerator
+from gambrel.core.errors import CatalogError, DeploymentError, WorkloadError
 from gambrel.core.units import MS
 from gambrel.core.workload import Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from gambrel.core.deployment import Deployment
@@ -25,7 +32,13 @@ if TYPE_CHECKING:
     from gambrel.core.step import Floats
     from gambrel.cost import Roofline
 
-__all__ = ["Timed", "read_timed", "replay_errors"]
+__all__ = ["Replayed", "Timed", "read_timed", "replay_errors", "replays_beside"]
+
+REPORTED_BLOCKS = {("rtx-4090", "Llama-3.1-8B"): 2588}
+"""KV blocks of 16 tokens that the engine itself reported, by accelerator and model of a trace.
+
+vLLM 0.19.0 in LLMServingSim-bench (casys-kaist/LLMServingSim at commit 5daddb2).
+"""
 
 _COLUMNS = ("arrival_s", "input_tokens", "output_tokens", "ttft_ms", "e2e_ms", "tpot_ms")
 
@@ -74,3 +87,57 @@ def replay_errors(
         "tpot": float(np.nanmean(run.tpot_s) / np.nanmean(timed.tpot_s) - 1.0),
         "e2e": float(run.e2e_s.mean() / timed.e2e_s.mean() - 1.0),
     }
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A trace replayed: signed fractions of :func:`replay_errors`; ``num_kv_blocks`` is None where it was estimated."""
+
+    name: str
+    label: str
+    num_requests: int
+    num_kv_blocks: int | None
+    errors: dict[str, float]
+
+    def document(self) -> dict[str, object]:
+        """Every figure, for JSON."""
+        return {
+            "trace": self.name, "deployment": self.label, "num_requests": self.num_requests,
+            "num_kv_blocks": self.num_kv_blocks, "errors": self.errors,
+        }  # fmt: skip
+
+
+def replays_beside(tables: Iterable[Path], models: Path | None = None, profile: Path | None = None) -> list[Replayed]:
+    """The traces that lie in ``traces/`` beside the tables, each replayed as the table's row of it says.
+
+    A trace is called ``ACCELERATOR__MODEL.csv``; its row is one of mode ``rate`` on that accelerator with that model.
+    It is replayed with the KV blocks that the engine reported, where they are known, and with the estimated number.
+    Traces without a row, or of an unknown model or accelerator, are left out.
+
+    Raises:
+        WorkloadError: a table, trace or profile that cannot be read.
+    """
+    price = default_price() if profile is None else default_price(load_profile(profile).apply)
+    known = Models(models)
+    found = []
+    for table in tables:
+        rows = [row for row in read_table(table) if row.mode == "rate"]
+        for path in sorted((table.parent / "traces").glob("*__*.csv")) if rows else ():
+            card, _, name = path.stem.partition("__")
+            for row in rows:
+                try:
+                    same = device(row.gpu, accelerator).name == device(card, accelerator).name
+                    if not same or row.model.rpartition("/")[2] != name:
+                        continue
+                    deployment = deployments(row, known, accelerator)[0]
+                except (CatalogError, DeploymentError):
+                    continue
+                timed, priced = read_timed(path), price(deployment)
+                reported = REPORTED_BLOCKS.get((deployment.accelerator.name, name))
+                found += [
+                    Replayed(path.name, deployment.label, len(timed.workload), blocks,
+                             replay_errors(timed, deployment, priced, blocks))
+                    for blocks in ([] if reported is None else [reported]) + [None]
+                ]  # fmt: skip
+                break
+    return found

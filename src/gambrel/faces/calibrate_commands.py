@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gambrel.calibrate.fit import Calibration
     from gambrel.calibrate.next_level import NextLevel
     from gambrel.calibrate.profile import Profile
+    from gambrel.calibrate.replay import Replayed
     from gambrel.calibrate.validate import Errors, Validation
     from gambrel.core.deployment import Deployment
     from gambrel.measure.importers import Benchmark
@@ -60,8 +61,10 @@ def validate_command(
 ) -> None:
     """Predict published measurements and compare: median, 90th percentile and bias of the error, per group."""
     from gambrel.calibrate.published import validate_tables
+    from gambrel.calibrate.replay import replays_beside
 
     found = validate_tables(tables, models, profile)
+    replayed = replays_beside(tables, models, profile)
     if markdown is not None:
         from gambrel.calibrate.accuracy import accuracy_page
 
@@ -69,11 +72,11 @@ def validate_command(
     if as_json:
         from gambrel.faces.console import emit
 
-        emit(found.document())
+        emit(found.document() | {"replays": [r.document() for r in replayed]})
         return
     from gambrel.faces.console import show
 
-    show(validation_tables(found))
+    show([*validation_tables(found), *replay_tables(replayed)])
 
 
 def calibrate_command(
@@ -183,7 +186,8 @@ def points_of_recording(recording: Any, deployment: Deployment) -> list[Point]:
             continue
         users = round(level.requested) if level.mode == "closed" else None
         bound = bool(level.fidelity.get("client_bound", False))
-        found.append(point_of_run(to_run(records), deployment, label=level.label, users=users, client_bound=bound))
+        run = to_run(records)
+        found.append(point_of_run(run, deployment, label=level.label, users=users, staggered=True, client_bound=bound))
     return found
 
 
@@ -232,6 +236,25 @@ def validation_tables(found: Validation) -> list[RenderableType]:
     columns = ["engine", "accelerator", "metric", "n", "median", "p90", "bias", "in 80 %"]
     skipped: list[RenderableType] = [f"skipped {n}: {reason}" for reason, n in found.skipped.most_common()]
     return [grid("predicted against measured", columns, rows, left=3), *skipped]
+
+
+def replay_tables(replayed: list[Replayed]) -> list[RenderableType]:
+    """Signed errors of the traces beside the tables, replayed request by request."""
+    from gambrel.faces.tables import grid
+
+    if not replayed:
+        return []
+    columns = ["trace", "requests", "KV blocks", "TTFT mean", "TTFT p99", "TPOT mean", "E2E mean"]
+    rows = [
+        [
+            r.name,
+            f"{r.num_requests:,}",
+            f"{r.num_kv_blocks:,} as reported" if r.num_kv_blocks else "as estimated",
+            *(f"{r.errors[k]:+.1%}" for k in ("ttft", "ttft_p99", "tpot", "e2e")),
+        ]
+        for r in replayed
+    ]
+    return ["", grid("traces replayed request by request, error of the simulated figure", columns, rows)]
 
 
 def calibration_tables(fitted: Calibration, advice: list[NextLevel]) -> list[RenderableType]:
