@@ -173,7 +173,7 @@ def _between(
     while users < loads[-1]:
         if users not in loads:
             wanted = {metric: like.measured[metric]}
-            p = point_of_lengths(like.deployment, wanted, prompt_tokens=prompt, output_tokens=output, users=users)
+            p = point_of_lengths(like.deployment, wanted, prompt_tokens=prompt, output_tokens=output, users=users, staggered=True)
             found[float(users)] = simulated(p.deployment, price(p.deployment), p.workload, wanted)[metric]
         users *= 2
     return found

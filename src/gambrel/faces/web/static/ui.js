@@ -653,7 +653,7 @@ function reportParts(report, exports) {
   const files = el("nav", { class: "exports", "aria-label": "Files to take away" }, el("span", { class: "hint" }, "Take away"), ...exports.map(([href, title]) => el("a", { href, download: "" }, title)));
   const contents = sections.length > 3 ? el("nav", { class: "contents", "aria-label": "Parts of this answer" }, ...sections.map((part) => el("button", { type: "button", class: "quiet", onclick: () => arrive(part.querySelector("h2")) }, part.querySelector("h2").textContent))) : "";
   header.append(contents);
-  return { heading, header, files, sections, basis: el("p", { class: "basis" }, report.provenance.join(" ")) };
+  return { heading, header, files, sections, basis: el("p", { class: "basis" }, report.provenance.map((line) => (/[.!?]$/.test(line) ? line : `${line}.`)).join(" ")) };
 }
 
 function arrive(heading) {
