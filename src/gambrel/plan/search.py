@@ -417,6 +417,8 @@ class Hunter:
         if small.memory().kv_tokens < demand.longest:
             return
         loose = Bench.of(small, self.space.safety)
+        if self.refused(low, loose):
+            return
         seqs, tokens = limits(high)
         table = question.pricer(high).compile(tokens, seqs * (1 + high.draft_tokens))
         wide = replace(loose.limits, max_num_seqs=seqs, max_num_batched_tokens=tokens)
