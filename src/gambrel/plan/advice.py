@@ -17,6 +17,7 @@ from gambrel.core.errors import DeploymentError
 from gambrel.plan.explain import Loads, carries
 from gambrel.plan.search import Bench, fewest_replicas, judge, too_small
 from gambrel.plan.settings import fixes, neighbours
+from gambrel.plan.worth import CAUSES
 from gambrel.report.humanise import count, per_hour, percent, seconds
 
 if TYPE_CHECKING:
@@ -95,15 +96,13 @@ def binding(deployment: Deployment, bench: Bench, run: Run) -> str:
     """What limits the engine: a full batch, a full cache, idleness, or the cause that most of its time goes to."""
     shares = run.time_bound_by()
     cause = max(shares, key=lambda name: shares[name])
-    names = {"compute": "compute", "weights": "reading weights", "kv": "reading the KV cache",
-             "collective": "talk between accelerators", "overhead": "the host"}  # fmt: skip
     at = f"batch {run.batch_mean:.0f} on average, {run.batch_max} at most"
     if run.num_preemptions:
         return f"the KV cache is full: {count(run.num_preemptions)} preemptions ({at})"
     if run.batch_max >= deployment.max_num_seqs:
         return f"max_num_seqs {deployment.max_num_seqs} is reached and requests wait ({at})"
     room = f"KV cache {percent(run.kv_usage_max)} full at most, of {count(bench.memory.kv_tokens)} tokens"
-    return f"{names[cause]} binds {percent(shares[cause])} of the busy time ({at}; {room})"
+    return f"{CAUSES[cause]} binds {percent(shares[cause])} of the busy time ({at}; {room})"
 
 
 def the_change(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
 
-__all__ = ["in_flight_at_break", "measure_command", "with_measurement", "worth_measuring"]
+__all__ = ["CAUSES", "in_flight_at_break", "measure_command", "with_measurement", "worth_measuring"]
 
 DRAWS = 8
 """Equally likely step times at which the decision is made again."""
@@ -43,6 +43,8 @@ DRAWS_WITH_PREFIXES = 4
 RIVALS = 2
 MOST = 3
 """Times today's replicas, beyond which a shape counts as not holding."""
+CAUSES = {"compute": "compute", "weights": "reading weights", "kv": "reading the KV cache",
+          "collective": "talk between accelerators", "overhead": "the host"}  # fmt: skip
 RECORDS = "measured.jsonl.gz"
 
 
@@ -79,9 +81,10 @@ def worth_measuring(
     best = max(subjects, key=lambda s: (round(s.saves, 6), s is subjects[0], s.flips))
     d = best.deployment
     flips, saves = best.flips, best.saves
+    started = "" if best is subjects[0] else f", started with: {vllm_command(d)}"
     levels = concurrencies(plan) if d == plan.chosen.deployment else (1, *concurrencies(plan)[1:])
     return Measurement(
-        what=f"{d.model.name} on one replica of {d.label.partition(' x ')[2]}, started with: {vllm_command(d)}",
+        what=f"{d.model.name} on one replica of {d.label.partition(' x ')[2]}{started}",
         because=because(plan, best, subjects),
         command=measure_command(d, workload, levels),
         flips=flips,
@@ -153,7 +156,7 @@ def because(plan: Plan, best: Subject, subjects: list[Subject]) -> str:
     cause = max(shares, key=lambda k: shares[k])
     known = f"its step time is known to {percent(best.spread)} (one sigma)"
     if d == plan.chosen.deployment:
-        known += f", and {cause} binds {percent(shares[cause])} of the busy time"
+        known += f", and {CAUSES[cause]} binds {percent(shares[cause])} of the busy time"
     others = sorted({label for _, label, _, _ in best.choices} - {plan.chosen.deployment.label})
     flips = f"knowing it would change the choice in {percent(best.flips)} of cases"
     flips += f" (to {', '.join(others[:3])})" if others else ""
