@@ -9,15 +9,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gambrel.core.deployment import Deployment
 from gambrel.faces import api
+from gambrel.plan import Space
+from gambrel.plan.search import Bench, Hunter, Question, fewest_replicas, search
 
 if TYPE_CHECKING:
+    from gambrel.core.deployment import Deployment
     from gambrel.core.workload import Workload
 
 TRACE = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces" / "azure-2023-conv.csv.gz"
@@ -64,51 +67,82 @@ def plan_fresh() -> None:
     report("plan, fresh process", time.perf_counter() - started, 25.0)
 
 
+GPUS = ("l40s", "rtx-6000-ada", "a100-sxm-80", "h100-sxm", "h200-sxm")
+
+
+def thousand() -> tuple[Question, list[Deployment]]:
+    """1,000 deployments: 5 cards x 2 formats x 20 pairs of limits, in fleets of 1 to 5."""
+    space = Space(
+        tuple(api.accelerator(gpu) for gpu in GPUS),
+        tp=(1,),
+        weights=("bf16", "int8"),
+        kv=("bf16",),
+        max_num_seqs=(64, 128, 256, 512),
+        max_num_batched_tokens=(512, 1024, 2048, 4096, 8192),
+        max_gpus=5,
+    )
+    question = Question(api.model(MODEL), workload(), api.slo(*OBJECTIVES), space, api.pricer())
+    settings = [
+        shape.with_(max_num_seqs=seqs, max_num_batched_tokens=tokens)
+        for shape in space.shapes(question.model)
+        for seqs, tokens in space.limits()
+    ]
+    return question, settings
+
+
+def thousand_decided() -> None:
+    """The planner's way: the cheapest of 1,000, and why the others lose."""
+    q, settings = thousand()
+    search(q.model, q.workload, q.slo, q.space, q.pricer)
+    started, busy = time.perf_counter(), time.process_time()
+    found = search(q.model, q.workload, q.slo, q.space, api.pricer())
+    note = f"{5 * len(settings)} x {len(q.workload):,} requests, {found.num_simulated} simulations begun, "
+    note += f"{time.process_time() - busy:.1f} s of processor"
+    report("decide among 1,000 candidates", time.perf_counter() - started, 10.0, note)
+
+
 def thousand_candidates() -> None:
-    """1,000 deployments simulated on the whole log and held against the objectives, on two threads."""
-    from concurrent.futures import ThreadPoolExecutor
+    """The verdict on each of the 1,000: every setting's fewest replicas (more hold, fewer miss), on two threads."""
+    q, settings = thousand()
 
-    from gambrel.plan.search import Bench, judge
+    def held(setting: Deployment) -> int:
+        bench = Bench.of(q.pricer(setting))
+        least = fewest_replicas(lambda d: q.beginnings.judge(d, bench), setting, 1, 5)
+        return 6 - least.candidate.deployment.replicas if least.candidate.feasible else 0
 
-    requests, objectives = workload(), api.slo(*OBJECTIVES)
-    model, pricer = api.model(MODEL), api.pricer()
-    candidates = [
-        Deployment(model, api.accelerator(gpu), weights=weights, max_num_seqs=seqs, max_num_batched_tokens=tokens,
-                   replicas=replicas)
-        for gpu in ("l40s", "rtx-6000-ada", "a100-sxm-80", "h100-sxm", "h200-sxm")
-        for weights in ("bf16", "int8")
-        for seqs in (64, 128, 256, 512)
-        for tokens in (512, 1024, 2048, 4096, 8192)
-        for replicas in (2, 3, 4, 5, 6)
-    ]  # fmt: skip
-    shapes = list(dict.fromkeys(d.with_(replicas=1) for d in candidates))
-
-    def held(shape: Deployment) -> int:
-        bench = Bench.of(pricer(shape))
-        fleets = [d for d in candidates if d.with_(replicas=1) == shape]
-        return sum(judge(d, bench, requests, objectives).candidate.feasible for d in fleets)
-
-    held(shapes[0])
-    started = time.perf_counter()
+    held(settings[0])
+    started, busy = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(2) as pool:
-        holding = sum(pool.map(held, shapes))
-    note = f"{len(candidates)} x {len(requests):,} requests, {holding} hold"
-    report("simulate 1,000 candidates", time.perf_counter() - started, 10.0, note)
+        holding = sum(pool.map(held, settings))
+    note = f"{holding} hold, {time.process_time() - busy:.1f} s of processor"
+    report("verdict on each of 1,000 candidates", time.perf_counter() - started, 10.0, note)
+
+
+def thousand_to_the_end() -> None:
+    """What neither needs: all 1,000 simulated to the last token, one by one. A tenth is run."""
+    q, settings = thousand()
+    fleets = [(setting, replicas) for setting in settings for replicas in range(1, 6)][::10]
+
+    def run(fleet: tuple[Deployment, int]) -> int:
+        return Bench.of(q.pricer(fleet[0])).run(fleet[0].with_(replicas=fleet[1]), q.workload).num_steps
+
+    run(fleets[0])
+    started, busy = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(2) as pool:
+        steps = sum(pool.map(run, fleets))
+    seconds = time.perf_counter() - started
+    busy = time.process_time() - busy
+    words = f"{10 * busy:.1f} s of processor, {busy / steps * 1e9:.0f} ns a step"
+    print(f"{'simulate all 1,000 to the end':44s} {10 * seconds:8.3f} s  {words}")
 
 
 def hundred_thousand_screened() -> None:
     """Every shape of every accelerator, bounded for 512 fleet sizes at once: what the search never simulates."""
-    from gambrel.plan import Space
-    from gambrel.plan.screen import Demand
-    from gambrel.plan.search import Hunter
-
-    requests, objectives = workload(), api.slo(*OBJECTIVES)
-    model, pricer = api.model(MODEL), api.pricer()
     space = Space(api.default_accelerators())
-    hunter = Hunter(requests, Demand.of(requests), objectives, space, pricer, ())
-    shapes = list(space.shapes(model))
+    question = Question(api.model(MODEL), workload(), api.slo(*OBJECTIVES), space, api.pricer())
+    shapes = list(space.shapes(question.model))
     started = time.perf_counter()
-    bounds = [hunter.bound(shape) for shape in shapes]
+    bounds = [Hunter(question).bound(shape) for shape in shapes]
     fleets = 512
     left = sum(fleets + 1 - min(fleets + 1, b[1]) for b in bounds if b is not None)
     note = f"{len(shapes)} shapes x {fleets} fleet sizes = {len(shapes) * fleets:,}, {left:,} left"
@@ -146,7 +180,9 @@ def main() -> None:
     plan_in_process()
     plan_fresh()
     hundred_thousand_screened()
+    thousand_decided()
     thousand_candidates()
+    thousand_to_the_end()
 
 
 if __name__ == "__main__":
