@@ -100,7 +100,17 @@ class Camera:
 
     def measured(self) -> str:
         """The name of a run: a twin in a process of its own, measured."""
-        words = ["-m", "gambrel", "twin", "--model", "Qwen/Qwen3-0.6B", "--gpu", "l4", "--max-num-seqs", "64"]
+        words = [
+            "-c",
+            "from gambrel.faces.cli import main; main()",
+            "twin",
+            "--model",
+            "Qwen/Qwen3-0.6B",
+            "--gpu",
+            "l4",
+            "--max-num-seqs",
+            "64",
+        ]
         words += ["--max-num-batched-tokens", "2048", "--scale", "1.15", "--port", "0", "--json"]
         with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as twin:  # noqa: S603 - ours
             url = json.loads(twin.stdout.readline())["url"] if twin.stdout is not None else ""

@@ -205,7 +205,7 @@ def test_from_a_dropped_log_to_a_plan(visit: Visit, tmp_path: Path) -> None:
     page.click("#run")
     page.wait_for_selector("#answer", timeout=60_000)
     drawn(page, "candidates")
-    parts = page.locator("#plan-result .contents button").all_inner_texts()
+    parts = set(page.locator("#plan-result .contents button").all_inner_texts())
     assert {"The decision", "How sure it is", "The engine's settings", "When traffic grows month by month"} <= set(
         parts
     )
@@ -241,7 +241,8 @@ def test_a_log_can_be_dropped_on_any_view(visit: Visit) -> None:
             const rows = Array.from({ length: 50 }, (_, i) => `${i},100,10`);
             data.items.add(new File([['arrival_s,prompt_tokens,output_tokens', ...rows].join('\\n')], 'mine.csv'));
             const more = { dataTransfer: data, bubbles: true, cancelable: true };
-            for (const kind of ['dragenter', 'dragover', 'drop']) document.body.dispatchEvent(new DragEvent(kind, more));
+            for (const kind of ['dragenter', 'dragover', 'drop'])
+                document.body.dispatchEvent(new DragEvent(kind, more));
         }"""
     )
     page.wait_for_selector("#to-plan")
