@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import gambrel as gb
 from gambrel.catalog.checkpoints import read_checkpoint, read_gguf, read_safetensors
 from gambrel.catalog.models import model, model_from_config, model_names
 from gambrel.core.errors import CatalogError, GambrelError, UnknownName
@@ -197,6 +198,15 @@ def test_gguf_header_is_a_model_with_exact_bytes(tmp_path: Path) -> None:
     assert m.checkpoint is not None
     assert m.weight_bytes(m.checkpoint) == total
     assert model(tmp_path) == m
+
+
+def test_a_gguf_file_can_be_served_at_its_own_size(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    total = write_gguf(path, LLAMA)
+    deployment = gb.deployment(str(path), "l4")
+    assert deployment.weight_format is deployment.model.checkpoint
+    assert deployment.model.weight_bytes(deployment.weight_format) == pytest.approx(total, rel=1e-6)
+    assert gb.cost_model(deployment).memory().fits
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Run
 
+_ROUNDS = 20  # requests a user sends at least, so that starting and running dry are a tenth of what is averaged
+
 __all__ = ["Point", "point_of_lengths", "point_of_row", "point_of_run", "require_server_bound"]
 
 
@@ -63,7 +65,13 @@ def require_server_bound(points: Sequence[Point]) -> None:
 
 
 def point_of_run(
-    run: Run, deployment: Deployment, *, label: str = "", users: int | None = None, client_bound: bool = False
+    run: Run,
+    deployment: Deployment,
+    *,
+    label: str = "",
+    users: int | None = None,
+    staggered: bool = False,
+    client_bound: bool = False,
 ) -> Point:
     """A run as evidence.
 
@@ -72,6 +80,7 @@ def point_of_run(
         deployment: what served it.
         label: its name in messages.
         users: requests kept in flight by a closed loop; None replays the arrivals as they came.
+        staggered: whether the users started one after the other, as our client's do, or together.
         client_bound: whether the load generator set the pace.
 
     Raises:
@@ -86,7 +95,7 @@ def point_of_run(
         order = np.argsort(arrival, kind="stable")
         workload = Workload(arrival[order] - arrival[order][0], prompt[order], output[order], name=label or "run")
     else:
-        workload = _closed(prompt, output, users, label or "run")
+        workload = _closed(prompt, output, users, label or "run", staggered=staggered)
     measured = {
         metric: Figure(run.distribution(metric).mean)
         for metric in ("ttft", "tpot", "e2e")
@@ -98,8 +107,8 @@ def point_of_run(
 
 
 def _closed(prompt: np.ndarray[tuple[int], np.dtype[np.int64]], output: np.ndarray[tuple[int], np.dtype[np.int64]],
-            users: int, name: str) -> Workload:  # fmt: skip
-    rows = np.arange(max(len(prompt), 4 * users)) % len(prompt)
+            users: int, name: str, *, staggered: bool = False) -> Workload:  # fmt: skip
+    rows = np.arange(max(len(prompt), _ROUNDS * users)) % len(prompt)
     return Workload(
         np.zeros(len(rows)),
         prompt[rows],
@@ -107,6 +116,7 @@ def _closed(prompt: np.ndarray[tuple[int], np.dtype[np.int64]], output: np.ndarr
         name=name,
         has_arrivals=False,
         closed_loop=min(users, len(rows)),
+        staggered=staggered,
     )
 
 
@@ -118,9 +128,12 @@ def point_of_lengths(
     output_tokens: float,
     users: int | None = None,
     rate: float | None = None,
+    staggered: bool = False,
     label: str = "",
 ) -> Point:
     """Aggregates of a level as evidence: mean lengths, and either users in flight or requests per second.
+
+    ``staggered``: the users started one after the other, not together.
 
     Raises:
         WorkloadError: neither or both of ``users`` and ``rate``, or lengths below 1.
@@ -132,8 +145,8 @@ def point_of_lengths(
     prompt, output = max(1, round(prompt_tokens)), max(1, round(output_tokens))
     name = label or (f"c{users}" if users is not None else f"r{rate:g}") + f" p{prompt} o{output}"
     if users is not None:
-        n = max(8, 10 * users)
-        workload = _closed(np.full(n, prompt, np.int64), np.full(n, output, np.int64), users, name)
+        lengths = np.full(1, prompt, np.int64), np.full(1, output, np.int64)
+        workload = _closed(*lengths, users, name, staggered=staggered)
     else:
         n, rng = 400, np.random.default_rng(0)
         gaps = rng.exponential(1.0 / (rate or 1.0), n)

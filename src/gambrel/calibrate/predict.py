@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
     from gambrel.core.run import Run
-    from gambrel.core.step import StepTable
+    from gambrel.core.step import CostModel, StepTable
     from gambrel.core.workload import Workload
     from gambrel.cost import Roofline
 
@@ -66,7 +66,7 @@ def read_figure(run: Run, metric: str, statistic: str) -> float:
 
 
 def simulated(
-    deployment: Deployment, priced: Roofline, workload: Workload, wanted: Mapping[str, Figure]
+    deployment: Deployment, priced: CostModel, workload: Workload, wanted: Mapping[str, Figure]
 ) -> dict[str, float]:
     """The wanted figures of a simulated operating point, by metric, with the statistic each asks for."""
     table = priced.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gambrel.core.errors import DeploymentError
-from gambrel.core.formats import KVFormat, WeightFormat, kv_format, weight_format
+from gambrel.core.formats import KVFormat, WeightFormat, kv_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,13 +100,13 @@ class Deployment:
             raise DeploymentError(
                 f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization!r}"
             )
-        weight_format(self.weights)
+        self.model.weight_format(self.weights)
         kv_format(self.kv)
 
     @property
     def weight_format(self) -> WeightFormat:
         """The weight format object."""
-        return weight_format(self.weights)
+        return self.model.weight_format(self.weights)
 
     @property
     def kv_format(self) -> KVFormat:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gambrel.core.formats import KVFormat, Role, WeightFormat
+from gambrel.core.formats import KVFormat, Role, WeightFormat, weight_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -262,6 +262,15 @@ class Model:
     mtp_layers: tuple[tuple[int, Layer], ...] = field(default=())
     checkpoint: WeightFormat | None = None
     checkpoint_bytes: int | None = None
+
+    def weight_format(self, name: str = "") -> WeightFormat:
+        """The format of that name, the checkpoint's own without one; its own variant goes before the common one.
+
+        Raises:
+            DeploymentError: unknown name.
+        """
+        wanted, own = name or self.checkpoint_format, self.checkpoint
+        return own if own is not None and own.name == wanted else weight_format(wanted)
 
     # -- parameters ------------------------------------------------------------------------------
 

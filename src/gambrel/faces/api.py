@@ -50,6 +50,7 @@ __all__ = [
     "simulate",
     "slo",
     "trace",
+    "with_multi_token_prediction",
 ]
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -257,6 +258,22 @@ def simulate(
     from gambrel.engine import simulate as replay
 
     return replay(deployment, priced or cost_model(deployment), load_workload(workload), watch=watch)
+
+
+def with_multi_token_prediction(deployment: Deployment) -> Deployment:
+    """The deployment with the guesses of the model's own MTP module, at the acceptance rate that is published.
+
+    Raises:
+        CatalogError: the model has no such module, or nobody published how often its guesses hold.
+        DeploymentError: it guesses already.
+    """
+    from gambrel.catalog.speculation import multi_token_prediction
+    from gambrel.core.errors import DeploymentError
+
+    if deployment.draft_tokens:
+        raise DeploymentError("the deployment has draft tokens of its own; take those or the model's MTP, not both")
+    found = multi_token_prediction(deployment.model)
+    return deployment.with_(draft_tokens=found.draft_tokens, acceptance=found.acceptance, draft_cost=found.draft_cost)
 
 
 def fleet(

@@ -319,6 +319,9 @@ def simulate_command(
         float,
         typer.Option("--draft-cost", min=0.0, help="Time of a guess, as a share of a decode step of one sequence."),
     ] = 0.0,
+    mtp: Annotated[
+        bool, typer.Option("--mtp", help="Guesses of the model's own module, at the published acceptance rate.")
+    ] = False,
     deadline: Annotated[
         float | None, typer.Option("--deadline", help="Seconds after which a client gives up and drops its request.")
     ] = None,
@@ -377,6 +380,8 @@ def simulate_command(
         **settings,
         **prefill_degrees(prefill or []),
     )
+    if mtp:
+        deployment = api.with_multi_token_prediction(deployment)
     requests = settle(traffic(workload, users, prompt, output), think)
     if load != 1.0:
         from gambrel.traffic import scale_load

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gambrel.core.formats import weight_format
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -49,7 +47,7 @@ def said(deployment: Deployment) -> Iterator[str]:
     if price is not None and price.kind in TERMS:
         note = f" ({price.note})" if price.note and price.kind == "owned" else ""
         yield TERMS[price.kind] + note
-    own = weight_format(deployment.model.checkpoint_format)
+    own = deployment.model.weight_format()
     if deployment.weight_format.element_bits < own.element_bits:
         known = WEIGHTS.get(deployment.weights)
         model = deployment.model.name

@@ -12,8 +12,6 @@ import math
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from gambrel.core.formats import weight_format
-
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.step import MemoryBudget
@@ -139,9 +137,7 @@ def trtllm_command(deployment: Deployment, options_file: str) -> str:
 
 def quantises(deployment: Deployment) -> bool:
     """Whether the weights are to be in fewer bits than the checkpoint has."""
-    return (
-        weight_format(deployment.weights).element_bits < 16 and deployment.weights != deployment.model.checkpoint_format
-    )
+    return deployment.weight_format.element_bits < 16 and deployment.weights != deployment.model.checkpoint_format
 
 
 def note(deployment: Deployment) -> str:

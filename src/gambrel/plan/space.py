@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gambrel.core.deployment import Deployment
 from gambrel.core.errors import DeploymentError
-from gambrel.core.formats import kv_format, weight_format
+from gambrel.core.formats import kv_format
 from gambrel.cost.shards import check_parallel
 from gambrel.plan.safety import Safety
 
@@ -122,7 +122,7 @@ class Space:
         """One pipeline stage, or with the most ranks a stage can have the fewest that hold the weights."""
         most = max((t for t in self.tp if tp_is_possible(model, accelerator, t)), default=tp)
         room = self.gpu_memory_utilization * accelerator.memory_bytes * tp
-        held = model.weight_bytes(weight_format(weights))
+        held = model.weight_bytes(model.weight_format(weights))
         if tp < most or held < room:
             return (1,)
         return (1, *[pp for pp in (2, 4, 8, 16) if held < pp * room][:1])
@@ -171,9 +171,11 @@ def weight_formats_for(accelerator: Accelerator, model: Model) -> tuple[str, ...
     Four-bit formats change answers more and are searched only when named.
     """
     own = model.checkpoint_format
-    first = own if weight_format(own).element_bits < 16 else ("bf16" if "bf16" in accelerator.peak_flops else "fp16")
+    first = (
+        own if model.weight_format(own).element_bits < 16 else ("bf16" if "bf16" in accelerator.peak_flops else "fp16")
+    )
     wanted = [first]
-    if "fp8" in accelerator.peak_flops and weight_format(first).element_bits >= 16:
+    if "fp8" in accelerator.peak_flops and model.weight_format(first).element_bits >= 16:
         wanted.append("fp8")
     return tuple(wanted)
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gambrel.core.formats import weight_format
 from gambrel.core.plan import Candidate, FrontPoint, Pricing
 from gambrel.core.units import GIB
 from gambrel.engine import replay, run_of, simulate
@@ -77,7 +76,7 @@ def loss(deployment: Deployment) -> int:
 
     Every step down can cost answer quality, so between equal prices the lesser step wins.
     """
-    own = weight_format(deployment.model.checkpoint_format).element_bits
+    own = deployment.model.weight_format().element_bits
     weights = max(0.0, own - deployment.weight_format.element_bits)
     return int(weights + 16 - 8 * deployment.kv_format.element_bytes)
 
