@@ -169,6 +169,25 @@ class Hpa:
         return math.ceil(total / self.scale.target - 1e-9)
 
 
+class Window:
+    """The mean of what was seen in the last so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.seen: deque[tuple[float, float]] = deque()
+        self.sum = 0.0
+
+    def mean(self, now: float, value: float) -> float:
+        """With what is seen now."""
+        self.seen.append((now, value))
+        self.sum += value
+        while self.seen[0][0] <= now - self.seconds:
+            self.sum -= self.seen.popleft()[1]
+        if len(self.seen) == 1:
+            self.sum = value  # nothing is left of rounding
+        return max(self.sum, 0.0) / len(self.seen)
+
+
 class Kpa:
     """Knative's autoscaler."""
 
@@ -178,10 +197,10 @@ class Kpa:
 
     def __init__(self, scale: Autoscale) -> None:
         self.scale = scale
-        self.window_s = scale.window_s or 60.0
-        self.idle_s = scale.idle_s or self.window_s + self.GRACE_S
+        window_s = scale.window_s or 60.0
+        self.stable, self.panic = Window(window_s), Window(self.PANIC_WINDOW * window_s)
+        self.idle_s = scale.idle_s or window_s + self.GRACE_S
         self.activation_s = scale.activation_s or 0.0
-        self.seen: deque[tuple[float, float]] = deque()
         self.busy_s = 0.0
         self.poll_s = 0.0
         self.panic_s = -math.inf
@@ -190,33 +209,26 @@ class Kpa:
     def wanted(self, look: Look) -> int:
         """Replicas wanted from now on."""
         scale, now = self.scale, look.time_s
-        self.seen.append((now, look.total))
-        while self.seen[0][0] <= now - self.window_s:
-            self.seen.popleft()
+        stable_mean, panic_mean = self.stable.mean(now, look.total), self.panic.mean(now, look.total)
         if look.busy:
             self.busy_s = now
-        current = look.ready + look.starting
-        if current == 0:
+        if look.ready + look.starting == 0:
             if now < self.poll_s or not look.busy:
                 return 0
             self.poll_s = now + self.activation_s
         elif scale.min_replicas == 0 and now - self.busy_s >= self.idle_s:
             return 0
         ready = max(look.ready, 1)
-        recent = [total for time, total in self.seen if time > now - self.PANIC_WINDOW * self.window_s]
         most, least = math.ceil(self.UP * ready), math.floor(look.ready / self.DOWN)
-        stable, panic = (
-            min(max(math.ceil(sum(totals) / len(totals) / scale.target - 1e-9), least), most)
-            for totals in ([total for _, total in self.seen], recent)
-        )
-        if sum(recent) / len(recent) / scale.target / ready >= self.PANIC_RATIO:
+        wanted = min(max(math.ceil(stable_mean / scale.target - 1e-9), least), most)
+        if panic_mean / scale.target / ready >= self.PANIC_RATIO:
             self.panic_s = now
-        if now - self.panic_s < self.window_s:
-            self.held = max(self.held, stable, panic, look.ready)
-            stable = self.held
+        if now - self.panic_s < self.stable.seconds:
+            burst = min(math.ceil(panic_mean / scale.target - 1e-9), most)
+            wanted = self.held = max(self.held, wanted, burst, look.ready)
         else:
             self.held = 0
-        return min(max(stable, scale.min_replicas, 1), scale.max_replicas)
+        return min(max(wanted, scale.min_replicas, 1), scale.max_replicas)
 
 
 RULES: dict[str, Callable[[Autoscale], Rule]] = {"hpa": Hpa, "kpa": Kpa}

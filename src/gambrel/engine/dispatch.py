@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +65,7 @@ CLEARED_FLOATS = [DECODED, SHARE]
 _THREADS_FROM = 20_000  # requests from which a second thread pays for itself
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dispatch:
     """A fleet and its requests between two calls of the loop; arrays as in the kernel's docstring.
 
@@ -169,9 +170,14 @@ class Dispatch:
         loop: Callable[..., None]
         from gambrel.engine.fleet_kernel import serve_until as loop
 
+        loop(time, *self.arguments)
+
+    @cached_property
+    def arguments(self) -> tuple[Any, ...]:
+        """In the order of the kernel, behind the time; the arrays change, the tuple does not."""
         q, r = self.requests, self.replicas
-        loop(
-            time, self.chained, self.plain, self.rule, self.cursor,
+        return (
+            self.chained, self.plain, self.rule, self.cursor,
             self.line, self.asked, self.nexts, self.think, self.wake_s, self.wake_row, self.held, self.was_held,
             self.order, self.up, self.key, self.home, *self.looks, self.assigned, self.counts, self.ends,
             self.limits.block_size, q.arrival, q.prompt, q.follow, q.last,
@@ -207,14 +213,14 @@ class Dispatch:
         return int(self.cursor[NUM_HELD])
 
     @property
-    def outstanding(self) -> Ints:
-        """Requests given to each replica and unfinished, int64[replicas]; steps that began count as done."""
-        return self.counts - self.replicas.ints[:, FINISHED]
+    def outstanding(self) -> list[int]:
+        """Requests given to each replica and unfinished; steps that began count as done."""
+        return (self.counts - self.replicas.ints[:, FINISHED]).tolist()  # type: ignore[no-any-return]  # of an int64 array
 
     @property
-    def kv_usage(self) -> Floats:
-        """Share of each replica's KV blocks in use, float64[replicas]."""
-        return 1.0 - self.replicas.ints[:, FREE_BLOCKS] / self.limits.num_kv_blocks
+    def free_blocks(self) -> list[int]:
+        """KV blocks of each replica that are free."""
+        return self.replicas.ints[:, FREE_BLOCKS].tolist()  # type: ignore[no-any-return]  # likewise
 
     def release_held(self, time: float) -> None:
         """Let those who were held arrive at ``time``, in order."""

@@ -27,7 +27,7 @@ from gambrel.engine.autoscaling import Look
 from gambrel.engine.dispatch import Dispatch
 from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.simulation import Replay, check_fits, prepared, run_of, special
-from gambrel.engine.state import CLOCK, Replicas, Requests
+from gambrel.engine.state import CLOCK, FINISHED, Replicas, Requests
 from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
@@ -191,6 +191,8 @@ class _Day:
         self.random = np.random.default_rng(failures.seed)
         self.lives: list[Life] = []
         self.alive: dict[int, Life] = {}
+        self.leaving: list[Life] = []
+        self.order: list[Life] | None = None
         self.free = list(range(len(served.counts)))
         self.events: list[tuple[float, int, str, int, Life | None]] = []
         self.serial = 0
@@ -212,11 +214,13 @@ class _Day:
         life = Life(heapq.heappop(self.free), now)
         self.lives.append(life)
         self.alive[life.replica] = life
+        self.order = None
         return life
 
     def ready(self, life: Life, now: float | None = None) -> None:
         """A replica can serve."""
         life.ready_s = life.asked_s if now is None else now
+        self.order = None
         self.served.up[life.replica] = True
         if self.failures.mtbf_s is not None:
             self.expect(life.ready_s + self.random.exponential(self.failures.mtbf_s), "fails", life.replica, life)
@@ -228,6 +232,8 @@ class _Day:
         life.end_s, life.end = now, end
         self.served.up[life.replica] = False
         self.served.forget(life.replica)
+        self.leaving = [x for x in self.leaving if x is not life]
+        self.order = None
         del self.alive[life.replica]
         heapq.heappush(self.free, life.replica)
 
@@ -252,12 +258,16 @@ class _Day:
 
     def busy(self, life: Life) -> bool:
         """Whether a replica has work."""
-        return int(self.served.outstanding[life.replica]) > 0
+        return bool(self.served.counts[life.replica] > self.served.replicas.ints[life.replica, FINISHED])
 
-    def wanted_now(self) -> list[Life]:
+    def staying(self) -> list[Life]:
         """Replicas that were not told to leave, in the order they would be told: starting ones, then the youngest."""
-        staying = [life for life in self.alive.values() if math.isnan(life.leave_s)]
-        return sorted(staying, key=lambda x: (x.is_ready, -x.ready_s if x.is_ready else -x.asked_s, -x.replica))
+        if self.order is None:
+            staying = [life for life in self.alive.values() if math.isnan(life.leave_s)]
+            self.order = sorted(
+                staying, key=lambda x: (x.is_ready, -x.ready_s if x.is_ready else -x.asked_s, -x.replica)
+            )
+        return self.order
 
     def clock(self, life: Life) -> float:
         """When its last step ends or ended."""
@@ -265,32 +275,35 @@ class _Day:
 
     def sweep(self, now: float) -> None:
         """Those told to leave whose last request has ended are gone, since it ended."""
-        for life in [x for x in self.alive.values() if not math.isnan(x.leave_s) and not self.busy(x)]:
-            if self.clock(life) <= now:
+        for life in tuple(self.leaving):
+            if not self.busy(life) and self.clock(life) <= now:
                 self.gone(life, max(life.leave_s, self.clock(life)), "left")
 
     def look(self, now: float) -> None:
         """What a controller sees, kept as a sample; and what it then does."""
         self.sweep(now)
-        staying = self.wanted_now()
+        staying = self.staying()
         ready = [x.replica for x in staying if x.is_ready]
-        outstanding = self.served.outstanding
-        usage = self.served.kv_usage[ready]
+        outstanding, free = self.served.outstanding, self.served.free_blocks
         held = self.served.num_held
+        blocks = self.served.limits.num_kv_blocks
+        usage = sum(1.0 - free[r] / blocks for r in ready)
         self.samples.append(
             (now, len(ready), len(staying) - len(ready), len(self.alive) - len(staying),
-             int(outstanding.sum()) + held, held, float(usage.mean()) if ready else 0.0)
+             sum(outstanding) + held, held, usage / len(ready) if ready else 0.0)
         )  # fmt: skip
         if self.rule is None or self.scale is None:
             return
-        total = float(usage.sum()) if self.scale.metric == "kv" else float(outstanding[ready].sum()) + held
-        busy = bool(outstanding[ready].any()) or held > 0
-        wanted = self.rule.wanted(Look(now, len(ready), len(staying) - len(ready), total, busy))
+        work = sum(outstanding[r] for r in ready) + held
+        total = usage if self.scale.metric == "kv" else float(work)
+        wanted = self.rule.wanted(Look(now, len(ready), len(staying) - len(ready), total, work > 0))
         for _ in range(min(wanted - len(staying), len(self.free))):
             self.start(now)
         for life in staying[: max(len(staying) - wanted, 0)]:
             self.served.up[life.replica] = False
             life.leave_s = now
+            self.order = None
+            self.leaving.append(life)
             if not life.is_ready:
                 self.gone(life, now, "cancelled")
         self.sweep(now)

@@ -125,9 +125,12 @@ def _hashed(workload: Workload, system_tokens: int, granule: int) -> Workload:
     assert workload.session is not None  # noqa: S101 - made a few lines above
     sizes = -(-(workload.prompt_tokens + workload.output_tokens) // granule)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-    own = (np.repeat(workload.session, sizes) + 1) * (int(sizes.max()) + 1)
-    hashes = np.where(place < system_tokens // granule, place, own + place)
+    first = (workload.session + 1) * (int(sizes.max()) + 1)
+    hashes = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], sizes)
+    shared = system_tokens // granule
+    if shared:
+        places = np.add.outer(offsets[:-1], np.arange(shared))
+        hashes[places] = np.arange(shared)
     return replace(workload, prefix_blocks=hashes, prefix_offsets=offsets, prefix_block_tokens=granule)
 
 
