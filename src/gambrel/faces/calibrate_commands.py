@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.measure.importers import Benchmark
 
-__all__ = ["ProfileFile", "own_constants", "points_of", "points_of_recording", "register"]
+__all__ = ["Engine", "EngineVersion", "ProfileFile", "own_constants", "points_of", "points_of_recording", "register"]
 
 Tables = Annotated[list[Path], typer.Argument(help="CSV tables in the layout of docs/accuracy.md; several add up.")]
 Runs = Annotated[

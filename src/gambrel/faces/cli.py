@@ -59,6 +59,7 @@ Catalog = Annotated[
 Tp = Annotated[int, typer.Option("--tp", help="Tensor-parallel degree.")]
 Weights = Annotated[str | None, typer.Option("--weights", help="Weight format: bf16, fp8, int8, int4, mxfp4, ...")]
 Kv = Annotated[str | None, typer.Option("--kv", help="KV cache format: bf16, fp8.")]
+ENGINE, ENGINE_VERSION = "vllm", "0.19"  # whose host time a step has, where nobody says
 WorkloadSpec = Annotated[
     str | None, typer.Option("--workload", "-w", help="A log file, or a profile like chat:rate=5.")
 ]
@@ -160,6 +161,8 @@ def curve_command(
     tp: Tp = 1,
     weights: Weights = None,
     kv: Kv = None,
+    engine: calibrate_commands.Engine = ENGINE,
+    engine_version: calibrate_commands.EngineVersion = ENGINE_VERSION,
     context: Annotated[
         str, typer.Option("--context", help="Tokens of context: 4k, or 512,4k,32k, or 1k:64k.")
     ] = "512,4k,32k",
@@ -180,7 +183,11 @@ def curve_command(
     from gambrel.faces import api
     from gambrel.faces.words import counts
 
-    settings: dict[str, Any] = {"tp": tp} | ({"weights": weights} if weights else {}) | ({"kv": kv} if kv else {})
+    settings: dict[str, Any] = (
+        {"tp": tp, "engine": engine, "engine_version": engine_version}
+        | ({"weights": weights} if weights else {})
+        | ({"kv": kv} if kv else {})
+    )
     deployment = api.deployment(model, device(gpu, price, catalog), **settings)
     drawn = api.curve(
         deployment,
@@ -286,6 +293,8 @@ def simulate_command(
     ] = None,
     weights: Weights = None,
     kv: Kv = None,
+    engine: calibrate_commands.Engine = ENGINE,
+    engine_version: calibrate_commands.EngineVersion = ENGINE_VERSION,
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", help="Sequences in a step at most.")] = 256,
     max_num_batched_tokens: Annotated[
         int, typer.Option("--max-num-batched-tokens", help="Token budget of a step.")
@@ -362,6 +371,8 @@ def simulate_command(
         ep=ep,
         attention_dp=attention_dp,
         expert_load=expert_load,
+        engine=engine,
+        engine_version=engine_version,
         replicas=replicas,
         prefill_replicas=prefill_replicas,
         kv_link_bytes_per_s=None if kv_link_gbps is None else kv_link_gbps * BYTES_PER_GBIT,

@@ -44,7 +44,7 @@ def this_machine() -> Accelerator:
     return Accelerator(
         name=NAME,
         title=f"{title}, {cores} core{'s' if cores > 1 else ''}",
-        vendor=title.split()[0] if title else "",
+        vendor="",  # a vendor's name would stand for its GPUs' software
         family="cpu",
         peak_flops={"bf16": sixteen, "int8": 2.0 * sixteen},
         memory_bytes=_memory_bytes(),
