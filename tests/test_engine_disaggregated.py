@@ -39,7 +39,7 @@ def instant(n: int) -> Transfer:
     st.sampled_from([0.0, 1e-4, 0.05]), st.integers(0, 2),
     st.sampled_from(["round_robin", "session_sticky", *LOOKING]), st.integers(1, 2),
 )  # fmt: skip
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_laws(case: Case, prefills: int, decodes: int, token_s: float, rule: int, routing: str, stages: int) -> None:
     n = len(case.workload)
     transfer = replace(rules(token_s * case.workload.prompt_tokens)[rule], kept_tokens=8)

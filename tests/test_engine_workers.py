@@ -74,7 +74,7 @@ def test_one_rank_and_one_stage_are_the_plain_engine(case: Case, routing: str, w
 @given(
     cases(POLICIES, state=True), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans()
 )
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_laws(case: Case, workers: int, ranks: int, stages: int, by_score: bool, even: bool) -> None:
     """Laws 1 to 4 under every limit that can bind, any shape."""
     table: StepTable | RankTable = case.table if ranks == 1 else rank_table(case.table, ranks, 1e-3, 1e-5)

@@ -39,6 +39,7 @@ from gambrel.engine.state import (
     Requests,
     bucket_edges,
 )
+from gambrel.engine.workers_room import make_room
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
@@ -269,14 +270,15 @@ def serve(
     histogram = np.zeros((len(pools), NUM_BUCKETS), np.int64)
     every = max(workload.span_s / 2048, 1e-3) if series else NEVER
     samples = np.zeros((4, NUM_SAMPLES_MAX if series else 2))
+    limits = _limit_rows(pools, transfer)
     taken = loop(
-        *_stacked(pools), _limit_rows(pools, transfer), requests.users, requests.think, line, after, cursor,
+        *_stacked(pools), limits, requests.users, requests.think, line, after, cursor,
         opens, then, rule, fixed, draws,
         requests.arrival, requests.prompt, requests.output, requests.follow,
         requests.scheduled, requests.first, requests.last, requests.preemptions, requests.paused,
-        requests.cached, requests.prefixes.units, requests.prefixes.offsets, requests.prefixes.sizes,
+        requests.cached, requests.prefixes.units, requests.prefixes.offsets,
         prefilled, transferred, np.zeros(n) if transfer is None else transfer.seconds, replica,
-        ints, floats, histogram, samples, every,
+        ints, floats, histogram, samples, every, make_room(limits, requests),
     )  # fmt: skip
     sampled = Series(*(row[:taken].copy() for row in samples)) if series else None
     return Played(requests, replica, prefilled, transferred, ints, floats, histogram, sampled)

@@ -668,9 +668,9 @@ def serve(
     limits: Any, users: int, think: Any, line: Any, after: Any, cursor: Any, opens: Any, then: Any,
     rule: int, fixed: Any, draws: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
-    paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
+    paused: Any, hits: Any, units: Any, unit_offsets: Any,
     prefilled: Any, transferred: Any, transfer_s: Any, replica: Any,
-    ints: Any, floats: Any, histogram: Any, samples: Any, every: float,
+    ints: Any, floats: Any, histogram: Any, samples: Any, every: float, room: Any,
 ) -> int:  # fmt: skip
     """Serve every request by the pools of ``limits`` int64[p, NUM_LIMITS]: one of both kinds, or prefill then decode.
 
@@ -682,111 +682,34 @@ def serve(
     the worker where ``rule`` looks at nothing; ``draws`` int64[pools, n, 2] two of them.
     Filled: the columns of requests, ``prefilled`` and ``transferred`` float64[n] between two pools, ``replica``
     int64[n] the last worker; by pool ``ints``, ``floats``, ``histogram`` in the places of :mod:`gambrel.engine.state`
-    (USED_S and USED_MAX in blocks of a worker); ``samples`` float64[4, k] every so many seconds. Returns their number.
+    (USED_S and USED_MAX in blocks of a worker); ``samples`` float64[4, k] every so many seconds. ``room`` is where it
+    works, of :func:`gambrel.engine.workers_room.make_room`. Returns the number of samples.
     """
     n = len(prompt)
     pools = len(limits)
-    num_workers = 0
-    num_ranks = 0
+    (
+        workers, ranks, first_rank, worker_of, share, idle_since, running, fly_request, fly_chunk, fly_emits,
+        fly_number, fly_until, stage_until, link_until, sums, reqs, token_s, arrived, reserved, ended, bits, bits_int,
+        times, rows, last_choice, stage_s, row, other, starts, block_of, key_of, refs, owner, where, newer, older, lists, left,
+        row_of, shared, spare,
+    ) = room  # fmt: skip
+    memory = (
+        units, unit_offsets, starts, block_of, key_of, refs, owner, where, newer, older, lists, left, row_of, shared
+    )  # fmt: skip
+    num_workers = len(workers)
+    num_ranks = len(ranks)
+    deep = len(stage_s)
+    wide = running.shape[1]
+    most = lists.shape[1]
     blocks_of_all = 0
-    deep = 1
-    wide = 1
     for p in range(pools):
-        num_workers += limits[p, NUM_WORKERS]
-        num_ranks += limits[p, NUM_WORKERS] * limits[p, RANKS]
         blocks_of_all += limits[p, NUM_WORKERS] * limits[p, RANKS] * limits[p, NUM_BLOCKS]
-        deep = max(deep, limits[p, STAGES])
-        wide = max(wide, limits[p, NUM_SEQS])
-    workers = np.zeros((num_workers, NUM_WORKER), np.int64)
-    ranks = np.zeros((num_ranks, NUM_RANK), np.int64)
-    first_rank = np.zeros(num_workers, np.int64)
-    worker_of = np.zeros(num_ranks, np.int64)
-    g = 0
-    w = 0
-    for p in range(pools):
-        for _ in range(limits[p, NUM_WORKERS]):
-            workers[w, POOL] = p
-            first_rank[w] = g
-            for _ in range(limits[p, RANKS]):
-                worker_of[g] = w
-                ranks[g, FREE] = limits[p, NUM_BLOCKS]
-                ranks[g, HEAD] = -1
-                ranks[g, READY] = -1
-                g += 1
-            w += 1
-    share = np.full((num_ranks, 1), SHARE_FIRST)
-    idle_since = np.full(num_ranks, -1.0)
-    running = np.zeros((num_ranks, wide), np.int64)
-    fly_request = np.zeros((num_ranks, deep, wide), np.int64)
-    fly_chunk = np.zeros((num_ranks, deep, wide), np.int64)
-    fly_emits = np.zeros((num_ranks, deep, wide), np.int64)
-    fly_number = np.zeros((num_ranks, deep), np.int64)
-    fly_until = np.zeros((num_workers, deep))
-    stage_until = np.zeros((num_workers, deep))
-    link_until = np.zeros(num_workers)
-    sums = np.zeros((num_ranks, NUM_SUMS), np.int64)
-    reqs = np.zeros((n, NUM_REQ), np.int64)
-    token_s = np.zeros(n)
-    arrived = np.zeros(n + 1, np.int64)
-    reserved = np.zeros(n + 1, np.int64)
-    ended = np.zeros(n + 1, np.int64)
-    bits = np.zeros(1)
-    bits_int = bits.view(np.int64)
-    times = np.zeros(2 * n + users + 1)
-    rows = np.zeros(2 * n + users + 1, np.int64)
-    last_choice = np.full(pools, -1, np.int64)
-    stage_s = np.zeros(deep)
-    row = np.zeros(NUM_PARTS)
-    other = np.zeros(NUM_PARTS)
     num_events = 0
     released = 0
     finished = 0
     num_samples = 0
     now = arrival[0]
     next_sample = now
-    # The prefix cache: one row a rank, one list of blocks a request that runs or is on its way.
-    some = 0
-    caching = False
-    state = 0
-    for p in range(pools):
-        if limits[p, CACHING]:
-            caching = True
-            some = max(some, limits[p, NUM_BLOCKS])
-            state = max(state, limits[p, STATE])
-    starts = np.zeros(len(unit_sizes) + 1, np.int64)  # first block of each unit in the hash table
-    for k in range(len(unit_sizes)):
-        starts[k + 1] = starts[k] + unit_sizes[k]
-    cached_ranks = num_ranks if caching else 0
-    block_of = np.full((cached_ranks, starts[-1]), -1, np.int64)
-    key_of = np.full((cached_ranks, some), -1, np.int64)
-    refs = np.zeros((cached_ranks, some), np.int64)
-    owner = np.full((cached_ranks, some), -1, np.int64)
-    where = np.zeros((cached_ranks, some), np.int64)
-    newer = np.zeros((cached_ranks, some + 1), np.int64)
-    older = np.zeros((cached_ranks, some + 1), np.int64)
-    for g in range(cached_ranks):  # a ring of the rank's blocks and of both its ends, in the last place
-        blocks_here = limits[workers[worker_of[g], POOL], NUM_BLOCKS]
-        if limits[workers[worker_of[g], POOL], CACHING]:
-            for k in range(blocks_here):
-                newer[g, k] = k + 1 if k + 1 < blocks_here else some
-                older[g, k] = k - 1 if k > 0 else some
-            newer[g, some] = 0
-            older[g, some] = blocks_here - 1
-    longest = 0
-    for i in range(n if caching else 0):
-        longest = max(longest, prompt[i] + output[i])
-    most = (longest + limits[0, BLOCK_SIZE] - 1) // limits[0, BLOCK_SIZE] + state
-    lists = np.zeros((wide if caching else 0, most), np.int64)
-    left = np.zeros(len(lists), np.int64)
-    row_of = np.full(n if caching else 0, -1, np.int64)
-    shared = np.zeros(len(row_of), np.int64)
-    spare = np.zeros(1 + len(lists), np.int64)
-    for k in range(len(lists)):
-        spare[1 + k] = k
-    spare[0] = len(lists)
-    memory = (
-        units, unit_offsets, starts, block_of, key_of, refs, owner, where, newer, older, lists, left, row_of, shared
-    )  # fmt: skip
     for u in range(min(users, n)):
         num_events = heap_push(times, rows, num_events, arrival[u], -1 - line[u])
 
@@ -932,16 +855,18 @@ def serve(
                         if limits[p, CACHING] and spare[0] < limits[p, NUM_SEQS]:  # as many again
                             number = len(lists)
                             grown = np.zeros((number + max(number, wide), most), np.int64)
-                            grown[:number] = lists
-                            lists = grown
-                            lefts = np.zeros(len(lists), np.int64)
-                            lefts[:number] = left
-                            left = lefts
-                            spares = np.zeros(1 + len(lists), np.int64)
-                            spares[: 1 + spare[0]] = spare[: 1 + spare[0]]
-                            for k in range(number, len(lists)):
+                            lefts = np.zeros(len(grown), np.int64)
+                            spares = np.zeros(1 + len(grown), np.int64)
+                            for k in range(number):
+                                lefts[k] = left[k]
+                                spares[k] = spare[k]
+                                for b in range(most):
+                                    grown[k, b] = lists[k, b]
+                            for k in range(number, len(grown)):
                                 spares[1 + spares[0]] = k
                                 spares[0] += 1
+                            lists = grown
+                            left = lefts
                             spare = spares
                             memory = (
                                 units, unit_offsets, starts, block_of, key_of, refs, owner, where, newer, older,
