@@ -690,8 +690,8 @@ def serve(
     (
         workers, ranks, first_rank, worker_of, share, idle_since, running, fly_request, fly_chunk, fly_emits,
         fly_number, fly_until, stage_until, link_until, sums, reqs, token_s, arrived, reserved, ended, bits, bits_int,
-        times, rows, last_choice, stage_s, row, other, starts, block_of, key_of, refs, owner, where, newer, older, lists, left,
-        row_of, shared, spare,
+        times, rows, last_choice, stage_s, row, other, starts, block_of, key_of, refs, owner, where, newer, older,
+        lists, left, row_of, shared, spare,
     ) = room  # fmt: skip
     memory = (
         units, unit_offsets, starts, block_of, key_of, refs, owner, where, newer, older, lists, left, row_of, shared
