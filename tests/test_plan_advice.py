@@ -1,25 +1,30 @@
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from gambrel.core.deployment import Deployment
-from gambrel.core.errors import DeploymentError
+from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.slo import SLO
 from gambrel.core.workload import Workload
-from gambrel.faces import api
+from gambrel.faces import advise_commands, api
 from gambrel.faces.advise_commands import advice_tables
 from gambrel.plan.advice import advise
 from gambrel.plan.search import Bench, judge
+from gambrel.traffic.server_metrics import watched_server
 from test_plan_file import run
 from test_plan_search import MODEL, chat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from gambrel.plan.advice import Advice
 
@@ -88,3 +93,113 @@ def test_the_command_exits_by_what_it_finds(
     status, out, _ = run(monkeypatch, capsys, *ask, "-w", "chat:rate=60,n=400")
     assert status == 1
     assert json.loads(out)["holds"] is False
+
+
+# What a server says of itself
+
+PAGE = """# HELP vllm:request_success_total Finished requests by reason.
+vllm:request_success_total{{finished_reason="stop"}} {n}
+vllm:request_prompt_tokens_bucket{{le="500"}} 0
+vllm:request_prompt_tokens_bucket{{le="1000"}} {n}
+vllm:request_prompt_tokens_bucket{{le="+Inf"}} {n}
+vllm:request_prompt_tokens_sum {prompt}
+vllm:request_generation_tokens_bucket{{le="100"}} 0
+vllm:request_generation_tokens_bucket{{le="200"}} {n}
+vllm:request_generation_tokens_bucket{{le="+Inf"}} {n}
+vllm:request_generation_tokens_sum {output}
+vllm:time_to_first_token_seconds_bucket{{le="0.1"}} 0
+vllm:time_to_first_token_seconds_bucket{{le="0.25"}} {n}
+vllm:time_to_first_token_seconds_bucket{{le="+Inf"}} {n}
+vllm:time_to_first_token_seconds_sum {ttft}
+"""
+
+
+def page(n: int) -> str:
+    return PAGE.format(n=n, prompt=800 * n, output=150 * n, ttft=0.15 * n)
+
+
+def test_a_watched_server_has_the_rate_its_counters_grew_at() -> None:
+    figures = watched_server("a server", [(0.0, page(1000)), (30.0, page(1100)), (60.0, page(1160))])
+    log = figures.workload()
+    assert len(log) == 160
+    assert log.has_arrivals
+    assert log.rate_rps == pytest.approx(160 / 60, rel=0.1)
+    assert float(log.prompt_tokens.mean()) == pytest.approx(800, rel=0.02)
+    assert advise_commands.said(figures)["ttft"]["p95"] == (0.1, 0.25)
+
+
+def test_one_page_is_not_a_watch() -> None:
+    with pytest.raises(WorkloadError, match="two or more"):
+        watched_server("a server", [(0.0, page(5))])
+
+
+def test_the_command_watches_a_live_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    counted = itertools.count(1000, 20)
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/metrics"
+            body = page(next(counted)).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        ask = [
+            "advise",
+            "-m",
+            MODEL.name,
+            "-g",
+            "l40s",
+            "--slo",
+            "ttft.p95<=9s",
+            "--url",
+            url,
+            "--watch",
+            "2",
+            "--json",
+        ]
+        status, out, talk = run(monkeypatch, capsys, *ask)
+        server.shutdown()
+        thread.join()
+    assert status in {0, 1}, talk
+    document = json.loads(out)
+    assert document["server"]["ttft"]["p95"] == [0.1, 0.25]
+    assert "made from a server's counters" in talk
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        ([], "either --workload"),
+        (["--url", "ftp://x"], "http://"),
+        (["--url", "http://127.0.0.1:9"], "cannot be read"),
+        (["-w", "PAGE"], "--rate"),
+    ],
+)
+def test_traffic_that_cannot_be_had_is_one_line(
+    ask: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "metrics.txt"
+    saved.write_text(page(300))
+    words = [str(saved) if word == "PAGE" else word for word in ask]
+    status, _, err = run(monkeypatch, capsys, "advise", "-m", MODEL.name, "-g", "l40s", "--slo", "ttft.p95<=1s", *words)
+    assert status == 2
+    assert message in err.splitlines()[-1]
+
+
+def test_a_saved_page_with_its_rate_is_compared_with_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "metrics.txt"
+    saved.write_text(page(300))
+    ask = ["advise", "-m", MODEL.name, "-g", "l40s", "--slo", "ttft.p95<=1s", "-w", str(saved), "--rate", "2"]
+    status, out, _ = run(monkeypatch, capsys, *ask)
+    assert status == 0
+    assert "ttft.p95 within 100 ms to 250 ms, simulated" in " ".join(out.split())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,13 +21,12 @@ from gambrel.traffic.nested import documents
 from gambrel.traffic.table import Log, guard, open_binary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
 
-__all__ = ["MARK", "Buckets", "Page", "ServerFigures", "is_metrics", "metrics", "read_server_metrics"]
+__all__ = ["MARK", "Buckets", "Page", "ServerFigures", "is_metrics", "metrics", "read_server_metrics", "watched_server"]
 
 MARK: Final = "server_metrics"
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -268,6 +268,27 @@ def read_server_metrics(path: Path) -> ServerFigures:
     figures = _figures(str(path), series)
     if not figures.histograms and not figures.counters:
         raise WorkloadError(f"{path}: no metric of vLLM, SGLang, TGI or llama.cpp with a value in it")
+    return figures
+
+
+def watched_server(source: str, pages: Sequence[tuple[float, str]]) -> ServerFigures:
+    """The figures of a server whose ``/metrics`` page was read several times: (seconds, text) each, in order.
+
+    Counters and histograms are what they grew by from the first page to the last; ``source`` is what errors call it.
+
+    Raises:
+        WorkloadError: fewer than two pages, or no metric of an engine that is known.
+    """
+    if len(pages) < 2:
+        raise WorkloadError(f"{source}: {len(pages)} page{'s'[: len(pages) != 1]} of metrics; two or more have a rate")
+    points: dict[Key, list[tuple[float, float]]] = {}
+    for time, text in pages:
+        for key, (_, values) in _page_series(Path(source), text):
+            points.setdefault(key, []).append((time, float(values[0])))
+    columns = {key: np.array(pairs, np.float64).T for key, pairs in points.items()}
+    figures = _figures(source, {key: (c[0], c[1]) for key, c in columns.items()})
+    if not figures.histograms and not figures.counters:
+        raise WorkloadError(f"{source}: no metric of vLLM, SGLang, TGI or llama.cpp with a value in it")
     return figures
 
 
