@@ -83,7 +83,7 @@ def replay(
     paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
     draft_tokens: int, draft_s: float, accepted: Any,
-    rank: Any, deadline: Any, since: float, until: float, stop: Any,
+    rank: Any, deadline: Any, since: Any, until: float, stop: Any,
 ) -> Any:  # fmt: skip
     """Run the whole waiting line of the first replica; results land in the same places as the fast kernel's.
 
@@ -93,9 +93,10 @@ def replay(
     ``deadline`` float64[n], or empty: from then on a request that has not ended is dropped before the next step.
     No step begins at or after ``until``, or once ``stop`` bool[1] is set.
 
-    The steps that end after ``since`` (infinite for none) are recorded: float64[m, 10] start, seconds, decoders, their
-    tokens, prompt tokens, prompts, cause, running, preempted, KV blocks used; and all that happened to requests:
-    float64[m, 3] time, what, request.
+    The steps that end after ``since`` (None: no record, and no code for one) are recorded: float64[m, 10] start,
+    seconds, decoders, their tokens, prompt tokens, prompts, cause, running, preempted, KV blocks used; and all that
+    happened to requests: float64[m, 3] time, what, request. Arrays that grow are never those of the plain case: numba
+    would count references to them in every step.
     """
     n = len(arrival)
     computed = np.zeros(n, np.int64)  # tokens in the cache
@@ -117,7 +118,6 @@ def replay(
     marks = np.zeros((0, 3))
     num_steps = 0
     num_marks = 0
-    traced = since < np.inf
     num_running = 0
     num_preempted = 0
     promised = 0
@@ -136,9 +136,11 @@ def replay(
     place = np.zeros(some, np.int64)  # which of its own blocks
     newer = np.arange(1, some + 2) % (some + 1)  # the queue of free blocks
     older = (np.arange(some + 1) - 1) % (some + 1)
-    rows = max_num_seqs if prefix_caching else 0
+    rows = 0
+    if prefix_caching:  # under priorities more may be started than run
+        rows = n if ordered else max_num_seqs
     most = (np.max(prompt + output) + block_size - 1) // block_size + state
-    blocks = np.zeros((rows, most), np.int64)  # of each request in the replica
+    blocks = np.empty((rows, most), np.int64)  # of each request in the replica
     left = np.zeros(rows, np.int64)  # own blocks of a preempted request that are still cached
     row_of = np.full(n, -1, np.int64)
     shared = np.zeros(n, np.int64)  # blocks hashed for all, the first of a request
@@ -174,7 +176,7 @@ def replay(
                 held[i] = 0
                 if promise_output:
                     promised -= (prompt[i] + output[i] - 1 + block_size - 1) // block_size + state
-                if traced:
+                if since is not None:
                     marks = marked(marks, num_marks, clock, ABANDONED, i)
                     num_marks += 1
             num_running = still
@@ -228,7 +230,7 @@ def replay(
                                             owner[block] = -1
                                     spare[num_spare] = row
                                     num_spare += 1
-                            if traced:
+                            if since is not None:
                                 marks = marked(marks, num_marks, clock, ABANDONED, i)
                                 num_marks += 1
                             continue
@@ -285,19 +287,9 @@ def replay(
                             if not ordered:
                                 waiting = follow[i]
                             if prefix_caching:
-                                if num_spare == 0:  # under priorities more may be started than run
-                                    num_spare = rows
-                                    spare = np.arange(rows, 2 * rows + num_spare)
-                                    grown = np.zeros((2 * rows, most), np.int64)
-                                    grown[:rows] = blocks
-                                    blocks = grown
-                                    lefts = np.zeros(2 * rows, np.int64)
-                                    lefts[:rows] = left
-                                    left = lefts
-                                    rows *= 2
                                 num_spare -= 1
                                 row_of[i] = spare[num_spare]
-                        if traced:
+                        if since is not None:
                             marks = marked(marks, num_marks, clock, ADMITTED, i)
                             num_marks += 1
                         free -= need + evictable + state
@@ -384,7 +376,7 @@ def replay(
                             stack[num_preempted] = victim
                         num_preempted += 1
                         any_preempted = True
-                        if traced:
+                        if since is not None:
                             marks = marked(marks, num_marks, clock, EVICTED, victim)
                             num_marks += 1
                         if victim == i:
@@ -484,19 +476,20 @@ def replay(
             if parts[k] > parts[cause]:
                 cause = k
         floats[0, BOUND_S + cause] += seconds
-        if traced and clock > since:
-            steps = longer(steps, num_steps)
-            steps[num_steps, 0] = start
-            steps[num_steps, 1] = seconds
-            steps[num_steps, 2] = decodes
-            steps[num_steps, 3] = verified
-            steps[num_steps, 4] = pre_tokens
-            steps[num_steps, 5] = pre_chunks
-            steps[num_steps, 6] = cause
-            steps[num_steps, 7] = num_running
-            steps[num_steps, 8] = num_preempted
-            steps[num_steps, 9] = used
-            num_steps += 1
+        if since is not None:  # noqa: SIM102 - as below
+            if clock > since:
+                steps = longer(steps, num_steps)
+                steps[num_steps, 0] = start
+                steps[num_steps, 1] = seconds
+                steps[num_steps, 2] = decodes
+                steps[num_steps, 3] = verified
+                steps[num_steps, 4] = pre_tokens
+                steps[num_steps, 5] = pre_chunks
+                steps[num_steps, 6] = cause
+                steps[num_steps, 7] = num_running
+                steps[num_steps, 8] = num_preempted
+                steps[num_steps, 9] = used
+                num_steps += 1
 
         kept = 0
         for k in range(num_running):
@@ -522,16 +515,17 @@ def replay(
                         bits[0, 0] = gap
                         histogram[0, min(max((bits_int[0, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += 1
                     token_s[i] = clock
-                    if traced and not decoding[i]:
-                        marks = marked(marks, num_marks, clock, TOKEN, i)
-                        num_marks += 1
+                    if since is not None:  # noqa: SIM102 - what is not compiled must be a branch of its own
+                        if not decoding[i]:
+                            marks = marked(marks, num_marks, clock, TOKEN, i)
+                            num_marks += 1
                     decoding[i] = True
                     generated[i] += emitted
                     histogram[0, 0] += emitted - 1  # guesses that hold come together with the token
                     if generated[i] == output[i]:
                         last[i] = clock
                         ints[0, FINISHED] += 1
-                        if traced:
+                        if since is not None:
                             marks = marked(marks, num_marks, clock, ENDED, i)
                             num_marks += 1
                         promised -= (computed[i] + block_size - 1) // block_size + state

@@ -79,7 +79,8 @@ def run_plain(
         limits.draft_tokens, limits.draft_s, limits.accepted(),
         np.empty(0, np.int64) if rank is None else rank,
         np.empty(0) if requests.deadline is None else requests.deadline,
-        since_s, until_s, np.zeros(1, np.bool_) if requests.stop is None else requests.stop,
+        since_s if since_s < NEVER else None, until_s,
+        np.zeros(1, np.bool_) if requests.stop is None else requests.stop,
     )  # fmt: skip
 
 
