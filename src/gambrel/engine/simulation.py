@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _KNOWN: list[tuple[tuple[Any, ...], int, Prefixes]] = []  # of the last workloads: their columns, block size, units
 
-__all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "replay", "simulate"]
+__all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "prepared", "replay", "simulate"]
 
 
 def limits_of(deployment: Deployment, memory: MemoryBudget | int) -> Limits:
