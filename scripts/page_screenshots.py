@@ -113,7 +113,8 @@ class Camera:
         ]
         words += ["--max-num-batched-tokens", "2048", "--scale", "1.15", "--port", "0", "--json"]
         with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) as twin:  # noqa: S603 - ours
-            url = json.loads(twin.stdout.readline())["url"] if twin.stdout is not None else ""
+            lines = [] if twin.stdout is None else list(iter(twin.stdout.readline, "}\n"))
+            url = json.loads("".join([*lines, "}"]))["url"]
             asked = f'{{"url": "{url}", "model": "Qwen/Qwen3-0.6B", "concurrency": [1, 2, 4, 8, 16], '
             made = self.ask("/api/measure", asked + '"prompt": 256, "output": 64, "duration_s": 8}')["id"]
             name = self.wait_for(f"/api/measure/{made}")["run"]

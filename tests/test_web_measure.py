@@ -22,10 +22,11 @@ from gambrel.calibrate.evidence import point_of_lengths
 from gambrel.calibrate.predict import simulated
 from gambrel.calibrate.table import Figure
 from gambrel.faces.api import cost_model
-from gambrel.faces.web import fitting, measuring, runs
+from gambrel.faces.web import fitting, measuring, planning, runs
 from gambrel.faces.web.app import create_app
 from gambrel.measure.mock import MockServer, Script
 from gambrel.measure.record import Header, Level, Record, RecordWriter, Usage
+from gambrel.report import humanise as say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -279,6 +280,24 @@ def test_a_fit_is_closer_than_what_it_began_with_and_gives_a_profile() -> None:
         assert profile["constants"][p.name]["value"] == pytest.approx(p.value, rel=1e-5)
     assert b"<html" in ask(APP, f"/api/fit/{key}/export/fit.html").body
     assert ask(APP, f"/api/fit/{key}/export/x").status == 404
+
+
+def test_a_plan_is_priced_by_the_constants_of_a_fit() -> None:
+    fit = fine(ask(APP, "/api/fit", method="POST", body={"run": slower_run(1.3), **SERVED, "max_num_seqs": 64}))["id"]
+    ended(fitting.JOBS, fit)
+    log = fine(ask(APP, "/api/traffic/generate", method="POST", body={"users": 8, "prompt": 512, "output": 64}))["id"]
+    body = {"traffic": {"id": log}, "model": SERVED["model"], "gpus": ["l4"], "tp": [1], "slo": ["tpot.p95<=60ms"]}
+    found = []
+    for constants in ("", fit):
+        key = fine(ask(APP, "/api/plan", method="POST", body=body | {"fit": constants}))["id"]
+        ended(planning.JOBS, key)
+        found.append(planning.JOBS.found(key))
+        same = {f["label"]: f["value"] for f in fine(ask(APP, f"/api/plan/{key}/whatif"))["facts"]}
+        reached = found[-1].plan.chosen.verdicts[0].reached_s
+        assert same["tpot.p95"].replace("\u00a0", " ") == say.seconds(reached)
+    assert "calibrated" in found[1].plan.basis
+    assert "calibrated" not in found[0].plan.basis
+    assert ask(APP, "/api/plan", method="POST", body=body | {"fit": "x"}).status == 404
 
 
 def test_levels_that_the_client_bound_are_refused_unless_left_out(run: str, monkeypatch: pytest.MonkeyPatch) -> None:

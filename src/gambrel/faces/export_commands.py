@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gambrel.core.deployment import Deployment
+    from gambrel.core.run import Run
     from gambrel.plan.file import PlanFile
 
-__all__ = ["FORMATS", "exported", "register"]
+__all__ = ["FORMATS", "benchmark_report", "exported", "register"]
 
 FORMATS = ("vllm", "sglang", "trtllm", "kubernetes", "kserve", "prometheus", "markdown", "llm-d")
 
@@ -75,14 +76,17 @@ def exported(file: PlanFile, deployment: Deployment, form: str) -> str:
     return made[form]()
 
 
-def benchmark_report(file: PlanFile, deployment: Deployment) -> str:
-    """llm-d's Benchmark Report 0.2 of the plan simulated on its own log, as JSON (which is YAML as well)."""
+def benchmark_report(file: PlanFile, deployment: Deployment, run: Run | None = None) -> str:
+    """llm-d's Benchmark Report 0.2 of the plan simulated on its own log, as JSON (which is YAML as well).
+
+    ``run`` is that simulation where it is at hand; else the log is read again.
+    """
     from gambrel.faces import api
     from gambrel.faces.documents import dump
     from gambrel.faces.plan_outputs import own_log
     from gambrel.measure.importers import report_document
 
-    run = api.simulate(deployment, own_log(file))
+    run = run or api.simulate(deployment, own_log(file))
     setting = {"concurrency": file.workload.users or None, "rate_rps": file.workload.rate_rps}
     text = f"simulated by gambrel {file.gambrel}, not measured: {file.label} on {file.workload.name}"
     return dump(report_document(run, deployment=deployment, setting=setting, description=text)) + "\n"

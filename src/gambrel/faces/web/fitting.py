@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from gambrel.calibrate.evidence import Point
     from gambrel.calibrate.fit import Calibration
     from gambrel.calibrate.next_level import NextLevel
+    from gambrel.calibrate.profile import Profile
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
     from gambrel.faces.web.jobs import Job
 
-__all__ = ["JOBS", "QUESTIONS", "FitRequest", "Served"]
+__all__ = ["JOBS", "QUESTIONS", "FitRequest", "Served", "profile_of_fit"]
 
 SHIPPED: Final = "shipped"
 FITTED: Final = "fitted"
@@ -173,7 +174,9 @@ def _between(
     while users < loads[-1]:
         if users not in loads:
             wanted = {metric: like.measured[metric]}
-            p = point_of_lengths(like.deployment, wanted, prompt_tokens=prompt, output_tokens=output, users=users, staggered=True)
+            p = point_of_lengths(
+                like.deployment, wanted, prompt_tokens=prompt, output_tokens=output, users=users, staggered=True
+            )
             found[float(users)] = simulated(p.deployment, price(p.deployment), p.workload, wanted)[metric]
         users *= 2
     return found
@@ -353,6 +356,13 @@ def found(id: str) -> dict[str, Any]:  # noqa: A002 - the parameter of the addre
     }
 
 
+def profile_of_fit(key: str) -> Profile:
+    """The profile that a fit amounts to; raises Unknown where the fit is gone."""
+    from gambrel.calibrate.profile import profile_of
+
+    return profile_of(JOBS.found(key).calibration)
+
+
 EXPORTS: Final = {"profile.toml": "Profile, for --profile", "fit.html": "Report, one file"}
 
 
@@ -360,11 +370,11 @@ def export(id: str, name: str) -> Response:  # noqa: A002 - the parameter of the
     """The profile of a fit, or its report as one file."""
     fit = JOBS.found(id)
     if name == "profile.toml":
-        from gambrel.calibrate.profile import profile_of, write_profile
+        from gambrel.calibrate.profile import write_profile
 
         with tempfile.TemporaryDirectory(prefix="gambrel-") as folder:
             path = Path(folder) / name
-            write_profile(profile_of(fit.calibration), path)
+            write_profile(profile_of_fit(id), path)
             return wire.file(path.read_text(encoding="utf-8"), name, "application/toml")
     if name == "fit.html":
         from gambrel.report import page_html

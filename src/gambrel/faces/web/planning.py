@@ -11,6 +11,7 @@ import msgspec
 from gambrel.core.errors import GambrelError
 from gambrel.faces import api
 from gambrel.faces.web import wire
+from gambrel.faces.web.fitting import profile_of_fit
 from gambrel.faces.web.jobs import Jobs
 from gambrel.faces.web.questions import Question
 from gambrel.faces.web.setup import DEFAULT_MODEL, Dollars, Name, chosen_accelerator, chosen_model
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
+    from gambrel.calibrate.profile import Profile
     from gambrel.core.deployment import Deployment
     from gambrel.core.plan import Plan
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
     from gambrel.faces.web.jobs import Job
+    from gambrel.report import Report
 
 __all__ = ["JOBS", "QUESTIONS"]
 
@@ -37,7 +40,10 @@ Text = Annotated[str, msgspec.Meta(max_length=60)]
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan is asked for: objectives like ``ttft.p95<=1s``, and what may be searched."""
+    """What a plan is asked for: objectives like ``ttft.p95<=1s``, and what may be searched.
+
+    ``fit`` is the id of a fit, whose constants then price its accelerator and engine.
+    """
 
     traffic: Window
     model: Name = DEFAULT_MODEL
@@ -55,6 +61,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     spare: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     growth: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     months: Annotated[int, msgspec.Meta(ge=1, le=36)] = 6
+    fit: Text = ""
 
     def checked(self) -> None:
         """Refuse what a search would only find out later.
@@ -91,6 +98,11 @@ class Planned:
     asked: PlanRequest
     workload: Workload
     plan: Plan
+    profile: Profile | None = None
+
+    def report(self) -> Report:
+        """The report, every headline figure traced to its inputs."""
+        return api.report_of(self.plan, self.workload, traced=True, profile=self.profile)
 
 
 JOBS: Final[Jobs[Planned]] = Jobs("search")
@@ -100,16 +112,17 @@ def start(asked: PlanRequest) -> dict[str, Any]:
     """Search the cheapest deployment for a log: the id of the search."""
     asked.checked()
     workload = window_of(asked.traffic)
-    return {"id": JOBS.start(lambda job: search(asked, workload, job))}
+    profile = profile_of_fit(asked.fit) if asked.fit else None
+    return {"id": JOBS.start(lambda job: search(asked, workload, profile, job))}
 
 
-def search(asked: PlanRequest, workload: Workload, job: Job[Planned]) -> Planned:
+def search(asked: PlanRequest, workload: Workload, profile: Profile | None, job: Job[Planned]) -> Planned:
     """The plan; a search that is cancelled ends with the next deployment it would price."""
     from gambrel.faces.plan_outputs import with_outlook
     from gambrel.plan import Space
     from gambrel.plan import plan as cheapest
 
-    make = api.pricer()
+    make = api.pricer(profile=profile)
 
     def priced(d: Deployment) -> CostModel:
         job.check()
@@ -125,8 +138,8 @@ def search(asked: PlanRequest, workload: Workload, job: Job[Planned]) -> Planned
     )
     if asked.growth is not None:
         job.say("growth, month by month")
-        plan = with_outlook(plan, workload, devices, axes, asked.growth, asked.months)
-    return Planned(asked, workload, plan)
+        plan = with_outlook(plan, workload, devices, axes, asked.growth, asked.months, profile)
+    return Planned(asked, workload, plan, profile)
 
 
 # The answer ---------------------------------------------------------------------------------------------------------
@@ -142,7 +155,7 @@ def plan_answer(planned: Planned) -> dict[str, Any]:
     plan, workload = planned.plan, planned.workload
     price = plan.chosen.deployment.accelerator.price
     return {
-        "report": wire.report_document(api.report_of(plan, workload)),
+        "report": wire.report_document(planned.report()),
         "whatif": {
             "replicas": plan.chosen.deployment.replicas,
             "usd_per_gpu_hour": None if price is None else price.usd_per_hour,
@@ -188,7 +201,7 @@ def whatif_answer(planned: Planned, asked: WhatIf) -> dict[str, Any]:
         requests = scale_lengths(requests, prompt=asked.prompt)
     if asked.load != 1.0:
         requests = scale_load(requests, asked.load, seed=0)
-    run = api.simulate(d, requests)
+    run = api.simulate(d, requests, api.cost_model(d, profile=planned.profile))
     verdicts = plan.slo.check(run)
     from gambrel.plan.search import price_run
 
@@ -223,7 +236,7 @@ def whatif_answer(planned: Planned, asked: WhatIf) -> dict[str, Any]:
 def _html(planned: Planned) -> str:
     from gambrel.report import page_html
 
-    return page_html(api.report_of(planned.plan, planned.workload))
+    return page_html(planned.report())
 
 
 def _json(planned: Planned) -> str:
@@ -247,6 +260,12 @@ def _toml(planned: Planned) -> str:
     return str(_plan_file(planned).text(as_json=False))
 
 
+def _llm_d(planned: Planned) -> str:
+    from gambrel.faces.export_commands import benchmark_report
+
+    return benchmark_report(_plan_file(planned), planned.plan.chosen.deployment, planned.plan.run)
+
+
 def _form(form: str) -> Callable[[Planned], str]:
     def made(planned: Planned) -> str:
         from gambrel.faces.export_commands import exported
@@ -267,6 +286,7 @@ EXPORTS: Final[dict[str, tuple[str, str, Callable[[Planned], str]]]] = {
     "kubernetes.yaml": ("Kubernetes manifest", "application/yaml", _form("kubernetes")),
     "kserve.yaml": ("KServe manifest", "application/yaml", _form("kserve")),
     "prometheus.yaml": ("Prometheus alerts", "application/yaml", _form("prometheus")),
+    "llm-d.json": ("llm-d report", "application/json", _llm_d),
 }
 """What a plan can be taken away as: file name -> (title, media type, writer)."""
 

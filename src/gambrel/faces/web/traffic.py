@@ -128,7 +128,7 @@ def traffic_document(window: Window) -> dict[str, Any]:
     share = float(part.prompt_tokens.sum() / (part.prompt_tokens.sum() + part.output_tokens.sum()))
     facts = [
         Fact("requests", say.count(len(part)), f"over {say.seconds(part.span_s)}"),
-        Fact("rate", f"{say.number(figures.rate_rps)} req/s" if math.isfinite(figures.rate_rps) else say.UNKNOWN, "mean"),
+        Fact("rate", f"{say.number(rate)} req/s" if math.isfinite(rate := figures.rate_rps) else say.UNKNOWN, "mean"),
         Fact("prompts", f"{say.count(figures.prompt_tokens.p50)} tokens",
              f"median; p95 {say.count(figures.prompt_tokens.p95)}"),
         Fact("answers", f"{say.count(figures.output_tokens.p50)} tokens",

@@ -540,7 +540,7 @@ async function startTraffic() {
 // Plan --------------------------------------------------------------------------------------------------------------
 
 const METRICS = [["ttft", "TTFT"], ["tpot", "TPOT"], ["itl", "ITL"], ["e2e", "E2E"]];
-let planning = null, events = null;
+let planning = null, events = null, constants = null; // constants: the fit that prices a plan, if one does
 
 function sloRow(metric = "ttft", stat = "p95", limit = "1s") {
   const pick = (label, entries, chosen) => { const made = el("select", { "aria-label": label }); options(made, [["", entries]], chosen); return made; };
@@ -577,7 +577,14 @@ function openPlan(query) {
       .then((found) => { traffic = found; tellTraffic(); }, (error) => { traffic = null; tellTraffic(); problem("plan-problem", error); });
   } else tellTraffic();
   const id = query.get("plan");
+  constants = query.get("fit") || constants;
+  tellConstants();
   if (id && id !== planning) { planning = id; follow(); }
+}
+
+function tellConstants() {
+  const fitted = el("span", {}, "Constants of your fit, on its accelerator and engine. ", el("button", { type: "button", class: "quiet", onclick: () => { constants = null; tellConstants(); } }, "Use the shipped ones"));
+  $("plan-constants").replaceChildren(constants ? fitted : "");
 }
 
 function tellTraffic() {
@@ -596,7 +603,7 @@ async function runPlan() {
   try {
     const { id } = await send("/api/plan", {
       traffic: window_, model: $("plan-model").value, slo: slos(), gpus, prices: given("gpu"), available: given("available"), tp: words("plan-tp").map(Number),
-      weights: words("plan-weights"), kv: words("plan-kv"), max_gpus: Number($("plan-most").value), confidence: Number($("plan-confidence").value), spare: Number($("plan-spare").value),
+      fit: constants || "", weights: words("plan-weights"), kv: words("plan-kv"), max_gpus: Number($("plan-most").value), confidence: Number($("plan-confidence").value), spare: Number($("plan-spare").value),
       growth: $("plan-growth").value ? Number($("plan-growth").value) / 100 : null, months: Number($("plan-months").value) });
     planning = id;
     const query = planQuery();
@@ -864,6 +871,7 @@ function followFit(id) {
     forget($("predicted"));
     $("predicted").replaceChildren(); // the fit's charts hold both lines
     const made = reportParts(found.report, found.exports.map((e) => [`/api/fit/${id}/export/${e.name}`, e.title]));
+    made.files.append(el("a", { href: `/plan?fit=${id}`, class: "go" }, "Plan with these constants"));
     root.replaceChildren(made.header, made.files, ...made.sections, made.basis);
     arrive(made.heading);
   } });
