@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gambrel.report import humanise as say
@@ -145,7 +146,7 @@ def _sentence(groups: Sequence[Compared], kinds: Sequence[str]) -> str:
             off += [(abs(said[x] / v - 1.0), label) for x, v, label in g.measured if x in said and v > 0]
         if off:
             worst = max(off)
-            middle = sorted(e for e, _ in off)[len(off) // 2]
+            middle = median(e for e, _ in off)
             parts.append(
                 f"with {kind} constants the line is off by {say.percent(middle)} at the median and by "
                 f"{say.percent(worst[0])} at {worst[1]}"

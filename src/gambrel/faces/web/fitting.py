@@ -11,6 +11,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -195,13 +196,12 @@ def error_facts(errors: Mapping[str, Sequence[float]]) -> list[Fact]:
     """Median and largest error of each metric."""
     found = []
     for metric, signed in errors.items():
-        size = sorted(abs(e) for e in signed)
         worst = max(signed, key=abs)
         found.append(
             Fact(
                 f"{NAMES[metric]} off by",
-                say.percent(size[len(size) // 2]),
-                f"median of {len(size)}; at worst {say.signed_percent(worst)}",
+                say.percent(median(abs(e) for e in signed)),
+                f"median of {len(signed)}; at worst {say.signed_percent(worst)}",
             )
         )
     return found
@@ -343,8 +343,8 @@ def fit_report(
 
 
 def _typical(errors: Mapping[str, Any]) -> float:
-    sizes = sorted(abs(math.expm1(e)) for logs in errors.values() for e in logs)
-    return sizes[len(sizes) // 2] if sizes else math.nan
+    sizes = [abs(math.expm1(e)) for logs in errors.values() for e in logs]
+    return median(sizes) if sizes else math.nan
 
 
 def found(id: str) -> dict[str, Any]:  # noqa: A002 - the parameter of the address
