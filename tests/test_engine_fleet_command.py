@@ -37,7 +37,8 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
 def test_a_scaled_fleet_as_a_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     status, out, err = call(
         monkeypatch, *SHORT, "--replicas", "1:4", "--autoscale", "concurrency=6,initial=2,window=1m",
-        "--start-up", "30s", "--failures", "at=120:0", "--slo", "ttft.p95<=5s", "--json", "--html", str(tmp_path / "page.html"),
+        "--start-up", "30s", "--failures", "at=120:0", "--slo", "ttft.p95<=5s", "--json",
+        "--html", str(tmp_path / "page.html"),
     )  # fmt: skip
     assert status == 0, err
     found = json.loads(out)
@@ -53,6 +54,7 @@ def test_a_scaled_fleet_as_a_document(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert {x["end"] for x in found["replicas"]} >= {"failed", "open"}
     columns = found["timeline"]
     assert len({len(values) for values in columns.values()}) == 1
+    assert len(columns["time_s"]) <= 400
     assert max(columns["ready"]) >= 2
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Replicas over time" in page

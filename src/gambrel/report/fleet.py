@@ -19,26 +19,25 @@ if TYPE_CHECKING:
 __all__ = ["fleet_report", "load_over_time", "replicas_over_time"]
 
 
-def replicas_over_time(timeline: Mapping[str, Sequence[float]]) -> Spec | None:
+def replicas_over_time(document: Mapping[str, Any]) -> Spec | None:
     """Replicas that are ready, starting and leaving; None for fewer than two samples.
 
-    ``timeline``: ``time_s``, ``ready``, ``starting`` and ``leaving``, as ``gambrel fleet --json`` has them.
+    ``document``: what ``gambrel fleet --json`` says.
     """
-    ready = np.asarray(timeline["ready"], np.float64)
-    sentence = (
-        f"{say.number(float(ready.mean()))} replicas are ready on average, {say.count(float(ready.max(initial=0)))} at "
-        f"most; in {say.percent(float((np.asarray(timeline['starting']) > 0).mean()))} of the samples one is starting."
-    )
+    timeline, fleet = document["timeline"], document["fleet"]
+    ready = float(np.mean(timeline["ready"])) if timeline["ready"] else 0.0
+    sentence = f"{say.number(ready)} replicas are ready on average, {say.count(fleet['replicas_max'])} at most"
+    sentence += f"; {say.count(fleet['starts'])} were started." if fleet["starts"] else "."
     lines = {"ready": BLUE, "starting": ORANGE, "leaving": PINK}
     return _course(timeline, lines, "replicas", "replicas-over-time", "Replicas over time", sentence)
 
 
-def load_over_time(timeline: Mapping[str, Sequence[float]]) -> Spec | None:
+def load_over_time(document: Mapping[str, Any]) -> Spec | None:
     """Requests in flight, and those held because no replica was up; None for fewer than two samples."""
-    flight = np.asarray(timeline["in_flight"], np.float64)
-    held = float(np.max(timeline["held"], initial=0))
-    waits = "none finds the fleet asleep" if held < 1 else f"at most {say.count(held)} wait for a first replica"
-    sentence = f"{say.number(float(flight.mean()))} requests are in flight on average; {waits}, in all samples."
+    timeline, held = document["timeline"], document["held"]["num"]
+    flight = float(np.mean(timeline["in_flight"])) if timeline["in_flight"] else 0.0
+    waits = f"{say.count(held)} found no replica up" if held else "none found the fleet asleep"
+    sentence = f"{say.number(flight)} requests are in flight on average; {waits}."
     lines = {"in flight": GREEN, "held": ORANGE}
     return _course(timeline, lines, "requests", "load-over-time", "Load over time", sentence)
 
@@ -82,8 +81,8 @@ def _course(
 
 def fleet_report(document: Mapping[str, Any]) -> Report:
     """The page of a fleet's day, from what ``gambrel fleet --json`` says."""
-    fleet, timeline = document["fleet"], document["timeline"]
-    specs = [s for s in (replicas_over_time(timeline), load_over_time(timeline)) if s is not None]
+    fleet = document["fleet"]
+    specs = [s for s in (replicas_over_time(document), load_over_time(document)) if s is not None]
     cost = "no price known" if fleet["usd"] is None else say.dollars(fleet["usd"])
     facts = [
         Fact("replicas", f"{fleet['replicas_mean']:.2f}", f"on average, {fleet['replicas_max']} at most"),
