@@ -22,10 +22,12 @@ from gambrel.catalog.accelerators import accelerator
 from gambrel.catalog.models import model
 from gambrel.core.deployment import Deployment
 from gambrel.core.efficiency import ideal
+from gambrel.core.step import RankTable
 from gambrel.core.workload import Workload
 from gambrel.cost import Roofline
-from gambrel.engine import POLICIES, ROUTINGS, Limits, Replay, limits_of, replay
+from gambrel.engine import POLICIES, ROUTINGS, Limits, Replay, Watch, limits_of, replay
 from gambrel.engine import state as at
+from gambrel.engine.workers import Pool, Transfer, serve
 
 if TYPE_CHECKING:
     from gambrel.core.step import StepTable
@@ -146,6 +148,65 @@ def policies(table: StepTable, limits: Limits) -> None:
         )
 
 
+def workers(table: StepTable, limits: Limits) -> None:
+    """Pools, stages and ranks, each with the load per accelerator of the plain replica; target 0.3 M a second."""
+    prompt, output = LOADS["short chat"]
+    rate = SHARE * saturation_rate(table, limits, prompt, output)
+    n = REQUESTS // 4
+    nothing = np.zeros(4 * table.max_tokens + 1)
+    ranks = RankTable(table, nothing, nothing, nothing, nothing)
+    plain = Pool(table, limits)
+    for name, pools, times in (
+        ("prefill and decode", (plain, plain), 1),
+        ("four and four", (Pool(table, limits, 4), Pool(table, limits, 4)), 4),
+        ("four stages", (Pool(table, limits, 1, 1, (0.25,) * 4),), 4),
+        ("four ranks", (Pool(ranks, limits, 1, 4),), 4),
+    ):
+        workload = poisson(n, rate * times, prompt, output)
+        transfer = Transfer(np.full(n, 1e-3)) if len(pools) > 1 else None
+        seconds = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            serve(pools, workload, transfer=transfer)
+            seconds = min(seconds, time.perf_counter() - start)
+        print(f"{name:18s} {n / seconds / 1e6:6.2f} M requests/s  target 0.3: ratio {n / seconds / 0.3e6:5.2f}")
+
+
+def plain_scheduler(table: StepTable, limits: Limits) -> None:
+    """What only the plain scheduler knows, at the same load; and what watching a replay costs."""
+    prompt, output = LOADS["short chat"]
+    workload = poisson(REQUESTS, SHARE * saturation_rate(table, limits, prompt, output), prompt, output)
+    part = workload.take(slice(0, REQUESTS // 5))
+    n = len(part)
+    rows = 3 * limits.max_num_seqs + 1
+    wide = replace(
+        table,
+        head=np.resize(table.head, rows),
+        head_compute=np.resize(table.head_compute, rows),
+        head_weights=np.resize(table.head_weights, rows),
+    )
+    cases = {
+        "first come, first served": (table, limits, part, True),
+        "priorities": (table, replace(limits, by_priority=True), replace(part, priority=np.arange(n) % 3), False),
+        "patience of 30 s": (table, limits, replace(part, deadline_s=np.full(n, 30.0)), False),
+        "two guesses": (wide, replace(limits, draft_tokens=2, acceptance=0.7), part, False),
+    }
+    for name, (costs, each, asked, oracle) in cases.items():
+        best(costs, each, asked.take(slice(0, 100)), oracle=oracle, repeats=1)
+        seconds, _ = best(costs, each, asked, oracle=oracle)
+        print(
+            f"plain scheduler, {name:25s} {n / seconds / 1e6:6.2f} M requests/s  "
+            f"target 0.3: ratio {n / seconds / 0.3e6:5.2f}"
+        )
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(5):
+        for watched, seen in times.items():
+            start = time.perf_counter()
+            replay(table, limits, workload, watch=Watch() if watched else None)
+            seen.append(time.perf_counter() - start)
+    print(f"watching a replay takes {min(times[True]) / min(times[False]) - 1:+.1%} of its time, target below 3 %")
+
+
 def memory(table: StepTable, limits: Limits) -> None:
     """Bytes a request while replaying, the workload's own three columns included."""
     prompt, output = LOADS["short chat"]
@@ -195,6 +256,8 @@ def main() -> None:
     closed(table, limits)
     prefixes(table, limits)
     policies(table, limits)
+    workers(table, limits)
+    plain_scheduler(table, limits)
     memory(table, limits)
     cold()
 
