@@ -1,14 +1,18 @@
 """Fit what engines add to kernels, from published serving measurements, and write it with its provenance.
 
-Usage: ``python scripts/fit_engines.py [DIRECTORY] [--write]`` where DIRECTORY holds the end-to-end tables (default
-``../shared/data/ground_truth``). Kernel constants stay as scripts/fit_kernels.py left them: here each engine generation
-gets host times and factors on what kernels reach, on each vendor's accelerators, by least squares on log error through
-the simulator itself.
+Usage: ``python scripts/fit_engines.py [DIRECTORY] [--only ENGINE:SINCE:VENDOR] [--write]`` where DIRECTORY holds the
+end-to-end tables (default ``../shared/data/ground_truth``). Kernel constants stay as scripts/fit_kernels.py left them:
+here each engine generation gets host times and factors on what kernels reach, on each vendor's accelerators, by least
+squares on log error through the simulator itself. Every entry is fitted by itself, from the same start, so one can be
+refitted alone (``--only``) and gives the same constants as all together.
 
-The fit is hierarchical: an entry's constants are pulled towards their default (factor 1, the hand-set host times) with
-the strength of a prior, so an entry with few rows stays near its parent. Rows are fitted as physics sees them: rows
-whose deployment is not what their columns say (``suspicious``) are left out, and no constant belongs to a model or row.
-Held-out errors are those of the linearised fit without the rows of one model, or of one accelerator.
+The fit is hierarchical: an entry's constants are pulled towards their default (factor 1, the hand-set host times), or
+half the way towards what its parent entry was fitted to, with the strength of a prior: an entry with few rows stays
+near its parent, one without rows is there. Rows are fitted as physics sees them: rows whose deployment is not what
+their columns say (``suspicious``) are left out, and no constant belongs to a model or row.
+
+Held-out errors are those of rows of one model (accelerator, source), simulated with the constants of a fit without
+them: one Gauss-Newton step back from the common solution.
 """
 
 from __future__ import annotations
@@ -18,22 +22,27 @@ import datetime as dt
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gambrel.calibrate.accuracy import kind_of
 from gambrel.calibrate.names import Models, engine_key
 from gambrel.calibrate.predict import Predictor, Skip
+from gambrel.calibrate.setting import deployments
 from gambrel.calibrate.suspicious import suspicious
 from gambrel.calibrate.table import read_table
 from gambrel.catalog.accelerators import accelerator
-from gambrel.catalog.efficiency import constants, kernel_efficiency
+from gambrel.catalog.efficiency import kernel_efficiency
+from gambrel.core.errors import GambrelError
 from gambrel.cost import Roofline
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gambrel.calibrate.table import Row
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
@@ -42,22 +51,31 @@ Floats = npt.NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "src" / "gambrel" / "catalog" / "data" / "engines.toml"
 MARK = "# --- fitted by scripts/fit_engines.py; what follows is overwritten ---\n"
-TABLES = (
-    "aiconfigurator_silicon", "accelmark", "trtllm_perf_overview", "dstack", "gpu_conc", "llmservingsim_bench",
-    "anl_llm_inference_bench",
-)  # fmt: skip
-FACTORS = ("bandwidth", "compute", "kv", "experts", "quantised", "wire")
+FACTORS = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire")
 TIMES = ("step_s", "layer_s", "seq_s")
 KINDS = FACTORS + TIMES
 # One-sigma of the prior on each constant's logarithm: software moves rates little on the accelerators whose kernels
 # were measured, and much where none were; host times are known to a factor.
-TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.3, 0.35, 0.4, 0.8), strict=True))
-LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.7, 0.7, 0.5, 1.0), strict=True))
+TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.15, 0.3, 0.35, 0.4, 0.8), strict=True))
+LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.2, 0.7, 0.7, 0.5, 1.0), strict=True))
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
 STEP = 0.1  # of a logarithm, for differences
-ROWS_A_GROUP = 20  # rows of one source, model, accelerator and engine that are used at most: enough to see all shapes
-ITERATIONS = 7
+ROWS_A_GROUP = (
+    16  # rows of one source, model, accelerator, format and engine that are used at most: enough to see all shapes
+)
+COUNTED = 12.0  # rows that a source, model and accelerator count for at most
+ITERATIONS = 10
+FARTHEST = 1.0  # of a logarithm that one iteration moves a constant
+INHERITED = 0.5  # share of its parent's way that an entry starts from
+TUNED = ("bandwidth", "compute", "kv")  # what rows that state neither arrangement nor batch can tell apart
+FRESH = (0, 1, 2, 3, 5, 7)  # iterations that take new derivatives; the others keep the last, near enough to go on with
+CONVERGED = 0.01  # of a logarithm
+FIGURES = ("tpot", "e2e", "output_tok_s")
+FOLDS = ("model", "gpu", "source")
+NARROWEST = 0.08  # one-sigma below which nothing is stated: rows repeat no better
+UNSEEN = 0.45  # one-sigma of an entry without rows: what leaving out the only accelerator of a vendor costs
+Z80 = 1.2815515655446004
 
 
 @dataclass(frozen=True)
@@ -71,29 +89,59 @@ class Entry:
     layer_s: float
     seq_s: float
     basis: str
+    parent: str = ""
+    free: tuple[str, ...] = KINDS
+    inherits: float = INHERITED
+
+    @property
+    def name(self) -> str:
+        """What ``--only`` and ``parent`` call it."""
+        return f"{self.engine}:{self.since}:{self.vendor}"
 
     @property
     def generic(self) -> bool:
         """Whether it also speaks for vendors without entries."""
         return self.vendor == "NVIDIA"
 
+    @property
+    def sigma(self) -> Floats:
+        """One-sigma of each constant's prior."""
+        measured = self.vendor in {"NVIDIA", "blackwell"} and self.engine in {
+            "vllm",
+            "sglang",
+            "tensorrt-llm",
+            "mlperf",
+        }
+        return np.array([(TIGHT if measured else LOOSE)[k] for k in KINDS])
+
 
 ENTRIES = (
     Entry("vllm", "0.0", "NVIDIA", 1.0e-3, 25e-6, 20e-6, "vLLM before V1"),
     Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1"),
-    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM before V1 on ROCm"),
-    Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm"),
+    Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", "vllm:0.8:NVIDIA", inherits=1.0),
+    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024"),
+    Entry("vllm", "0.6", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM 0.6 on ROCm"),
+    Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm", "vllm:0.6:AMD"),
     Entry("vllm", "0.0", "xe", 2.0e-3, 40e-6, 40e-6, "vLLM on oneAPI, 2024"),
-    Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI"),
+    Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI", "vllm:0.0:xe"),
+    Entry("vllm", "0.8", "Huawei", 3.0e-3, 100e-6, 20e-6, "vLLM V1 on Ascend"),
     Entry("sglang", "0.0", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "SGLang"),
+    Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm", "vllm:0.6:AMD"),
     Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)"),
     Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)"),
+    Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell",
+          "tensorrt-llm:1.0:NVIDIA", inherits=1.0),
+    Entry("mlperf", "0.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "MLPerf submissions: TensorRT-LLM, tuned by hand",
+          "tensorrt-llm:1.0:NVIDIA", TUNED),
+    Entry("mlperf", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "MLPerf submissions: vLLM on ROCm, tuned by hand",
+          "vllm:0.6:AMD", TUNED),
     Entry("llama.cpp", "0.0", "NVIDIA", 1.0e-3, 30e-6, 50e-6, "llama.cpp on CUDA, 2024"),
     Entry("llama.cpp", "0.0", "AMD", 1.0e-3, 30e-6, 50e-6, "llama.cpp on ROCm, 2024"),
     Entry("llama.cpp", "0.0", "xe", 2.0e-3, 100e-6, 50e-6, "llama.cpp on SYCL, 2024"),
     Entry("deepspeed", "0.0", "NVIDIA", 1.0e-3, 30e-6, 20e-6, "DeepSpeed-MII, 2024"),
     Entry("deepspeed", "0.0", "gaudi", 1.0e-3, 30e-6, 20e-6, "DeepSpeed on Gaudi 2, 2024"),
-)
+)  # fmt: skip
+NAMED = {e.name: i for i, e in enumerate(ENTRIES)}
 
 
 def release(text: str) -> tuple[int, ...]:
@@ -110,8 +158,8 @@ def release(text: str) -> tuple[int, ...]:
 def entry_of(deployment: Deployment) -> int:
     """The entry that prices a deployment."""
     engine, device = deployment.engine, deployment.accelerator
-    for wanted in ({device.vendor, device.family}, {"NVIDIA"}):
-        mine = [i for i, e in enumerate(ENTRIES) if e.engine == engine and e.vendor in wanted]
+    for wanted in (device.family, device.vendor, "NVIDIA"):
+        mine = [i for i, e in enumerate(ENTRIES) if e.engine == engine and e.vendor == wanted]
         old = [i for i in mine if release(ENTRIES[i].since) <= release(deployment.engine_version)]
         if mine:
             return old[-1] if old else mine[0]
@@ -126,234 +174,308 @@ def applied(theta: Floats, base: Efficiency, entry: Entry) -> Efficiency:
     return host.scaled(**{k: float(by[k]) for k in FACTORS})
 
 
-def bare(deployment: Deployment) -> Efficiency:
-    """Kernel constants without an engine."""
-    return kernel_efficiency(deployment.accelerator)
+@dataclass(frozen=True)
+class Figures:
+    """Log errors (throughput counts as time) of some rows' figures, and what a first token's constants are fitted to.
+
+    ``row`` indexes the rows, ``metric`` names the figure; ``first`` holds (row, simulated TTFT, time per token,
+    measured TTFT) of rows that have both.
+    """
+
+    error: Floats
+    row: list[int]
+    metric: list[str]
+    first: Floats
 
 
-class Table:
-    """Rows, and their log errors at given constants."""
+@dataclass
+class Problem:
+    """One entry's rows."""
 
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows, self.models = rows, Models()
-        self.theta = np.zeros((len(ENTRIES), len(KINDS)))
-        self.entries: list[int] = []
+    entry: Entry
+    rows: list[Row]
+    models: Models
+    kinds: list[str] = field(default_factory=list)
+    settled: dict[Any, Any] = field(default_factory=dict)
 
-    def errors(self, theta: Floats) -> tuple[Floats, list[tuple[int, str, int]]]:
-        """(log errors, (row, metric, entry) of each) of every row at ``theta``; throughput counts as time."""
+    def figures(self, theta: Floats, only: Sequence[int] | None = None) -> Figures:
+        """Errors of the rows (of ``only`` these) at ``theta``."""
 
         def price(d: Deployment) -> Roofline:
-            i = entry_of(d)
-            return Roofline(d, applied(theta[i], bare(d), ENTRIES[i]))
+            return Roofline(d, applied(theta, kernel_efficiency(d.accelerator), self.entry))
 
-        predictor = Predictor(price, self.models, accelerator)
-        found, names = [], []
-        for k, row in enumerate(self.rows):
+        predictor = Predictor(price, self.models, accelerator, self.settled)
+        error, names, metrics, first = [], [], [], []
+        for k in range(len(self.rows)) if only is None else only:
+            row = self.rows[k]
             try:
                 made = predictor(row)
             except Skip:
                 continue
-            i = entry_of(made.deployment)
-            metrics = [m for m in ("tpot", "e2e", "output_tok_s") if m in row.measured]
-            for metric in metrics[:1] if "static" in row.notes else metrics:
+            present = [m for m in FIGURES if m in row.measured]
+            for metric in present[:1] if "static" in row.notes else present:
                 sign = -1.0 if metric == "output_tok_s" else 1.0
-                found.append(sign * np.log(made.figures[metric] / row.measured[metric].value))
-                names.append((k, metric, i))
-        return np.array(found), names
+                error.append(sign * np.log(made.figures[metric] / row.measured[metric].value))
+                names.append(k)
+                metrics.append(metric)
+            if {"ttft", "tpot"} <= set(row.measured) and row.mode != "offline":
+                first.append((k, made.figures["ttft"], made.figures["tpot"], row.measured["ttft"].value))
+        return Figures(np.array(error), names, metrics, np.array(first).reshape(-1, 4))
+
+    def named(self, key: str, k: int) -> str:
+        """The model, accelerator or source of a row."""
+        return str(getattr(self.rows[k], key))
+
+    def weights(self, found: Figures) -> Floats:
+        """Huber's weights, times a share that keeps a large source from shouting: a group counts as 12 rows at most."""
+        keys = [(self.rows[k].source, self.rows[k].model, self.rows[k].gpu) for k in found.row]
+        count: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        for key in keys:
+            count[key] += 1
+        share = np.array([min(1.0, COUNTED / count[key]) for key in keys])
+        size = np.abs(found.error) / NOISE
+        return share * np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-9))
 
 
 def chosen(directory: Path) -> list[Row]:
     """Rows worth fitting, at most so many of each group, picked by a hash of their id."""
     groups: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for table in TABLES:
-        for row in read_table(directory / f"{table}.csv"):
-            if row.quality == "D" or suspicious(row) or not set(row.measured) & {"tpot", "e2e", "output_tok_s"}:
+    for table in sorted(directory.glob("*.csv")):
+        for row in read_table(table):
+            if row.quality == "D" or suspicious(row) or not set(row.measured) & set(FIGURES):
                 continue
-            groups[(row.source, row.model, row.gpu, engine_key(row.engine), row.mode)].append(row)
+            groups[(row.source, row.model, row.gpu, row.weights, engine_key(row.engine), row.mode)].append(row)
     kept = []
     for rows in groups.values():
         kept += sorted(rows, key=lambda r: zlib.crc32(r.id.encode()))[:ROWS_A_GROUP]
     return sorted(kept, key=lambda r: r.id)
 
 
-@dataclass
-class Solution:
-    """Constants per entry, their covariance, and the linearised problem they came from."""
-
-    theta: Floats
-    covariance: Floats
-    jacobian: Floats
-    error: Floats
-    names: list[tuple[int, str, int]]
-    weight: Floats
-
-
-def prior_sigma(entry: Entry) -> Floats:
-    """One-sigma of each constant's prior."""
-    measured = entry.vendor == "NVIDIA" and entry.engine in {"vllm", "sglang", "tensorrt-llm"}
-    table = TIGHT if measured else LOOSE
-    return np.array([table[k] for k in KINDS])
-
-
-def weights(table: Table, names: list[tuple[int, str, int]], error: Floats) -> Floats:
-    """Huber's weights, times a share that keeps a large source from shouting: a group counts as 12 rows at most."""
-    keys = [(table.rows[k].source, table.rows[k].model, table.rows[k].gpu, i) for k, _, i in names]
-    count: defaultdict[tuple[str, str, str, int], int] = defaultdict(int)
-    for key in keys:
-        count[key] += 1
-    share = np.array([min(1.0, 12.0 / count[key]) for key in keys])
-    size = np.abs(error) / NOISE
-    return share * np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-9))
-
-
-def solve(i: int, jacobian: Floats, error: Floats, weight: Floats, theta: Floats) -> tuple[Floats, Floats]:
-    """(step, covariance) of one entry: Gauss-Newton on weighted errors and the prior."""
-    precision = 1.0 / prior_sigma(ENTRIES[i]) ** 2
-    normal = (jacobian * weight[:, None]).T @ jacobian / NOISE**2 + np.diag(precision)
-    right = -(jacobian * weight[:, None]).T @ error / NOISE**2 - precision * theta
-    covariance = np.linalg.inv(normal)
-    return np.asarray(covariance @ right), np.asarray(covariance)
-
-
-def fitted(table: Table, iterations: int) -> Solution:
-    """Gauss-Newton over all entries at once: a constant of one kind is moved in every entry at the same time."""
-    theta = table.theta.copy()
-    for iteration in range(iterations):
-        start = time.perf_counter()
-        error, names = table.errors(theta)
-        columns = []
-        for kind in range(len(KINDS)):
-            moved = theta.copy()
-            moved[:, kind] += STEP
-            columns.append((table.errors(moved)[0] - error) / STEP)
-        jacobian, weight = np.array(columns).T, weights(table, names, error)
-        owner = np.array([i for _, _, i in names])
-        covariance = np.zeros((len(ENTRIES), len(KINDS), len(KINDS)))
-        for i in range(len(ENTRIES)):
-            mine = owner == i
-            step, covariance[i] = solve(i, jacobian[mine], error[mine], weight[mine], theta[i])
-            if iteration < iterations - 1:
-                theta[i] += np.clip(step, -0.7, 0.7) * (1.0 if iteration < 3 else 0.6)
-        print(f"iteration {iteration}: {len(error)} errors, median {np.median(np.abs(np.expm1(error))):.1%}, "
-              f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
-    return Solution(theta, covariance, jacobian, error, names, weight)
-
-
-def held_out(table: Table, s: Solution, key: str) -> Floats:
-    """Log errors of every row with the constants fitted without its model (or accelerator), linearised."""
-    owner = np.array([i for _, _, i in s.names])
-    groups = np.array([getattr(table.rows[k], key) for k, _, _ in s.names])
-    found = s.error.copy()
-    for i in range(len(ENTRIES)):
-        for group in np.unique(groups[owner == i]):
-            mine, out = (owner == i) & (groups != group), (owner == i) & (groups == group)
-            step, _ = solve(i, s.jacobian[mine], s.error[mine], s.weight[mine], s.theta[i])
-            found[out] = s.error[out] + s.jacobian[out] @ np.clip(step, -1.0, 1.0)
+def problems(directory: Path) -> list[Problem]:
+    """Every entry with its rows."""
+    models = Models()
+    found = [Problem(e, [], models) for e in ENTRIES]
+    for row in chosen(directory):
+        try:
+            deployment = deployments(row, models, accelerator)[0]
+        except GambrelError:
+            continue
+        mine = found[entry_of(deployment)]
+        mine.rows.append(row)
+        mine.kinds.append(kind_of(row.gpu, deployment))
     return found
 
 
-def first_tokens(table: Table, theta: Floats) -> tuple[Floats, dict[int, Floats]]:
-    """(request_s and wait_steps per entry, log errors of TTFT per entry) that make time to first token fit best.
+@dataclass
+class Solution:
+    """An entry's constants, their covariance, the centre of their prior, and the linearised problem they came from."""
 
-    Least absolute log error over a grid, with a weak pull towards nothing: what a first token takes beside the steps it
-    waits for and is made in.
+    problem: Problem
+    centre: Floats
+    theta: Floats
+    covariance: Floats
+    jacobian: Floats
+    found: Figures
+    weight: Floats
+    request_s: float = 0.0
+    wait_steps: float = 0.0
+
+    def step(self, keep: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """(step, covariance) of Gauss-Newton on the weighted errors of ``keep`` and the prior."""
+        precision = 1.0 / self.problem.entry.sigma**2
+        jacobian = self.jacobian[keep]
+        weighted = jacobian * self.weight[keep][:, None]
+        normal = weighted.T @ jacobian / NOISE**2 + np.diag(precision)
+        right = -weighted.T @ self.found.error[keep] / NOISE**2 - precision * (self.theta - self.centre)
+        covariance = np.linalg.inv(normal)
+        return np.asarray(covariance @ right), np.asarray(covariance)
+
+
+def fitted(problem: Problem, centre: Floats, iterations: int) -> Solution:
+    """Damped Gauss-Newton from the prior's centre."""
+    n = len(KINDS)
+    s = Solution(problem, centre, centre.copy(), np.diag(problem.entry.sigma**2), np.zeros((0, n)),
+                 Figures(np.zeros(0), [], [], np.zeros((0, 4))), np.zeros(0))  # fmt: skip
+    if not problem.rows:
+        return s
+    start, iteration = time.perf_counter(), 0
+    for iteration in range(iterations):
+        s.found = problem.figures(s.theta)
+        s.weight = problem.weights(s.found)
+        if iteration in FRESH:
+            s.jacobian = np.zeros((len(s.found.row), n))
+        for kind in (KINDS.index(k) for k in problem.entry.free if iteration in FRESH):
+            moved = s.theta.copy()
+            moved[kind] += STEP
+            s.jacobian[:, kind] = (problem.figures(moved).error - s.found.error) / STEP
+        step, s.covariance = s.step(np.ones(len(s.found.row), dtype=bool))
+        if iteration == iterations - 1 or np.abs(step).max() < CONVERGED:
+            break
+        s.theta = s.theta + np.clip(step, -FARTHEST, FARTHEST) * (1.0 if iteration < 4 else 0.6)
+    s.request_s, s.wait_steps = first_tokens(s.found.first)
+    size = np.abs(np.expm1(s.found.error))
+    print(f"{problem.entry.name}: {len(size)} figures, {np.median(size):.1%} / {np.percentile(size, 90):.0%}, "
+          f"{iteration + 1} iterations, {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+    return s
+
+
+def first_tokens(first: Floats) -> tuple[float, float]:
+    """(request_s, wait_steps) that make time to first token fit best: what it takes beside the steps it waits for.
+
+    Least absolute log error over a grid, with a weak pull towards nothing.
     """
-
-    def price(d: Deployment) -> Roofline:
-        i = entry_of(d)
-        return Roofline(d, applied(theta[i], bare(d), ENTRIES[i]))
-
-    predictor = Predictor(price, table.models, accelerator)
-    rows: defaultdict[int, list[tuple[float, float, float]]] = defaultdict(list)
-    for row in table.rows:
-        if "ttft" not in row.measured or "tpot" not in row.measured or row.mode == "offline":
-            continue
-        try:
-            made = predictor(row)
-        except Skip:
-            continue
-        rows[entry_of(made.deployment)].append((made.figures["ttft"], made.figures["tpot"], row.measured["ttft"].value))
-    best, errors = np.zeros((len(ENTRIES), 2)), {}
-    for i, found in rows.items():
-        simulated, step, measured = np.array(found).T
-        grid = [
-            (float(np.abs(np.log((simulated + a + w * step) / measured)).mean() + 0.002 * w + 0.2 * a), a, w)
-            for a in np.concatenate([[0.0], np.geomspace(0.003, 0.3, 14)]) for w in np.arange(0.0, 30.5, 0.5)
-        ]  # fmt: skip
-        _, *best[i] = min(grid)
-        errors[i] = np.log((simulated + best[i, 0] + best[i, 1] * step) / measured)
-    return best, errors
+    if not len(first):
+        return 0.0, 0.0
+    _, simulated, step, measured = first.T
+    grid = [
+        (float(np.abs(np.log((simulated + a + w * step) / measured)).mean() + 0.002 * w + 0.2 * a), float(a), float(w))
+        for a in np.concatenate([[0.0], np.geomspace(0.003, 0.3, 14)]) for w in np.arange(0.0, 30.5, 0.5)
+    ]  # fmt: skip
+    _, request, wait = min(grid)
+    return request, wait
 
 
-def report(s: Solution, held: dict[str, Floats]) -> None:
-    """Errors in and out of sample, per entry."""
-    owner = np.array([i for _, _, i in s.names])
-    for i, e in enumerate(ENTRIES):
-        mine = owner == i
-        if not mine.any():
-            continue
-        parts = [f"{e.engine} {e.since} {e.vendor}: {mine.sum()} errors"]
-        for label, errors in (("fitted", s.error), *((f"without its {k}", v) for k, v in held.items())):
-            size = np.abs(np.expm1(errors[mine]))
-            parts.append(f"{label} {np.median(size):.1%} / {np.percentile(size, 90):.0%}")
-        print("; ".join(parts))
-        wide = np.sqrt(np.diag(s.covariance[i]))
-        print(
-            "   "
-            + ", ".join(f"{k} {np.exp(t):.2f}x (+-{w:.0%})" for k, t, w in zip(KINDS, s.theta[i], wide, strict=True))
-        )
+@dataclass(frozen=True)
+class Held:
+    """A figure predicted by constants that never saw its group; ``known``: other rows were of its accelerator."""
+
+    by: str
+    kind: str
+    metric: str
+    error: float
+    gpu: str
+    known: bool
+    few: bool
+
+
+def held_out(s: Solution) -> list[Held]:
+    """Every figure, simulated with constants fitted without its model, its accelerator, its source."""
+    problem, found = s.problem, []
+    for by in FOLDS:
+        groups = np.array([problem.named(by, k) for k in range(len(problem.rows))])
+        mine = np.array([groups[k] for k in s.found.row])
+        for group in np.unique(groups):
+            step, _ = s.step(mine != group)
+            alone = bool(np.all(mine == group))
+            theta = s.centre if alone else s.theta + np.clip(step, -2.0, 2.0)
+            out = [k for k in range(len(problem.rows)) if groups[k] == group]
+            made = problem.figures(theta, out)
+            gpus = {problem.rows[k].gpu for k in range(len(problem.rows)) if groups[k] != group}
+            found += [
+                Held(by, problem.kinds[k], m, float(e), problem.rows[k].gpu, problem.rows[k].gpu in gpus, alone)
+                for e, k, m in zip(made.error, made.row, made.metric, strict=True)
+            ]
+            mine_too = np.array([groups[int(f[0])] == group for f in s.found.first], dtype=bool)
+            request, wait = first_tokens(s.found.first[~mine_too])
+            found += [
+                Held(by, problem.kinds[int(k)], "ttft", float(np.log((t + request + wait * step_s) / measured)),
+                     problem.rows[int(k)].gpu, problem.rows[int(k)].gpu in gpus, alone)
+                for k, t, step_s, measured in made.first
+            ]  # fmt: skip
+    return found
 
 
 def sigma80(errors: Floats, few: float = 0.3) -> float:
     """The sigma whose central 80 % holds 80 % of the errors, shrunk towards ``few`` where there are not many."""
-    own = float(np.percentile(np.abs(errors), 80)) / 1.2816
+    if not len(errors):
+        return few
+    own = float(np.percentile(np.abs(errors), 80)) / Z80
     return float(np.exp((len(errors) * np.log(max(own, 0.02)) + 8 * np.log(few)) / (len(errors) + 8)))
 
 
-def spreads(table: Table, s: Solution, held: dict[str, Floats], i: int, first: Floats | None) -> list[str]:
-    """Stated one-sigma log errors of an entry: accelerators with measured kernels, others, and time to first token."""
-    families = constants()["families"]
-    measured = {name for f in families.values() for name in f.get("accelerators", ())}
-    mine = [n for n, (_, _, j) in enumerate(s.names) if j == i]
-    known = [n for n in mine if accelerator(table.rows[s.names[n][0]].gpu).name in measured]
-    rest = sorted(set(mine) - set(known))
-    both = np.abs(held["model"])
-    if len({table.rows[s.names[n][0]].gpu for n in mine}) > 1:  # of one accelerator, leaving it out leaves the prior
-        both = np.maximum(both, np.abs(held["gpu"]))
+@dataclass(frozen=True)
+class Spreads:
+    """Stated one-sigma log errors of an entry: on its accelerators one by one, elsewhere, and the same of TTFT."""
+
+    known: float
+    other: float
+    first: float
+    of: dict[str, float]
+    first_of: dict[str, float]
+
+    def stated(self, h: Held) -> float:
+        """What is said of a figure like this one."""
+        name = accelerator(h.gpu).name
+        sigma = self.of[name] if h.known else self.other
+        return (
+            max(sigma, self.first_of.get(name, self.first) if h.known else self.first) if h.metric == "ttft" else sigma
+        )
+
+
+def shrunk(held: list[Held], whole: float) -> dict[str, float]:
+    """The sigma of every accelerator, shrunk towards that of the whole entry where it has few figures."""
+    groups: defaultdict[str, list[float]] = defaultdict(list)
+    for h in held:
+        groups[accelerator(h.gpu).name].append(h.error)
+    return {name: max(NARROWEST, sigma80(np.array(errors), whole)) for name, errors in sorted(groups.items())}
+
+
+def spreads(held: list[Held]) -> Spreads:
+    """The spreads that held-out errors give.
+
+    On an accelerator of the rows another model is what is new; elsewhere the accelerator is.
+    """
+    models = [h for h in held if h.by == "model" and h.metric != "ttft"]
+    firsts = [h for h in held if h.by == "model" and h.metric == "ttft"]
+    known = sigma80(np.array([h.error for h in models]))
+    gpus = np.array([h.error for h in held if h.by == "gpu" and h.metric != "ttft" and not h.few])
+    other = max(known, sigma80(gpus) if len(gpus) else 1.5 * max(known, 0.2))
+    first = max(known, sigma80(np.array([h.error for h in firsts]), 0.6))
+    return Spreads(known, other, first, shrunk(models, known), shrunk(firsts, first))
+
+
+def inline(table: dict[str, float]) -> str:
+    """A TOML inline table."""
+    return "{ " + ", ".join(f'"{name}" = {value:.3f}' for name, value in table.items()) + " }"
+
+
+def document(s: Solution, held: list[Held]) -> list[str]:
+    """An entry of the data file."""
+    e, problem = s.problem.entry, s.problem
+    wide = 1.96 * np.sqrt(np.diag(s.covariance))
+    lines = [f"[[engines.{quoted(e.engine)}]]", f'since = "{e.since}"']
+    if not e.generic:
+        lines.append(f'vendor = "{e.vendor}"')
+    for k, kind in enumerate(KINDS):
+        base = getattr(e, kind) if kind in TIMES else 1.0
+        value, low, high = (base * np.exp(s.theta[k] + d) for d in (0.0, -wide[k], wide[k]))
+        lines.append(f"{kind} = {{ value = {value:.4g}, low = {low:.4g}, high = {high:.4g} }}")
+    lines += [f"request_s = {s.request_s:.4g}", f"wait_steps = {s.wait_steps:.3g}"]
+    lines += [f'basis = "{e.basis}"', f"rows = {len(s.found.row)}"]
+    if s.found.row:
+        for by in FOLDS:
+            size = [abs(np.expm1(h.error)) for h in held if h.by == by and h.metric != "ttft"]
+            lines.append(f"held_out_{by} = {np.median(size):.3f}")
+        found = spreads(held)
+        lines += [f"spread = {found.known:.3f}", f"spread_other = {found.other:.3f}",
+                  f"ttft_spread = {found.first:.3f}", f"spreads = {inline(found.of)}", f"ttft_spreads = {inline(found.first_of)}"]  # fmt: skip
+    else:
+        lines.append(f"spread_other = {UNSEEN:.3f}")
+    sources = "; ".join(sorted({row.source for row in problem.rows}))
+    inherited = (
+        f"no rows: half the way to {e.parent.replace(':', ' ')}" if e.parent else "no rows: the start of the fit"
+    )
+    return [*lines, f'source = "{sources or inherited}"', f'date = "{dt.datetime.now(dt.UTC).date()}"', ""]
+
+
+def coverage_table(held: list[list[Held]]) -> list[str]:
+    """Held-out errors by kind of deployment, with how often the stated intervals held."""
+    rows: defaultdict[tuple[str, str, str], list[tuple[float, bool]]] = defaultdict(list)
+    for found in held:
+        stated = spreads(found)
+        for h in found:
+            rows[(h.kind, h.metric, h.by)].append((h.error, abs(h.error) <= Z80 * stated.stated(h)))
     lines = []
-    if known:
-        lines.append(f"spread = {sigma80(both[known]):.3f}")
-    lines.append(f"spread_other = {sigma80(both[rest]) if rest else max(0.3, sigma80(both[mine])):.3f}")
-    if first is not None:
-        lines.append(f"ttft_spread = {sigma80(first, 0.6):.3f}")
+    for (kind, metric, by), figures in sorted(rows.items()):
+        sign = -1.0 if metric == "output_tok_s" else 1.0
+        size = np.abs(np.expm1(sign * np.array([e for e, _ in figures])))
+        inside = float(np.mean([c for _, c in figures]))
+        lines += ["[[held_out]]", f'kind = "{kind}"', f'metric = "{metric}"', f'without = "{by}"',
+                  f"figures = {len(size)}", f"median = {np.median(size):.3f}",
+                  f"p90 = {np.percentile(size, 90):.3f}", f"covered = {inside:.3f}", ""]  # fmt: skip
+        print(f"{kind:22s} {metric:13s} without {by:7s} {len(size):5d}  {np.median(size):5.1%} /"
+              f" {np.percentile(size, 90):5.0%}  covered {inside:4.0%}")  # fmt: skip
     return lines
-
-
-def document(table: Table, s: Solution, held: dict[str, Floats], first: Floats, first_errors: dict[int, Floats]) -> str:
-    """The data file's fitted part."""
-    owner = np.array([i for _, _, i in s.names])
-    lines = []
-    for i, e in enumerate(ENTRIES):
-        mine = owner == i
-        rows = sorted({table.rows[k].source for (k, _, j) in s.names if j == i})
-        wide = 1.96 * np.sqrt(np.diag(s.covariance[i]))
-        lines += [f"[[engines.{quoted(e.engine)}]]", f'since = "{e.since}"']
-        if not e.generic:
-            lines.append(f'vendor = "{e.vendor}"')
-        for k, kind in enumerate(KINDS):
-            base = getattr(e, kind) if kind in TIMES else 1.0
-            value, low, high = (base * np.exp(s.theta[i, k] + d) for d in (0.0, -wide[k], wide[k]))
-            lines.append(f"{kind} = {{ value = {value:.4g}, low = {low:.4g}, high = {high:.4g} }}")
-        lines += [f"request_s = {first[i, 0]:.4g}", f"wait_steps = {first[i, 1]:.3g}"]
-        size = np.abs(np.expm1(held["model"][mine])) if mine.any() else np.array([0.0])
-        lines += [f'basis = "{e.basis}"', f"rows = {int(mine.sum())}"]
-        if mine.any():
-            other = np.abs(np.expm1(held["gpu"][mine]))
-            lines += [f"held_out_model = {np.median(size):.3f}", f"held_out_gpu = {np.median(other):.3f}"]
-            lines += spreads(table, s, held, i, first_errors.get(i))
-        lines += [f'source = "{"; ".join(rows) or "no rows: the defaults it started from"}"',
-                  f'date = "{dt.datetime.now(dt.UTC).date()}"', ""]  # fmt: skip
-    return "\n".join(lines)
 
 
 def quoted(name: str) -> str:
@@ -361,41 +483,36 @@ def quoted(name: str) -> str:
     return f'"{name}"' if "." in name else name
 
 
-def shipped() -> Floats:
-    """The logarithms of the constants in the data file, entry by entry."""
-    theta = np.zeros((len(ENTRIES), len(KINDS)))
-    for i, e in enumerate(ENTRIES):
-        for found in constants()["engines"].get(e.engine, ()):
-            if found["since"] == e.since and found.get("vendor", "NVIDIA") == e.vendor:
-                base = [getattr(e, k) if k in TIMES else 1.0 for k in KINDS]
-                theta[i] = [np.log(found.get(k, {"value": b})["value"] / b) for k, b in zip(KINDS, base, strict=True)]
-    return theta
+def solve_all(directory: Path, only: Sequence[str] = (), iterations: int = ITERATIONS) -> list[Solution]:
+    """Every entry's solution, parents first; of ``only`` these (and the parents they need)."""
+    wanted = set(only) or set(NAMED)
+    wanted |= {ENTRIES[NAMED[name]].parent for name in wanted} - {""}
+    found: dict[str, Solution] = {}
+    for problem in sorted(problems(directory), key=lambda p: bool(p.entry.parent)):
+        e = problem.entry
+        if e.name in wanted:
+            centre = e.inherits * found[e.parent].theta if e.parent else np.zeros(len(KINDS))
+            found[e.name] = fitted(problem, centre, iterations)
+    return [found[e.name] for e in ENTRIES if e.name in found]
 
 
 def main() -> None:
     """Fit, print the errors, and write the data file if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, nargs="?", default=ROOT.parent / "shared" / "data" / "ground_truth")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--resume", action="store_true", help="start from the constants in the data file")
+    parser.add_argument("--write", action="store_true", help="into the data file; not with --only")
+    parser.add_argument("--only", action="append", default=[], choices=sorted(NAMED), metavar="ENTRY")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     arguments = parser.parse_args()
-    table = Table(chosen(arguments.directory))
-    print(f"{len(table.rows)} rows")
-    if arguments.resume:
-        table.theta = shipped()
-    s = fitted(table, arguments.iterations)
-    held = {"model": held_out(table, s, "model"), "gpu": held_out(table, s, "gpu")}
-    report(s, held)
-    first, errors = first_tokens(table, s.theta)
-    for i, found in errors.items():
-        size = np.abs(np.expm1(found))
-        print(f"{ENTRIES[i].engine} {ENTRIES[i].since} {ENTRIES[i].vendor}: TTFT {len(found)} rows, "
-              f"request_s {first[i, 0]:.3f}, wait_steps {first[i, 1]:.1f}: "
-              f"{np.median(size):.0%} / {np.percentile(size, 90):.0%}")  # fmt: skip
-    if arguments.write:
+    solutions = solve_all(arguments.directory, arguments.only, arguments.iterations)
+    held = [held_out(s) for s in solutions]
+    table = coverage_table(held)
+    written = "\n".join(line for s, h in zip(solutions, held, strict=True) for line in document(s, h))
+    if arguments.write and not arguments.only:
         kept = DATA.read_text(encoding="utf-8").split(MARK)[0]
-        DATA.write_text(kept + MARK + "\n" + document(table, s, held, first, errors), encoding="utf-8")
+        DATA.write_text(kept + MARK + "\n" + written + "\n" + "\n".join(table), encoding="utf-8")
+    else:
+        print(written)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
 
-_TUNED = 0.35  # one-sigma of submissions whose arrangement, lengths and engine are not stated
-
 __all__ = ["default_price", "stated_spread", "validate_tables"]
 
 
@@ -39,8 +37,6 @@ def default_price(change: Callable[[Efficiency, Deployment], Efficiency] = lambd
 
 def stated_spread(prediction: Prediction, metric: str) -> float:
     """One-sigma log error of a predicted metric, as shipped."""
-    if prediction.assumed == "tuned":
-        return max(prediction.spread, _TUNED)
     return prediction.ttft_spread if metric == "ttft" else prediction.spread
 
 

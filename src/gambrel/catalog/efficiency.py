@@ -195,19 +195,20 @@ def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
 @cache
 def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str, family: str, name: str) -> Efficiency:
     entry, phrase = engine_entry(engine, version, vendor, family)
-    measured = name in entry.get("accelerators", ())  # serving rows of the entry are of this accelerator
+    own, own_first = entry.get("spreads", {}).get(name), entry.get("ttft_spreads", {}).get(name)
     host = {k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry}
-    spread = _value(entry.get("spread" if measured else "spread_other", entry.get("spread_other", kernels.spread)))
-    if not measured and "vendor" not in entry and "spread_other" in entry:  # a borrowed family is less certain still
-        spread *= kernels.spread / _value(constants()["spread"]["fitted"])
+    spread = own if own is not None else _value(entry.get("spread_other", kernels.spread))
+    if own is None and "vendor" not in entry and "spread_other" in entry:  # a borrowed family is less certain still
+        spread *= max(1.0, kernels.spread / _value(constants()["spread"]["fitted"]))
     spread = min(spread, _WIDEST)
-    own = kernels.with_(
+    first = own_first if own_first is not None else _value(entry.get("ttft_spread", 2.0 * spread))
+    made = kernels.with_(
         **host,
         basis=f"{kernels.basis}; {phrase}",
         spread=spread,
-        ttft_spread=max(spread, _value(entry.get("ttft_spread", min(2.0 * spread, _WIDEST)))),
+        ttft_spread=max(spread, min(first, _WIDEST)),
     )
-    return own.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})
+    return made.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})
 
 
 def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | None = None) -> Efficiency:

@@ -1,0 +1,99 @@
+"""The shipped engine constants are what their script finds: an entry refitted alone comes out the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gambrel.catalog.efficiency import constants
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = ("vllm:0.6:AMD", "vllm:0.8:AMD")  # one with rows, and one that inherits from it; seconds to fit
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return loaded("fit_engines")
+
+
+@pytest.mark.shared
+def test_kernels_refitted_give_the_shipped_constants_to_the_last_digit(shared_data: Path) -> None:
+    kernels = loaded("fit_kernels")
+    found = kernels.constants(shared_data / "ground_truth" / "kernels")
+    versions = dict.fromkeys((d.kernels for d in kernels.DEVICES), "")
+    text = re.sub(r"fitted \S+\"", '"', kernels.medians(found) + "\n" + kernels.document(found, versions))
+    again = tomllib.loads(text)["families"]
+    for family, sections in again.items():
+        for name, section in sections.items():
+            if isinstance(section, dict):
+                assert section == constants()["families"][family][name], f"{family} {name}"
+
+
+def shipped(name: str) -> dict[str, Any]:
+    engine, since, vendor = name.split(":")
+    (found,) = (
+        e for e in constants()["engines"][engine] if e["since"] == since and e.get("vendor", "NVIDIA") == vendor
+    )
+    return dict(found)
+
+
+@pytest.mark.shared
+def test_an_entry_refitted_alone_gives_the_shipped_constants(script: ModuleType, shared_data: Path) -> None:
+    for solution in script.solve_all(shared_data / "ground_truth", ENTRIES):
+        entry = solution.problem.entry
+        written = "\n".join(script.document(solution, script.held_out(solution)))
+        found = dict(re.findall(r"^(\w+) = \{ value = ([-\w.+]+),", written, re.MULTILINE))
+        kept = shipped(entry.name)
+        assert set(script.KINDS) <= set(found)
+        for name, value in found.items():
+            assert float(value) == kept[name]["value"], f"{entry.name} {name}: run scripts/fit_engines.py --write"
+
+
+def test_every_entry_of_the_script_is_shipped_with_its_rows_and_date(script: ModuleType) -> None:
+    for entry in script.ENTRIES:
+        found = shipped(entry.name)
+        assert found["source"]
+        assert found["date"]
+        for kind in script.KINDS:
+            assert found[kind]["low"] <= found[kind]["value"] <= found[kind]["high"]
+        if found["rows"]:
+            assert found["spreads"]
+            assert 0.02 <= found["spread"] <= found["spread_other"]
+
+
+def test_an_entry_is_picked_as_the_catalog_picks_it(script: ModuleType) -> None:
+    """The script's rule for whose rows an entry gets is the catalog's rule for whose constants a deployment gets."""
+    from gambrel.catalog.accelerators import accelerator
+    from gambrel.catalog.efficiency import engine_entry
+    from gambrel.faces import api
+
+    for gpu in ("h100-sxm", "b200-sxm", "mi300x", "max-1550", "ascend-910b2", "rtx-4090", "gaudi2", "tpu-v5e"):
+        device = accelerator(gpu)
+        for engine, version in (
+            ("vllm", "0.4"), ("vllm", "0.6.3"), ("vllm", "0.19"), ("sglang", "0.5"), ("tensorrt-llm", "0.13"),
+            ("tensorrt-llm", "1.2.0rc6"), ("llama.cpp", "0"), ("deepspeed", "0"), ("mlperf", "1.0"),
+        ):  # fmt: skip
+            weights = "fp16" if "bf16" not in device.peak_flops else "bf16"
+            d = api.deployment("meta-llama/Llama-3.1-8B", gpu, engine=engine, engine_version=version, weights=weights)
+            mine = script.ENTRIES[script.entry_of(d)]
+            entry, _ = engine_entry(engine, version, device.vendor, device.family)
+            assert (entry["basis"], entry["since"]) == (mine.basis, mine.since), (gpu, engine, version)
