@@ -18,7 +18,7 @@ import gambrel.traffic
 from gambrel.core.errors import WorkloadError
 from gambrel.core.workload import Workload
 from gambrel.traffic import FORMATS, describe, load_workload, read_workload, table, write_workload
-from gambrel.traffic.readers import roots
+from gambrel.traffic.fields import roots
 
 SAMPLES = sorted((Path(gambrel.traffic.__file__).parent / "data" / "formats").iterdir())
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None

@@ -1,7 +1,7 @@
 """Tables inside documents: what is one JSON of boxes in boxes outside and rows of requests inside.
 
 Plain tables are :mod:`gambrel.traffic.table`'s; this module finds out whether a file is a document that is known
-here (spans of OpenTelemetry, an API's ``{"data": [...]}``, server metrics) and takes its rows out.
+here (spans of OpenTelemetry, an API's ``{"data": [...]}``) and takes its rows out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gambrel.traffic.table import Log, guard, open_binary
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["SPAN", "Rows", "documents", "nested"]
+__all__ = ["SPAN", "Rows", "beginning", "documents", "nested"]
 
 SPAN: Final = "otel_span"
 _HEAD: Final = 65_536  # bytes looked at to recognise a document
@@ -43,17 +43,8 @@ def nested(path: str | Path) -> Log | None:
         WorkloadError: it is such a document, but damaged or without a row.
     """
     path = Path(path)
+    head, gz = beginning(path)
     with guard(path):
-        if path.is_dir():
-            return None
-        with path.open("rb") as raw:
-            gz = raw.read(2) == b"\x1f\x8b"
-        with open_binary(path, gz=gz) as stream:
-            head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
-        from gambrel.traffic import server_metrics  # which reads documents of this module
-
-        if server_metrics.is_metrics(head):
-            return server_metrics.Page(path, "metrics", (server_metrics.MARK,), gz=gz)
         spans = b'"resourceSpans"' in head or (b'"gen_ai.' in head and (b'"attributes"' in head or b'"tags"' in head))
         wrapped = head.startswith(b"{") and head[1:].lstrip().startswith(b'"data"')
         if not head.startswith((b"{", b"[")) or not (spans or wrapped):
@@ -67,6 +58,21 @@ def nested(path: str | Path) -> Log | None:
         return _table(path, [SPAN], rows, gz=gz)
     rows = [row for document in found for row in _list(document, "data")]
     return _table(path, [], rows, gz=gz) if rows else None
+
+
+def beginning(path: Path) -> tuple[bytes, bool]:
+    """(the first bytes of a file, unpacked; whether it is gzipped); nothing of a directory.
+
+    Raises:
+        WorkloadError: it cannot be read.
+    """
+    with guard(path):
+        if path.is_dir():
+            return b"", False
+        with path.open("rb") as raw:
+            gz = raw.read(2) == b"\x1f\x8b"
+        with open_binary(path, gz=gz) as stream:
+            return stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip(), gz
 
 
 def _table(path: Path, names: list[str], rows: list[dict[str, Any]], *, gz: bool) -> Rows:

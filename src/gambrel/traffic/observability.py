@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from gambrel.core.errors import WorkloadError
+from gambrel.traffic.fields import fields_of, workload_of
 from gambrel.traffic.nested import SPAN, Rows
 from gambrel.traffic.table import show
 
@@ -104,8 +105,6 @@ def _epoch(cell: Any) -> float:
 
 def _read(log: Log, format_name: str, convert: Callable[[_Cells], dict[str, Any] | str]) -> Workload:
     """Convert every row to plain fields and read those; what ``convert`` gives a reason for is left out."""
-    from gambrel.traffic.readers import fields_of, workload_of  # readers knows this module
-
     out: list[tuple[int, dict[str, Any]]] = []
     skipped: Counter[str] = Counter()
     total = 0

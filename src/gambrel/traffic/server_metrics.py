@@ -17,7 +17,7 @@ import numpy as np
 
 from gambrel.core.errors import WorkloadError
 from gambrel.core.workload import Workload
-from gambrel.traffic.nested import documents
+from gambrel.traffic.nested import beginning, documents
 from gambrel.traffic.table import Log, guard, open_binary
 
 if TYPE_CHECKING:
@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
 
-__all__ = ["MARK", "Buckets", "Page", "ServerFigures", "is_metrics", "metrics", "read_server_metrics", "watched_server"]
+__all__ = [
+    "MARK",
+    "Buckets",
+    "Page",
+    "ServerFigures",
+    "is_metrics",
+    "metrics",
+    "metrics_page",
+    "read_server_metrics",
+    "watched_server",
+]
 
 MARK: Final = "server_metrics"
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -240,6 +250,17 @@ def is_metrics(head: bytes) -> bool:
     if head.startswith(_KNOWN):
         return True
     return head.startswith((b"{", b"[")) and b'"resultType"' in head[:4096]
+
+
+def metrics_page(path: str | Path) -> Page | None:
+    """The file as a page of server metrics, or None where it is none.
+
+    Raises:
+        WorkloadError: it cannot be read.
+    """
+    path = Path(path)
+    head, gz = beginning(path)
+    return Page(path, "metrics", (MARK,), gz=gz) if is_metrics(head) else None
 
 
 def metrics(log: Log) -> Workload:
