@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["GB", "GIB", "KIB", "MIB", "MS", "SECONDS_PER_HOUR", "TERA", "US"]
+__all__ = ["GB", "GIB", "HOURS_PER_MONTH", "KIB", "MIB", "MS", "SECONDS_PER_HOUR", "TERA", "US"]
 
 GB: Final = 1e9
 KIB: Final = 2**10
@@ -17,3 +17,4 @@ TERA: Final = 1e12
 MS: Final = 1e-3
 US: Final = 1e-6
 SECONDS_PER_HOUR: Final = 3600.0
+HOURS_PER_MONTH: Final = 730.0  # 8,760 / 12

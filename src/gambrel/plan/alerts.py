@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gambrel.report.humanise import percent
+
 if TYPE_CHECKING:
     from gambrel.plan.file import PlanFile, Predicted
 
@@ -44,7 +46,7 @@ def prometheus_rules(file: PlanFile) -> Rule:
             f"max(vllm:kv_cache_usage_perc{where}) > {HOT}",
             "10m",
             "warning",
-            f"the KV cache is {HOT:.0%} full; the plan's log used {percent(file.kv_usage_max)} at most",
+            f"the KV cache is {percent(HOT)} full; the plan's log used {share(file.kv_usage_max)} at most",
         ),
         alert(
             "GambrelPreemptions",
@@ -127,6 +129,6 @@ def alert(name: str, expr: str, held: str, severity: str, summary: str) -> Rule:
     }
 
 
-def percent(share: float | None) -> str:
+def share(value: float | None) -> str:
     """A share for a sentence."""
-    return "an unknown share" if share is None else f"{share:.0%}"
+    return "an unknown share" if value is None else percent(value)

@@ -13,7 +13,7 @@ from gambrel.core.errors import DeploymentError
 from gambrel.core.plan import Month, Outlook
 from gambrel.plan.explain import TOLERANCE
 from gambrel.plan.search import Bench, fewest_replicas, judge, search
-from gambrel.report.humanise import per_hour
+from gambrel.report.humanise import per_hour, signed_percent
 from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def outlook(
     last = (1.0 + growth) ** months
     if last > MOST_LOAD:
         raise DeploymentError(
-            f"{months} months at {growth:+.0%} are {last:.0f} times today's load; at most {MOST_LOAD:g}"
+            f"{months} months at {signed_percent(growth)} are {last:.0f} times today's load; at most {MOST_LOAD:g}"
         )
     chosen = plan.chosen.deployment
     bench = Bench.of(pricer(chosen), space.safety)

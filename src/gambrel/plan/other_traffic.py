@@ -16,6 +16,7 @@ import numpy as np
 
 from gambrel.core.plan import Sensitivity
 from gambrel.plan.chance import DAY_S, DRAWS_WITH_PREFIXES, can_redraw, redrawn
+from gambrel.report.humanise import percent
 from gambrel.traffic import scale_lengths
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def sensitivities(deployment: Deployment, bench: Bench, workload: Workload, slo:
         found.append(drawn(name, clients_redrawn, draws, deployment, bench, workload, slo))
     for what, prompt, output in LONGER:
         held, verdicts = tried(deployment, bench, scale_lengths(workload, prompt, output), slo)
-        found.append(Sensitivity(f"{what} {max(prompt, output) - 1:.0%} longer", 1, float(held), verdicts))
+        found.append(Sensitivity(f"{what} {percent(max(prompt, output) - 1)} longer", 1, float(held), verdicts))
     return tuple(found)
 
 

@@ -29,6 +29,7 @@ from gambrel.plan.search import WORKERS, Bench, Outcome, Search, in_full, judge,
 from gambrel.plan.settings import fixes, neighbours, price_modes, settings
 from gambrel.plan.trial import loss
 from gambrel.plan.worth import with_measurement
+from gambrel.report.humanise import per_hour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -202,7 +203,7 @@ def losers(
         deployment = candidate.deployment
         if candidate.feasible:
             more = candidate.usd_per_hour - best.candidate.usd_per_hour
-            reason = f"holds, but costs ${more:.2f}/h more" if more > 0.005 else tied(deployment, best)
+            reason = f"holds, but costs {per_hour(more)} more" if more > 0.005 else tied(deployment, best)
             candidate = replace(candidate, lost_because=reason)
             if deployment.accelerator.id not in seen:
                 seen.add(deployment.accelerator.id)

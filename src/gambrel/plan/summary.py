@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gambrel.report.humanise import limit, per_hour, per_mtok, percent, seconds, tokens
+from gambrel.core.units import HOURS_PER_MONTH
+from gambrel.report.humanise import dollars, limit, per_hour, per_mtok, percent, seconds, tokens
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
@@ -15,17 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["markdown_summary", "sentence"]
 
-HOURS = 730.0
-"""Hours in a month: 8,760 / 12."""
-
 
 def sentence(file: PlanFile, deployment: Deployment) -> str:
     """The decision in one sentence that needs no glossary."""
     d = deployment
     cards = f"{d.num_gpus} x {d.accelerator.title}"
     cost = "" if file.price is None else f" for {per_hour(file.price.usd_per_hour)}"
-    month = "" if file.price is None else f", about ${file.price.usd_per_hour * HOURS:,.0f} a month"
-    room = "" if file.breaks_at is None else f", with room for {max(0.0, file.breaks_at - 1):.0%} more traffic"
+    month = "" if file.price is None else f", about {dollars(file.price.usd_per_hour * HOURS_PER_MONTH)} a month"
+    room = "" if file.breaks_at is None else f", with room for {percent(max(0.0, file.breaks_at - 1))} more traffic"
     sure = "" if file.chance is None else f" (chance that all targets hold: {percent(min(file.chance, 0.97))})"
     return f"Rent {cards}{cost}{month}: it meets every target on the log{room}{sure}."
 

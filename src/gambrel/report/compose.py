@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gambrel.core.units import HOURS_PER_MONTH
 from gambrel.report import humanise as say
 from gambrel.report.answers import (
     chance_text,
@@ -250,7 +251,9 @@ def _plan_facts(plan: Plan) -> tuple[Fact, ...]:
         Fact(
             "cost",
             say.per_hour(c.usd_per_hour),
-            f"{say.dollars(730 * c.usd_per_hour)} a month" if math.isfinite(c.usd_per_hour) else "no price known",
+            f"{say.dollars(HOURS_PER_MONTH * c.usd_per_hour)} a month"
+            if math.isfinite(c.usd_per_hour)
+            else "no price known",
         )
     ]
     if c.pricing is not None:
