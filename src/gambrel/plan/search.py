@@ -28,6 +28,7 @@ from gambrel.plan.screen import Demand, alone, least_busy_s, least_replicas, scr
 from gambrel.plan.space import shape_of
 from gambrel.plan.trial import (
     METRICS,
+    NARROWLY,
     Bench,
     Outcome,
     Trial,
@@ -42,7 +43,7 @@ from gambrel.plan.trial import (
     sustained,
     too_small,
 )
-from gambrel.report.humanise import seconds
+from gambrel.report.humanise import per_hour, seconds
 from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ __all__ = [
 FINALISTS = 4
 LADDER = (1.25, 1.5, 2.0)  # load multiples at which settings of one price are told apart
 WORKERS = 2
-KEPT, HALVING = 32, 4  # challengers of an accelerator that a beginning of the log leaves: a quarter, at least so many
+KEPT, HALVING = 16, 4  # challengers of an accelerator that a beginning of the log leaves: a quarter, at least so many
 
 Best = tuple[float, int]
 """Dollars per hour and loss of precision of the cheapest that holds; infinite dollars where nothing does."""
@@ -330,9 +331,8 @@ class Hunter:
         for c in sorted(queue, key=lambda c: c.order):
             deployment, memory = c.deployment, c.bench.memory
             if (c.least_usd, loss(deployment)) >= best:
-                reason = (
-                    f"needs {c.least} replicas or more, ${c.least_usd:.2f}/h; ${best[0]:.2f}/h is enough on this GPU"
-                )
+                enough = f"{per_hour(best[0])} is enough on this GPU"
+                reason = f"needs {c.least} replicas or more, {per_hour(c.least_usd)}; {enough}"
                 self.rule_out(deployment, memory, "screen", reason)
                 continue
             allowed = self.space.most_gpus(deployment.accelerator)
@@ -345,8 +345,8 @@ class Hunter:
             if not trial.candidate.feasible and math.isfinite(best[0]):
                 why = trial.candidate.lost_because.split(" ", 1)[0]
                 usd = trial.candidate.usd_per_hour
-                reason = f"misses {why} with {trial.candidate.deployment.replicas} replicas, ${usd:.2f}/h"
-                self.rule_out(deployment, memory, "screen", f"{reason}; ${best[0]:.2f}/h is enough on this GPU")
+                reason = f"misses {why} with {trial.candidate.deployment.replicas} replicas, {per_hour(usd)}"
+                self.rule_out(deployment, memory, "screen", f"{reason}; {per_hour(best[0])} is enough on this GPU")
                 continue
             if trial.share < 1.0:
                 trial = self.to_the_end(c.bench, trial.candidate.deployment)
@@ -390,9 +390,10 @@ class Hunter:
             first = most if math.isfinite(best[0]) else c.least
             trial = (self.to_the_end if raced else self.try_out)(c.bench, c.deployment.with_(replicas=first))
             if not trial.candidate.feasible:
-                if math.isfinite(best[0]) or first >= most:
+                if narrowest(trial) < -NARROWLY if math.isfinite(best[0]) else first >= most:
                     continue
-                trial = fewest_replicas(partial(self.try_out, c.bench), c.deployment, first + 1, most)
+                low = c.least if math.isfinite(best[0]) else first + 1
+                trial = fewest_replicas(partial(self.try_out, c.bench), c.deployment, low, most)
             elif first > c.least:
                 fewer = fewest_replicas(partial(self.try_out, c.bench), c.deployment, c.least, first)
                 trial = fewer if fewer.candidate.feasible else trial

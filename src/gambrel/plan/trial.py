@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Candidate, FrontPoint, Pricing
-from gambrel.core.units import GIB
 from gambrel.engine import replay, run_of, simulate
 from gambrel.engine.simulation import prepared
 from gambrel.engine.workers import needed
 from gambrel.plan.safety import PREDICTION, Safety
 from gambrel.plan.slower import slower
-from gambrel.report.humanise import seconds
+from gambrel.report.humanise import gib, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRICS",
+    "NARROWLY",
     "Bench",
     "Outcome",
     "Trial",
@@ -52,6 +52,7 @@ __all__ = [
 
 TENTH = 0.1  # share of a missing margin that half as many replicas again must bring
 IDLE = 0.05  # busy share below which a missed objective is not a matter of load
+NARROWLY = 0.1  # margin by which more replicas may miss what fewer hold
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
 
 
@@ -265,7 +266,8 @@ def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployme
 
     Where galloping seems to lead nowhere, ``most`` are tried at once, and if they miss too, that ends it: a fleet that
     is hardly busy, or one that keeps up and that half as many replicas again brought nearer to its limits by less than
-    a tenth of what is missing.
+    a tenth of what is missing. Dealing requests in turn makes one replica more now and then a little worse: where the
+    most miss narrowly, one fewer is tried as well.
     """
     count, failed = min(least, most), min(least, most) - 1
     trial = try_out(deployment.with_(replicas=count))
@@ -273,11 +275,18 @@ def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployme
     doubted = False
     while not trial.candidate.feasible:
         if count >= most:
-            return trial
+            one_fewer = count - 1
+            if one_fewer <= failed or narrowest(trial) < -NARROWLY:
+                return trial
+            other = try_out(deployment.with_(replicas=one_fewer))
+            if not other.candidate.feasible:
+                return trial
+            trial = other
+            break
         if stuck and not doubted:
             doubted = True
             last = try_out(deployment.with_(replicas=most))
-            if not last.candidate.feasible:
+            if not last.candidate.feasible and narrowest(last) < -NARROWLY:
                 return trial
         failed, count = count, min(most, max(count + 1, math.ceil(count * 1.5)))
         before, trial = trial, try_out(deployment.with_(replicas=count))
@@ -299,6 +308,6 @@ def too_small(memory: MemoryBudget, longest: int) -> str:
     needed = memory.weight_bytes + memory.activation_bytes + memory.reserve_bytes
     if needed >= memory.usable_bytes:
         return (
-            f"does not fit: needs {needed / GIB:.1f} GiB beside any KV cache, has {memory.usable_bytes / GIB:.1f} GiB"
+            f"does not fit: needs {gib(needed)} beside any KV cache, has {gib(memory.usable_bytes)}"
         )
     return f"KV cache holds {memory.kv_tokens:,} tokens, the longest request needs {longest:,}"
