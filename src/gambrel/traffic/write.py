@@ -23,7 +23,8 @@ __all__ = ["write_workload"]
 def write_workload(workload: Workload, path: str | Path) -> None:
     """Write arrivals (microseconds), lengths, and sessions, cached tokens, priorities and the like where known.
 
-    Prefix hashes have no place in CSV and are not written; nor are deadlines of which some are infinite.
+    Prefix hashes have no place in CSV and are not written; nor are deadlines of which some are infinite. Turns that
+    wait for others are written as sessions at their guessed arrivals; ``chain_turns`` makes them wait again.
 
     Raises:
         WorkloadError: the file cannot be written.
