@@ -250,6 +250,40 @@ def test_a_log_can_be_dropped_on_any_view(visit: Visit) -> None:
     until(page, "document.activeElement.textContent === 'mine'")
 
 
+def tab_to(page: Page, selector: str, most: int = 40) -> None:
+    """Press Tab until an element has the focus, as somebody without a mouse would."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement.matches(s)", selector):
+            assert page.evaluate("document.activeElement.getBoundingClientRect().width") > 0
+            return
+    raise AssertionError(f"{selector} is not reached by {most} tabs")
+
+
+def test_the_way_from_traffic_to_a_plan_needs_no_mouse(visit: Visit) -> None:
+    page = visit.go("/explore")
+    page.keyboard.press("Tab")
+    assert page.inner_text(":focus") == "Skip to the content"
+    tab_to(page, "[data-view=traffic]", 4)
+    page.keyboard.press("Enter")
+    tab_to(page, "#sample", 3)
+    page.keyboard.press("Enter")
+    until(page, "document.activeElement.textContent === 'sample'")
+    tab_to(page, "#to-plan", 2)
+    page.keyboard.press("Enter")
+    until(page, "!document.getElementById('run').disabled")
+    tab_to(page, "#all-gpus", 20)
+    page.keyboard.press("Space")
+    assert page.evaluate("document.getElementById('gpu-details').open")
+    page.evaluate(
+        "for (const box of document.querySelectorAll('#gpus [type=checkbox]')) box.checked = box.value === 'l4'"
+    )
+    page.evaluate("document.getElementById('more-details').querySelector('summary').focus()")
+    tab_to(page, "#run", 3)
+    page.keyboard.press("Enter")
+    until(page, "document.activeElement.id === 'answer'", timeout=90_000)
+
+
 def test_users_without_a_log_are_planned_for(visit: Visit) -> None:
     page = visit.go("/traffic")
     page.fill("#users", "3")
