@@ -278,6 +278,9 @@ def schedule(
     bs = limit[BLOCK_SIZE]
     window = limit[WINDOW]
     budget = limit[NUM_TOKENS]
+    free = rank[FREE]
+    prompts_first = limit[PROMPTS_FIRST] > 0
+    batch_seqs = limit[BATCH_SEQS]
     num_running = rank[RUNNING]
     num = 0
     batch_new = 0
@@ -295,7 +298,7 @@ def schedule(
                 i = fly_request[k]
                 if not reqs[i, DECODING] and fly_emits[k]:
                     batch_new += output[i] - reqs[i, GENERATED]
-            while budget > 0 and num_running < limit[NUM_SEQS] and num < limit[BATCH_SEQS]:
+            while budget > 0 and num_running < limit[NUM_SEQS] and num < batch_seqs:
                 again = rank[READY] < 0 and rank[PREEMPTED] > 0
                 if again:
                     i = rank[LATEST]
@@ -315,7 +318,7 @@ def schedule(
                         first[i] = now
                         token_s[i] = now
                         if output[i] == 1:
-                            rank[FREE] += reqs[i, HELD] + state
+                            free += reqs[i, HELD] + state
                             if limit[PROMISE]:
                                 rank[PROMISED] -= in_all(prompt[i], output[i], limit)
                             ended[0] += 1
@@ -340,7 +343,7 @@ def schedule(
                     room = need + state
                     if num_running > 0:
                         room += limit[WATERMARK]
-                    if room > rank[FREE]:
+                    if room > free:
                         break
                     if limit[PROMISE]:
                         whole = in_all(prompt[i], output[i], limit)
@@ -349,7 +352,7 @@ def schedule(
                         rank[PROMISED] += whole
                     rank[HEAD] = follow[i]
                     rank[WAITING] -= 1
-                    rank[FREE] -= need + state
+                    free -= need + state
                     rank[COMING] += 1
                     sender = worker_of[reqs[i, SENDER]]
                     begins = max(now, link_until[sender], link_until[worker_of[g]])
@@ -380,20 +383,20 @@ def schedule(
                 room += evictable + state
                 if num_running > 0:
                     room += limit[WATERMARK]
-                if room > rank[FREE]:
+                if room > free:
                     break
                 if limit[PROMISE]:
                     whole = in_all(prompt[i], output[i], limit)
                     if rank[PROMISED] + whole > limit[NUM_BLOCKS]:
                         break
                     rank[PROMISED] += whole
-                if limit[PROMPTS_FIRST] and role != PREFILL:
+                if prompts_first and role != PREFILL:
                     new = output[i] - reqs[i, GENERATED]
                     to_come = 0
                     for k in range(num_running):
                         if reqs[running[k], DECODING]:
                             to_come += output[running[k]] - reqs[running[k], GENERATED]
-                    kept = (rank[FREE] - evictable) * bs - batch_new - share[0] * to_come
+                    kept = (free - evictable) * bs - batch_new - share[0] * to_come
                     if num_running > 0 and tokens - hit + new + bs >= kept:
                         break
                     batch_new += new
@@ -409,7 +412,7 @@ def schedule(
                     if caching:
                         spare[0] -= 1
                         memory[12][i] = spare[1 + spare[0]]
-                rank[FREE] -= need + evictable + state
+                free -= need + evictable + state
                 if caching:
                     hold(i, g, common, found, need, (hit + chunk) // bs, prompt[i] // bs, state, memory)
                 reqs[i, COMPUTED] = hit
@@ -422,21 +425,30 @@ def schedule(
                 fly_emits[num] = hit + chunk == tokens
                 num += 1
                 budget -= chunk
-        elif turn == 0 or (limit[PROMPTS_FIRST] and num == 0):
+        elif turn == 0 or (prompts_first and num == 0):
             k = 0
-            while k < num_running and budget > 0 and num < limit[BATCH_SEQS]:
+            while k < num_running and budget > 0 and num < batch_seqs:
                 i = running[k]
                 k += 1
-                if limit[PROMPTS_FIRST] and (reqs[i, DECODING] != 0) != (turn == 2):
+                if prompts_first and (reqs[i, DECODING] != 0) != (turn == 2):
                     continue
-                if reqs[i, DECODING] and reqs[i, IN_FLIGHT]:
-                    continue
-                chunk = min(prompt[i] + reqs[i, GENERATED] - reqs[i, COMPUTED], budget)
-                if chunk == 0:  # the last of its prompt is in flight
-                    continue
-                need = max((reqs[i, COMPUTED] + chunk + bs - 1) // bs - reqs[i, HELD], 0)
+                before = reqs[i, COMPUTED]
+                if reqs[i, DECODING]:
+                    if reqs[i, IN_FLIGHT]:
+                        continue
+                    chunk = 1
+                    emits = 1
+                else:
+                    left = prompt[i] + reqs[i, GENERATED] - before
+                    if left == 0:  # the last of its prompt is in flight
+                        continue
+                    chunk = min(left, budget)
+                    emits = chunk == left
+                need = 0
+                if before + chunk > reqs[i, HELD] * bs:
+                    need = (before + chunk + bs - 1) // bs - reqs[i, HELD]
                 fits = True
-                while need > rank[FREE]:
+                while need > free:
                     j = num_running - 1
                     while j >= k and reqs[running[j], IN_FLIGHT]:
                         j -= 1
@@ -452,9 +464,9 @@ def schedule(
                     num_running -= 1
                     if caching:
                         full = reqs[victim, COMPUTED] // bs
-                        rank[FREE] += give_back(victim, g, reqs[victim, HELD], full, False, state, memory)
+                        free += give_back(victim, g, reqs[victim, HELD], full, False, state, memory)
                     else:
-                        rank[FREE] += reqs[victim, HELD] + state
+                        free += reqs[victim, HELD] + state
                     reqs[victim, HELD] = 0
                     reqs[victim, COMPUTED] = 0
                     reqs[victim, DECODING] = 0
@@ -470,14 +482,14 @@ def schedule(
                         break
                 if not fits:
                     break
-                rank[FREE] -= need
+                free -= need
                 if caching:
-                    full = -1 if reqs[i, DECODING] else (reqs[i, COMPUTED] + chunk) // bs
+                    full = -1 if reqs[i, DECODING] else (before + chunk) // bs
                     grow(i, g, reqs[i, HELD], need, full, prompt[i] // bs, memory)
                 reqs[i, HELD] += need
                 fly_request[num] = i
                 fly_chunk[num] = chunk
-                fly_emits[num] = reqs[i, COMPUTED] + chunk == prompt[i] + reqs[i, GENERATED]
+                fly_emits[num] = emits
                 num += 1
                 budget -= chunk
             if turn == 2:
@@ -510,6 +522,7 @@ def schedule(
         total[SAMPLED] += fly_emits[k]
         reqs[i, COMPUTED] = before + chunk
         reqs[i, IN_FLIGHT] += 1
+    rank[FREE] = free
     rank[RUNNING] = num_running
     rank[LOST] = lost
     fly_number[place] = num
@@ -704,6 +717,8 @@ def serve(
     blocks_of_all = 0
     for p in range(pools):
         blocks_of_all += limits[p, NUM_WORKERS] * limits[p, RANKS] * limits[p, NUM_BLOCKS]
+    last_gap = -1.0
+    bucket = 0
     num_events = 0
     released = 0
     finished = 0
@@ -738,18 +753,22 @@ def serve(
                 workers[w, TOUCHED] = 1
                 for g in range(first_rank[w], first_rank[w] + limits[p, RANKS]):
                     anybody = False
+                    flown = fly_request[g, place]
+                    chunks = fly_chunk[g, place]
+                    emitted = fly_emits[g, place]
+                    counts = histogram[p]
                     for k in range(fly_number[g, place]):
-                        i = fly_request[g, place, k]
+                        i = flown[k]
                         reqs[i, IN_FLIGHT] -= 1
                         if alone and not limits[1, PULL]:
                             to = worker_of[reqs[i, AT]]
-                            part = (reqs[i, HIT] + fly_chunk[g, place, k]) / prompt[i]
+                            part = (reqs[i, HIT] + chunks[k]) / prompt[i]
                             reqs[i, HIT] = 0
                             ends = max(now, link_until[w], link_until[to]) + transfer_s[i] * part
                             link_until[w] = ends
                             link_until[to] = ends
                             transferred[i] = ends
-                        if not fly_emits[g, place, k]:
+                        if not emitted[k]:
                             continue
                         if alone:
                             prefilled[i] = now
@@ -773,9 +792,11 @@ def serve(
                             if not reqs[i, DECODING]:
                                 paused[i, 1] += gap
                             floats[p, GAP_TOTAL] += gap
-                            bits[0] = gap
-                            bucket = min(max((bits_int[0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)
-                            histogram[p, bucket] += 1
+                            if gap != last_gap:
+                                last_gap = gap
+                                bits[0] = gap
+                                bucket = min(max((bits_int[0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)
+                            counts[bucket] += 1
                         token_s[i] = now
                         reqs[i, DECODING] = 1
                         reqs[i, GENERATED] += 1
