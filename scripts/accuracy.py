@@ -46,8 +46,8 @@ def held_out() -> list[str]:
         "## Held out", "",
         ("Every figure predicted by constants that were fitted without its model, without its accelerator, without its"
          " source (`python scripts/fit_engines.py`): one Gauss-Newton step back from the common fit, then simulated. A"
-         " source that is all an engine has leaves nothing but the start of the fit. Intervals are sized on these errors"
-         " engine by engine; the last column says how often they held by kind."), "",
+         " source that is all an engine has leaves nothing but the start of the fit. Intervals are sized on these"
+         " errors engine by engine; the last column says how often they held by kind."), "",
         "| kind | metric | without its | figures | median | p90 | within the 80 % interval |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

@@ -447,8 +447,9 @@ def document(s: Solution, held: list[Held]) -> list[str]:
             size = [abs(np.expm1(h.error)) for h in held if h.by == by and h.metric != "ttft"]
             lines.append(f"held_out_{by} = {np.median(size):.3f}")
         found = spreads(held)
-        lines += [f"spread = {found.known:.3f}", f"spread_other = {found.other:.3f}",
-                  f"ttft_spread = {found.first:.3f}", f"spreads = {inline(found.of)}", f"ttft_spreads = {inline(found.first_of)}"]  # fmt: skip
+        lines += [f"spread = {found.known:.3f}", f"spread_other = {found.other:.3f}"]
+        lines += [f"ttft_spread = {found.first:.3f}", f"spreads = {inline(found.of)}"]
+        lines.append(f"ttft_spreads = {inline(found.first_of)}")
     else:
         lines.append(f"spread_other = {UNSEEN:.3f}")
     sources = "; ".join(sorted({row.source for row in problem.rows}))

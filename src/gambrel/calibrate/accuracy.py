@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from gambrel.calibrate.suspicious import suspicious
 from gambrel.calibrate.validate import errors_of
+from gambrel.cost.shards import fullest_rank_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from gambrel.calibrate.validate import Comparison, Errors, Validation
     from gambrel.core.deployment import Deployment
 
-__all__ = ["Decision", "accuracy_page", "classes", "decision_regret", "kind_of"]
+__all__ = ["Decision", "accuracy_page", "classes", "decision_regret", "kind_of", "likely_cause"]
 
 _NVIDIA: Final = ("A100", "A800", "H100", "H200", "GH200", "B200", "GB200", "L40S", "L4", "A10", "A30", "A40", "B300")
 _CONSUMER: Final = ("RTX", "V100", "T4")
@@ -136,11 +137,37 @@ def _decisions(found: Validation) -> list[str]:
          f" prediction loses a median of {sizes[len(sizes) // 2]:.0%} and a mean of {sum(sizes) / len(sizes):.0%}"
          f" of the throughput that the best measured configuration has, {sizes[int(len(sizes) * 0.9)]:.0%} at the 90th"
          f" percentile; {sum(r < 0.05 for r in sizes)} lose less than 5 %. A pick that misses its limit by more"
-         " than 10 % counts as a loss of everything. The planner leaves a margin for the interval; this test none."), "",
+         " than 10 % counts as a loss of everything. The planner leaves a margin; this test none."), "",
         *_table(["choices that lose 5 % or more", "the pick differs in", "misses the limit"], (
             [str(n), what, "yes" if missed else "no"] for (what, missed), n in wrong.most_common()
         )),
     ]  # fmt: skip
+
+
+_QUEUED: Final = (
+    10.0  # times that a first token is off where one of measured and predicted waits and the other does not
+)
+_WARMING: Final = 4.0  # seconds that nothing but loading kernels takes at a low load
+_QUIET: Final = 64
+_MISCOUNTED: Final = 4.0
+
+
+def likely_cause(c: Comparison) -> str:
+    """Why an error may be as large as it is, from the row itself; ``""`` where nothing in it says."""
+    d = c.prediction.deployment
+    reading = fullest_rank_bytes(d) / d.accelerator.memory_bandwidth
+    whole = c.row.measured.get("e2e")
+    if whole is not None and c.row.mode == "offline" and whole.value < 0.9 * reading * c.row.output_tokens:
+        return "faster than the weights can be read: the run failed"
+    if c.row.source.startswith("MLPerf") and c.measured > _MISCOUNTED * c.predicted:
+        return "more accelerators than the row counts"
+    if c.metric != "ttft":
+        return ""
+    if c.measured > _WARMING and c.row.mode == "concurrency" and c.row.load <= _QUIET and c.predicted < c.measured:
+        return "seconds at a low load: kernels loaded, or compiled, within the measurement"
+    if max(c.predicted / c.measured, c.measured / c.predicted) > _QUEUED:
+        return "at the edge of a full cache: one of the two queues, the other does not"
+    return ""
 
 
 def accuracy_page(found: Validation, extra: Sequence[str] = ()) -> str:
@@ -172,9 +199,10 @@ def accuracy_page(found: Validation, extra: Sequence[str] = ()) -> str:
         "Rows whose columns contradict themselves or their neighbours, never fitted:", "",
         *_table(["figures", "what is known"], ([str(n), cause] for cause, n in causes.most_common())),
         "The largest errors of all other rows:", "",
-        *_table(["row", "model", "accelerators", "engine", "load", "metric", "measured", "predicted"], (
+        *_table(["row", "model", "accelerators", "engine", "load", "metric", "measured", "predicted", "likely cause"], (
             [c.row.id, c.row.model, f"{c.row.num_gpus} x {c.row.gpu}", f"{c.row.engine} {c.row.engine_version}".strip(),
-             f"{c.row.mode} {c.row.load:g}", c.metric, f"{c.measured:.4g}", f"{c.predicted:.4g}"] for c in worst
+             f"{c.row.mode} {c.row.load:g}", c.metric, f"{c.measured:.4g}", f"{c.predicted:.4g}",
+             likely_cause(c) or "-"] for c in worst
         )),
         "## Rows that were not compared", "",
         *_table(["rows", "reason"], ([str(n), reason] for reason, n in found.skipped.most_common())),
