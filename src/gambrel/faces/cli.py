@@ -401,6 +401,8 @@ def simulate_command(
     constants = calibrate_commands.own_constants(profile, deployment)
     priced = api.cost_model(deployment, operators=operators, profile=constants)
     requests = patient(requests, deadline)
+    if requests.priority is not None and policy != "vllm_priority":
+        talk(f"note: the log has priorities; policy {policy} does not read them, vllm_priority does")
     cut = window_of(window)
     run, interrupted = (
         watched(lambda watch: api.simulate(deployment, requests, priced, watch=watch))
@@ -441,6 +443,12 @@ def plan_command(
         str | None, typer.Option("--model", "-m", help="Shipped name, config.json, directory or GGUF file.")
     ] = None,
     workload: WorkloadSpec = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mix", help="Instead: several kinds of traffic on one fleet, NAME=FILE; limit each by NAME:ttft..."
+        ),
+    ] = None,
     users: Users = None,
     prompt: Prompt = None,
     output: Output = None,
@@ -534,7 +542,7 @@ def plan_command(
     axes |= search_axes(tp, weights, kv, max_num_seqs, max_num_batched_tokens)
     axes |= {"max_model_len": max_model_len, "axes": offers.axes(axis or [])} | offers.degrees(pp=pp, ep=ep)
     objectives = api.slo(*(slo or []))
-    requests = settle(traffic(workload, users, prompt, output))
+    requests = offers.mix(mix or []) or settle(traffic(workload, users, prompt, output))
     requests = offers.capped(requests, max_model_len)
     mine = offers.owned(owned or [], catalog or [])
     rented = () if mine and not gpu else devices(gpu, price, catalog)
