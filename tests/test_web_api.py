@@ -378,6 +378,7 @@ def test_a_search_can_be_cancelled_and_only_one_runs() -> None:
     key = fine(ask(APP, "/api/plan", method="POST", body=asked))["id"]
     second = ask(APP, "/api/plan", method="POST", body=asked)
     assert fine(ask(APP, f"/api/plan/{key}", method="DELETE")) == {"cancelled": True}
+    assert planning.JOBS.job(key).ended  # at once, whatever its thread is at
     job = wait(key)
     assert "still running" in second.json()["error"]
     assert job.events[-1]["kind"] == "cancelled"

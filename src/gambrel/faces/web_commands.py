@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -35,13 +37,15 @@ def ui_command(host: Host = "127.0.0.1", port: Port = 8620, runs: Runs = None, o
     try:
         import uvicorn
 
-        from gambrel.faces.web.app import create_app
+        from gambrel.faces.web.app import create_app, warm
         from gambrel.faces.web.guard import LOOPBACK
         from gambrel.faces.web.runs import LIBRARY
     except ImportError as error:
         raise GambrelError(f"the page needs the package {error.name}; install the extra: gambrel[web]") from error
     from gambrel.faces.console import talk
 
+    if find_spec("vl_convert") is None:
+        raise GambrelError("the page's charts need the package vl-convert-python; install the extra: gambrel[charts]")
     LIBRARY.open(runs)
     loopback = host in LOOPBACK
     token = None if loopback else secrets.token_urlsafe(24)
@@ -51,6 +55,7 @@ def ui_command(host: Host = "127.0.0.1", port: Port = 8620, runs: Runs = None, o
     address = f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
     config = uvicorn.Config(create_app(hosts, token), log_level="warning", server_header=False, access_log=False)
     talk(f"gambrel ui: {address} (Ctrl-C stops it)")
+    threading.Thread(target=warm, daemon=True).start()
     if open_browser:
         import webbrowser
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-__all__ = ["create_app", "description", "questions"]
+__all__ = ["create_app", "description", "questions", "warm"]
 
 VIEWS: Final = ("explore", "traffic", "plan", "measure", "learn")
 
@@ -66,6 +67,18 @@ def questions() -> tuple[Question, ...]:
 def description() -> dict[str, Any]:
     """The OpenAPI description of every question."""
     return openapi(questions())
+
+
+def warm() -> None:
+    """Make what the first visitor would wait for: half a second of packing scripts and reading catalogs."""
+    from gambrel.faces.web.explore import ExploreRequest, explore_document
+    from gambrel.faces.web.setup import catalog_document
+
+    with suppress(GambrelError):  # whoever opens the page is told
+        for name in ("ui.html", "ui.css", "ui.js", "vega.js"):
+            _zipped(_asset(name))
+        catalog_document()
+        explore_document(ExploreRequest())
 
 
 async def page(request: Request) -> Response:
