@@ -126,9 +126,9 @@ def test_longer_requests_are_harder_and_named(answer: Plan) -> None:
     found = sensitivities(d, Bench.of(api.cost_model(d)), clients(), SLOS)
     by_name = {s.change: s for s in found}
     assert set(by_name) == {
-        "other clients (40 drawn again)", "prompts 25% longer", "prompts 50% longer", "answers 25% longer"
+        "other clients (40 drawn again)", "prompts 25 % longer", "prompts 50 % longer", "answers 25 % longer"
     }  # fmt: skip
-    margins = [min(v.margin for v in by_name[n].worst) for n in ("prompts 25% longer", "prompts 50% longer")]
+    margins = [min(v.margin for v in by_name[n].worst) for n in ("prompts 25 % longer", "prompts 50 % longer")]
     assert margins[1] < margins[0] < min(v.margin for v in answer.chosen.verdicts)
     table = sensitivity_table(replace(answer, sensitivities=found))
     assert table is not None

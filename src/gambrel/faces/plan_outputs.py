@@ -71,18 +71,19 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def refused(*, as_json: bool) -> Iterator[None]:
-    """Turn a plan that cannot be made into an answer: the reason and the nearest requests that can; status 1."""
+    """Turn a plan that cannot be made into an answer, status 1: the reason on stderr, what would hold on stdout."""
     try:
         yield
     except (InfeasiblePlan, DoesNotFit) as error:
-        from gambrel.faces.console import emit, show
+        from gambrel.faces.console import emit, show, talk
         from gambrel.faces.plan_answers import refusal_document
         from gambrel.faces.tables import refusal_tables
 
+        talk(f"gambrel: {error}")
         if as_json:
             emit(refusal_document(str(error), error.relaxations))
         else:
-            show(refusal_tables(str(error), error.relaxations))
+            show(refusal_tables(error.relaxations))
         raise typer.Exit(1) from None
 
 

@@ -288,17 +288,13 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
     return [*blocks, facts("next", [("measure", measure), ("searched", done)])]
 
 
-def refusal_tables(reason: str, relaxations: Sequence[Relaxation]) -> list[RenderableType]:
-    """Why a plan cannot be made, then the nearest requests that can be met."""
+def refusal_tables(relaxations: Sequence[Relaxation]) -> list[RenderableType]:
+    """The nearest requests that can be met, when the one that was made cannot."""
     rows = [
         [r.change, "" if r.deployment is None else r.deployment.label,
          "" if r.usd_per_hour is None else human.per_hour(r.usd_per_hour), r.because]
         for r in relaxations
     ]  # fmt: skip
-    blocks: list[RenderableType] = [Text(reason)]
-    if rows:
-        table = last_column_left(
-            grid("what would hold instead", ["ask", "deployment", "cost", "because"], rows, left=2)
-        )
-        blocks += ["", table]
-    return blocks
+    if not rows:
+        return ["no smaller change of the request was found that holds"]
+    return [last_column_left(grid("what would hold instead", ["ask", "deployment", "cost", "because"], rows, left=2))]
