@@ -147,6 +147,7 @@ class Run:
         batch_mean, batch_max: sequences per step, weighted by step time, and the largest.
         worked_until_s: when the last engine step ended, or None where nobody knows.
         kv_usage_mean, kv_usage_max: share of KV blocks in use, likewise.
+        kind: int64 the kind of traffic of each request, a place in ``kinds``, or None where there is one kind.
         origin: ``simulated``, ``measured``, ``logged`` or ``imported``.
         prefilled_s, transferred_s: where prompts have workers of their own, when the prompt was computed and when the
             decode worker had all of it; else None.
@@ -182,9 +183,17 @@ class Run:
     prefilled_s: Floats | None = None
     transferred_s: Floats | None = None
     pools: tuple[PoolUse, ...] = ()
+    kind: Ints | None = None
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    def of_kind(self, name: str) -> npt.NDArray[np.bool_]:
+        """Which requests are of a kind of traffic: bool[n]; KeyError where the run does not know it."""
+        if self.kind is None or name not in self.kinds:
+            raise KeyError(name)
+        return np.asarray(self.kind == self.kinds.index(name))
 
     @cached_property
     def ttft_s(self) -> Floats:

@@ -50,6 +50,7 @@ class Workload:
         priority: int64[n] of each request, lower first as in vLLM, or None; read by policies that know priorities.
         deadline_s: float64[n] seconds after its arrival at which the client gives up and drops the request, infinite
             for never, or None.
+        kind: int64[n] which kind of traffic each request is, a place in ``kinds`` (chat, code, ...), or None.
         has_arrivals: False when the source had lengths only and the times were made up.
     """
 
@@ -72,6 +73,8 @@ class Workload:
     after: Ints | None = None
     priority: Ints | None = None
     deadline_s: Floats | None = None
+    kind: Ints | None = None
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
@@ -157,6 +160,7 @@ class Workload:
             think_s=None if self.think_s is None else self.think_s[rows],
             priority=None if self.priority is None else self.priority[rows],
             deadline_s=None if self.deadline_s is None else self.deadline_s[rows],
+            kind=None if self.kind is None else self.kind[rows],
             after=after,
             prefix_blocks=blocks,
             prefix_offsets=offsets,

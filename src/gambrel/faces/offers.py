@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.workload import Workload
 
-__all__ = ["axes", "capped", "degrees", "on_offer", "owned"]
+__all__ = ["axes", "capped", "degrees", "mix", "on_offer", "owned"]
 
 USUAL = "on_demand"
 
@@ -158,3 +158,23 @@ def capped(workload: Workload, max_model_len: int | None) -> Workload:
     from gambrel.traffic import cap_context
 
     return cap_context(workload, max_model_len)
+
+
+def mix(texts: Sequence[str]) -> Workload | None:
+    """``chat=chat.csv`` and ``code=code.csv`` as one workload that knows whose request is whose; None for none.
+
+    Raises:
+        GambrelError: one is not of that form, or a log cannot be read or mixed.
+    """
+    if not texts:
+        return None
+    from gambrel.faces import api
+    from gambrel.traffic import mixed, ready_to_replay
+
+    logs = {}
+    for text in texts:
+        name, _, spec = text.partition("=")
+        if not name.strip() or not spec.strip():
+            raise GambrelError(f"--mix must be NAME=FILE or NAME=PROFILE like chat=chat.csv, got {text!r}")
+        logs[name.strip().lower()] = ready_to_replay(api.load_workload(spec.strip()))
+    return mixed(logs)

@@ -69,14 +69,15 @@ class Beginnings:
         Its tokens are ``late_s`` later than the whole log's could be at the earliest: what a request takes outside the
         steps depends on the run's median time per token, so that part counts only as far as it is constant.
         """
-        outputs = self.workload.output_tokens
-        several = int(np.count_nonzero(outputs > 1))
+        several = self.workload.output_tokens > 1
         for objective in self.slo.objectives:
             if objective.metric == "itl":
                 continue  # gaps are pooled: when each happened is not kept
-            values = at_least(objective.metric, run, late_s, until_s)
-            total = several if objective.metric == "tpot" else len(outputs)
-            if proves_miss(objective, values, total):
+            values = at_least(objective.metric, run, late_s, until_s)[objective.rows(run)]
+            counted = several if objective.metric == "tpot" else np.ones_like(several)
+            if objective.kind and self.workload.kind is not None:
+                counted = counted & (self.workload.kind == self.workload.kinds.index(objective.kind))
+            if proves_miss(objective, values, int(np.count_nonzero(counted))):
                 return True
         return False
 

@@ -119,7 +119,7 @@ def screen_latency(table: StepTable, demand: Demand, slo: SLO) -> tuple[Verdict,
     return tuple(
         Verdict(o, low_statistic(bounds[o.metric], o.statistic))
         for o in slo.objectives
-        if len(bounds.get(o.metric, ())) > 0
+        if len(bounds.get(o.metric, ())) > 0 and not o.kind
     )
 
 

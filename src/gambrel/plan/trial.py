@@ -171,9 +171,10 @@ class Bench:
     def run(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Run:
         """Replay a workload whose requests are known to fit."""
         if needed(deployment):
-            return simulate(deployment, self.cost_model, workload, series=series)
+            return told_apart(simulate(deployment, self.cost_model, workload, series=series), workload)
         played = self.replay(deployment, workload, series=series)
-        return run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
+        run = run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
+        return told_apart(run, workload)
 
     def run_with_delay(self, deployment: Deployment, workload: Workload) -> tuple[Run, float]:
         """A run, and the seconds by which its tokens are later than the same steps would give at any step time."""
@@ -182,7 +183,7 @@ class Bench:
         played = self.replay(deployment, workload)
         run = run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
         late_s = float(np.nanmin(run.first_token_s - played.requests.first)) - self.table.outside_s(math.nan)
-        return run, max(0.0, late_s)
+        return told_apart(run, workload), max(0.0, late_s)
 
     def replay(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Replay:
         """The replay behind a run of equal replicas of one stage, in the engine's own times."""
@@ -194,6 +195,11 @@ class Bench:
             routing=deployment.routing,
             series=series,
         )
+
+
+def told_apart(run: Run, workload: Workload) -> Run:
+    """The run with the kinds of traffic of its workload, row by row."""
+    return run if workload.kind is None else replace(run, kind=workload.kind, kinds=workload.kinds)
 
 
 def judge(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO, run: Run | None = None) -> Trial:
@@ -307,7 +313,5 @@ def too_small(memory: MemoryBudget, longest: int) -> str:
     """Why a replica cannot hold the model or the longest request, in GiB and tokens."""
     needed = memory.weight_bytes + memory.activation_bytes + memory.reserve_bytes
     if needed >= memory.usable_bytes:
-        return (
-            f"does not fit: needs {gib(needed)} beside any KV cache, has {gib(memory.usable_bytes)}"
-        )
+        return f"does not fit: needs {gib(needed)} beside any KV cache, has {gib(memory.usable_bytes)}"
     return f"KV cache holds {memory.kv_tokens:,} tokens, the longest request needs {longest:,}"

@@ -7,6 +7,7 @@ from gambrel.traffic.context import cap_context
 from gambrel.traffic.doubts import quantum_s, spread_quantised
 from gambrel.traffic.figures import Concurrency, PrefixReuse, ServiceModel, WorkloadFigures, describe
 from gambrel.traffic.load import load_workload, sample
+from gambrel.traffic.mix import mixed
 from gambrel.traffic.profiles import Profile, profile, profiles
 from gambrel.traffic.rates import RateSeries, day, from_rates, ramp, read_rates
 from gambrel.traffic.readers import FORMATS, read_workload
@@ -41,6 +42,7 @@ __all__ = [
     "from_rates",
     "from_users",
     "load_workload",
+    "mixed",
     "profile",
     "profiles",
     "quantum_s",

@@ -109,6 +109,7 @@ def _rows(workload: Workload, rows: Ints, arrival: Floats, copy: Ints) -> Worklo
         think_s=None if workload.think_s is None else workload.think_s[rows],
         priority=None if workload.priority is None else workload.priority[rows],
         deadline_s=None if workload.deadline_s is None else workload.deadline_s[rows],
+        kind=None if workload.kind is None else workload.kind[rows],
         arrival_s=arrival,
         prompt_tokens=workload.prompt_tokens[rows],
         output_tokens=workload.output_tokens[rows],
