@@ -18,7 +18,7 @@ import numpy as np
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.compiled import compiled
 from gambrel.engine.kernel import advance, advance_inline, sample
-from gambrel.engine.routing_kernel import choose, outstanding
+from gambrel.engine.routing_kernel import choose, hand_over, outstanding
 from gambrel.engine.state import (
     CLOCK,
     DECODES,
@@ -140,7 +140,7 @@ def serve_alone(
             arrival[line[k]] = asks
 
 
-@compiled(step_parts, pairs_within, sample, advance, push, pop, outstanding, choose)
+@compiled(step_parts, pairs_within, sample, advance, push, pop, outstanding, choose, hand_over)
 def serve_closed(
     users: int, line: Any, think: Any, wakes: Any,
     rule: int, draws: Any, sent: Any, memory: Any, assigned: Any, counts: Any, ends: Any,
@@ -217,12 +217,4 @@ def serve_closed(
             prompt, units, unit_offsets, unit_sizes, ints, floats,
         )  # fmt: skip
         assigned[i] = choice
-        counts[choice] += 1
-        if ends[choice] >= 0:
-            follow[ends[choice]] = i
-        follow[i] = -1
-        ends[choice] = i
-        if ints[choice, NEXT] < 0:
-            ints[choice, NEXT] = i
-        if ints[choice, SEEN] < 0:
-            ints[choice, SEEN] = i
+        hand_over(i, choice, counts, ends, follow, ints)

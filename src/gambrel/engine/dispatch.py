@@ -260,7 +260,7 @@ class Dispatch:
         self.home[self.home == replica] = -1
 
     def _wake(self, time: float, rows: Ints) -> None:
-        from gambrel.engine.fleet_kernel import push
+        from gambrel.engine.heap_kernel import push
 
         for row in rows:
             self.cursor[NUM_WAKES] = push(self.wake_s, self.wake_row, self.cursor[NUM_WAKES], time, row)

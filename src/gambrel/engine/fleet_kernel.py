@@ -21,8 +21,9 @@ import numpy as np
 
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.compiled import compiled
+from gambrel.engine.heap_kernel import pop, push
 from gambrel.engine.kernel import advance, sample
-from gambrel.engine.routing_kernel import choose, outstanding
+from gambrel.engine.routing_kernel import choose, hand_over, outstanding
 from gambrel.engine.state import (
     CLOCK,
     DECODES,
@@ -35,7 +36,6 @@ from gambrel.engine.state import (
     POWER,
     PREEMPTED,
     REQUEST,
-    SEEN,
     SPARE,
 )
 
@@ -48,7 +48,6 @@ __all__ = [
     "STICKY",
     "TURNS",
     "pick",
-    "push",
     "serve_until",
 ]
 
@@ -63,47 +62,6 @@ TURNS, STICKY = -1, -2  # rules that look at nothing, beside those of the state
     NUM_SENT,  # rows handed to a replica so far, again after a loss
     NUM_CURSOR,
 ) = range(6)
-
-
-@compiled()
-def push(wake_s: Any, wake_row: Any, size: int, time: float, row: int) -> int:
-    """Add a row to the binary heap of wakes, the earliest first, equals by row; the new size."""
-    i = size
-    while i > 0:
-        up = (i - 1) >> 1
-        if wake_s[up] < time or (wake_s[up] == time and wake_row[up] < row):
-            break
-        wake_s[i] = wake_s[up]
-        wake_row[i] = wake_row[up]
-        i = up
-    wake_s[i] = time
-    wake_row[i] = row
-    return size + 1
-
-
-@compiled()
-def pop(wake_s: Any, wake_row: Any, size: int) -> int:
-    """Take the first of the heap off it; the new size."""
-    size -= 1
-    time = wake_s[size]
-    row = wake_row[size]
-    i = 0
-    while True:
-        j = 2 * i + 1
-        if j >= size:
-            break
-        if j + 1 < size and (
-            wake_s[j + 1] < wake_s[j] or (wake_s[j + 1] == wake_s[j] and wake_row[j + 1] < wake_row[j])
-        ):
-            j += 1
-        if time < wake_s[j] or (time == wake_s[j] and row < wake_row[j]):
-            break
-        wake_s[i] = wake_s[j]
-        wake_row[i] = wake_row[j]
-        i = j
-    wake_s[i] = time
-    wake_row[i] = row
-    return size
 
 
 @compiled(outstanding)
@@ -146,7 +104,7 @@ def pick(
     return int(found)
 
 
-@compiled(step_parts, pairs_within, sample, advance, push, pop, outstanding, choose, pick)
+@compiled(step_parts, pairs_within, sample, advance, push, pop, outstanding, choose, hand_over, pick)
 def serve_until(
     until: float, chained: bool, plain: bool, rule: int, cursor: Any, line: Any, asked: Any, nexts: Any, think: Any,
     wake_s: Any, wake_row: Any, held: Any, was_held: Any, order: Any, up: Any, key: Any, home: Any,
@@ -241,12 +199,4 @@ def serve_until(
         assigned[row] = choice
         order[row] = cursor[NUM_SENT]
         cursor[NUM_SENT] += 1
-        counts[choice] += 1
-        if ends[choice] >= 0:
-            follow[ends[choice]] = row
-        follow[row] = -1
-        ends[choice] = row
-        if ints[choice, NEXT] < 0:
-            ints[choice, NEXT] = row
-        if ints[choice, SEEN] < 0:
-            ints[choice, SEEN] = row
+        hand_over(row, choice, counts, ends, follow, ints)

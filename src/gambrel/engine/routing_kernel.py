@@ -20,7 +20,7 @@ from gambrel.engine.compiled import compiled
 from gambrel.engine.kernel import advance, sample
 from gambrel.engine.state import CLOCK, FINISHED, LAST_FINISHED, LEAST, NEVER, NEXT, POWER, PREFIX, SEEN
 
-__all__ = ["choose", "outstanding", "serve_open"]
+__all__ = ["choose", "hand_over", "outstanding", "serve_open"]
 
 IMBALANCE = 64
 RELATIVE = 1.5
@@ -104,7 +104,21 @@ def choose(
     return int(chosen)
 
 
-@compiled(step_parts, pairs_within, sample, advance, outstanding, choose)
+@compiled()
+def hand_over(row: int, replica: int, counts: Any, ends: Any, follow: Any, ints: Any) -> None:
+    """Put a row at the end of a replica's waiting line, behind ``ends`` int64[replicas]."""
+    counts[replica] += 1
+    if ends[replica] >= 0:
+        follow[ends[replica]] = row
+    follow[row] = -1
+    ends[replica] = row
+    if ints[replica, NEXT] < 0:
+        ints[replica, NEXT] = row
+    if ints[replica, SEEN] < 0:
+        ints[replica, SEEN] = row
+
+
+@compiled(step_parts, pairs_within, sample, advance, outstanding, choose, hand_over)
 def serve_open(
     stop: Any, rule: int, draws: Any, sent: Any, memory: Any, assigned: Any, counts: Any, ends: Any,
     linear: Any, linear_compute: Any, linear_weights: Any, collective: Any, overhead: Any,
@@ -149,12 +163,4 @@ def serve_open(
                 prompt, units, unit_offsets, unit_sizes, ints, floats,
             )  # fmt: skip
             assigned[i] = choice
-            counts[choice] += 1
-            if ends[choice] >= 0:
-                follow[ends[choice]] = i
-            follow[i] = -1
-            ends[choice] = i
-            if ints[choice, NEXT] < 0:
-                ints[choice, NEXT] = i
-            if ints[choice, SEEN] < 0:
-                ints[choice, SEEN] = i
+            hand_over(i, choice, counts, ends, follow, ints)
