@@ -81,6 +81,13 @@ def simulated(
     return found
 
 
+def _reason(message: str) -> str:
+    """What is unknown, and why where the catalog says; without what is near, which differs from row to row."""
+    what, *rest = message.split("; ")
+    why = [part for part in rest if not part.startswith(("nearest", "a catalog file", "known:"))]
+    return "; ".join([what, *why[-1:]])
+
+
 def _require_comparable(row: Row) -> None:
     """Raise Skip for a row that says too little, or what cannot be."""
     if row.quality == "D":
@@ -140,7 +147,7 @@ class Predictor:
                 return self._tuned(row, options, limit)
             made = [self._figures(row, d) for d in options]
         except CatalogError as error:
-            raise Skip(str(error).split(";", maxsplit=1)[0]) from None
+            raise Skip(_reason(str(error))) from None
         except GambrelError as error:
             raise Skip(str(error)) from None
         except (ArithmeticError, LookupError, MemoryError, ValueError) as error:  # figures no formula was made for
