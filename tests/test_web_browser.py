@@ -322,7 +322,7 @@ def test_a_model_of_ones_own_is_given_as_its_config(visit: Visit, tmp_path: Path
 
 def measure(page: Page, mock: MockServer, users: str) -> None:
     page.fill("#measure-url", mock.url)
-    page.fill("#measure-model", "SmolLM2-135M-Instruct")
+    page.fill("#measure-model", "HuggingFaceTB/SmolLM2-135M-Instruct")
     page.fill("#measure-users", users)
     page.fill("#measure-prompt", "16")
     page.fill("#measure-output", "8")

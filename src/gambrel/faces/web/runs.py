@@ -244,12 +244,14 @@ def opened(name: str) -> dict[str, Any]:
     served = recording.header.model
     tail = served.rpartition("/")[2].lower()
     same = [m for m in model_names() if m.lower() == served.lower() or m.rpartition("/")[2].lower() == tail]
+    users = [round(level.requested) for level in recording.levels.values() if level.mode == "closed"]
     return {
         "name": name,
         "report": wire.report_document(report_of(name)),
         "levels": [label for label in recording.levels if recording.of_level(label)],
         "served": served,
         "model": same[0] if same else "",
+        "users": max(users, default=0),
         "exports": [{"name": n, "title": title} for n, title in EXPORTS.items()],
     }
 

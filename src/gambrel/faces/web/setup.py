@@ -34,6 +34,7 @@ __all__ = ["Dollars", "Name", "Setup", "Tp", "catalog_document", "chosen_acceler
 DEFAULT_MODEL: Final = "meta-llama/Llama-3.1-8B-Instruct"
 DEFAULT_GPU: Final = "h100-sxm"
 UPLOADED: Final = "uploaded/"
+EMBEDDED: Final = "embedded/SmolLM2-135M-Instruct"
 OFFERED_WEIGHTS: Final = ("bf16", "fp16", "fp8", "int8", "int4", "mxfp4", "nvfp4", "q8_0", "q4_k_m")
 OFFERED_KV: Final = ("bf16", "fp16", "fp8", "int8")
 
@@ -54,12 +55,22 @@ def chosen_model(name: str) -> Model:
     """
     if name in _uploaded:
         return _uploaded[name]
+    if name == EMBEDDED:
+        return _embedded()
     if name.startswith(UPLOADED):
         raise UnknownName("model", name[:200], (), "the server forgets: give its config.json again")
     names = model_names()
     if name not in names:
         raise UnknownName("model", name[:200], names)
     return _model(name)
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> Model:
+    """The embedded engine's model in the format of its file; raises EndpointError where that is not installed."""
+    from gambrel.measure.embedded import gguf_path
+
+    return replace(api.model(gguf_path()), name=EMBEDDED)
 
 
 async def take_model(request: Request, asked: Upload) -> dict[str, Any]:
@@ -153,7 +164,8 @@ def _deployment(setup: Setup) -> Deployment:
 def catalog_document() -> dict[str, Any]:
     """Every model and accelerator there is to choose from, and the themes that charts are drawn in."""
     shipped = _shipped()
-    return shipped | {"models": [*_uploaded, *shipped["models"]]}
+    own = [] if shipped["embedded"]["missing"] else [EMBEDDED]
+    return shipped | {"models": [*_uploaded, *own, *shipped["models"]]}
 
 
 @lru_cache(maxsize=1)

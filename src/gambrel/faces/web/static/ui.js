@@ -738,7 +738,7 @@ function startMeasure() {
   };
   for (const radio of document.querySelectorAll("[name=measure-what]")) radio.addEventListener("change", what);
   options($("served-model"), modelGroups(), catalog.default.model);
-  options($("served-gpu"), gpuGroups(), catalog.default.gpu);
+  options($("served-gpu"), [["Here", [["this-machine", "this machine's processor"]]], ...gpuGroups()], catalog.default.gpu);
   $("measure-form").addEventListener("submit", async (event) => {
     event.preventDefault();
     try {
@@ -776,6 +776,7 @@ async function openMeasure(query) {
   if (!name && run) history.replaceState(null, "", runPath());
 }
 
+const missingEngine = () => catalog.embedded.missing;
 const served = () => Object.fromEntries([...SERVED.map((f) => [f, $(`served-${f}`).value.trim()]).filter(([, v]) => v), ...($("served-leave_out_bound").checked ? [["leave_out_bound", "true"]] : [])]);
 const runPath = (more = {}) => `/measure?${new URLSearchParams({ run: run.name, ...more })}`;
 
@@ -828,7 +829,10 @@ async function openRun(name, query) {
     root.replaceChildren(made.header, made.files, ...made.sections, made.basis);
     $("against").hidden = false;
     if (found.model) $("served-model").value = found.model;
-    if (found.served.startsWith("SmolLM2-135M") && !query.get("gpu")) { $("served-gpu").value = "cpu-xeon-8480"; $("served-engine").value = "openvino"; }
+    if (found.served === "SmolLM2-135M-Instruct" && missingEngine().length === 0) { // ours, most likely: how it was started here
+      const own = { model: "embedded/SmolLM2-135M-Instruct", gpu: "this-machine", engine: "openvino", engine_version: "", max_num_seqs: String(found.users || 64), max_num_batched_tokens: "512" };
+      for (const [field, value] of Object.entries(own)) $(`served-${field}`).value = value;
+    }
     for (const field of SERVED) if (query.get(field)) $(`served-${field}`).value = query.get(field);
     $("served-leave_out_bound").checked = query.get("leave_out_bound") === "true";
     options($("compare-level-a"), [["", [["", "every level of both"], ...found.levels.map((l) => [l, l])]]], "");
