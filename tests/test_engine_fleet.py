@@ -7,18 +7,21 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_cases import POLICIES, Case, affine_table, cases, constant_table, poisson
+from engine_cases import POLICIES, Case, affine_table, cases, constant_table, hashed, poisson
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.slo import SLO
 from gambrel.core.workload import Workload
 from gambrel.engine import Limits, replay
+from gambrel.engine import state as at
 from gambrel.engine.autoscaling import Autoscale, Look
+from gambrel.engine.dispatch import Dispatch
 from gambrel.engine.fleet import Failures, FleetRun, cold_start_s, least_fixed, serve_fleet
 from test_engine_fleet_turns import chained
 
@@ -123,6 +126,53 @@ def test_a_fleet_that_never_changes_is_the_plain_replay(case: Case, replicas: in
     assert day.run.first_token_s.tobytes() == plain.requests.first.tobytes()
     assert np.array_equal(day.run.replica, plain.replica)
     assert day.replica_hours == pytest.approx(replicas * max(day.horizon_s, 0.0) / 3600)
+
+
+def served(fleet: Fleet) -> list[Dispatch]:
+    """The arrays behind a day, after it."""
+    made: list[Dispatch] = []
+    of = Dispatch.of
+
+    def keep(*args: Any, **named: Any) -> Dispatch:
+        made.append(of(*args, **named))
+        return made[-1]
+
+    with patch.object(Dispatch, "of", keep):
+        fleet.serve()
+    return made
+
+
+@given(fleets())
+@settings(max_examples=60)
+def test_blocks_and_requests_are_conserved(fleet: Fleet) -> None:
+    """Law 9: at the end of the day all blocks are free, nobody waits, and what was handed out has ended or was lost."""
+    for day in served(fleet):
+        assert (day.replicas.ints[:, at.FREE_BLOCKS] == day.limits.num_kv_blocks).all()
+        assert day.num_finished == len(day.asked) == day.counts.sum()
+        assert day.num_held == 0
+        assert not any(day.outstanding)
+
+
+def test_a_lost_replica_has_forgotten_everything() -> None:
+    """Conversations with a prefix cache: they go on elsewhere, find less, and every block comes back."""
+    sessions, turns = 40, 6
+    n = sessions * turns
+    prompt, output = 60 * (1 + np.arange(n) // sessions), np.full(n, 20)
+    after = np.where(np.arange(n) < sessions, -1, np.arange(n) - sessions)
+    workload = Workload(
+        np.repeat(np.arange(turns, dtype=np.float64), sessions), prompt, output, session=np.arange(n) % sessions,
+        after=after, think_s=np.full(n, 1.0),
+    )  # fmt: skip
+    rows = [[1000 * (i % sessions) + k for k in range(-(-int(prompt[i] + 20) // 16))] for i in range(n)]
+    workload = hashed(workload, rows, 16)
+    case = Case(affine_table(1024, 64), Limits(64, 1024, 2000, prefix_caching=True), workload)
+    calm = Fleet(case, {"replicas": 3, "routing": "session_sticky", "start_up_s": 0.5})
+    rough = Fleet(case, calm.settings | {"failures": Failures(at=((2.1, 0), (3.3, 1), (4.0, 2)))})
+    one, other = calm.serve().run, rough.serve().run
+    assert np.isfinite(other.last_token_s).all()
+    assert 0.3 < other.hit_ratio < one.hit_ratio
+    for day in served(rough):
+        assert (day.replicas.ints[:, at.FREE_BLOCKS] == 2000).all()
 
 
 def steady(rate: float, n: int, service: int, seed: int = 0) -> Workload:
