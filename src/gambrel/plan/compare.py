@@ -79,10 +79,9 @@ def biggest_because(best: Candidate, biggest: Candidate | None, others: Iterable
         second = min(holding, key=lambda c: (c.usd_per_hour, c.deployment.label))
         d = second.deployment
         more = second.usd_per_hour - best.usd_per_hour
-        return (
-            f"it is the right one: the cheapest without it is {d.label} ({d.num_gpus} instead of "
-            f"{best.deployment.num_gpus} accelerators) for {per_hour(more)} more"
-        )
+        mine = best.deployment.num_gpus
+        cards = "" if d.num_gpus == mine else f" ({d.num_gpus} instead of {mine} accelerators)"
+        return f"it is the right one: the cheapest without it is {d.label}{cards} for {per_hour(more)} more"
     near = min(
         (c for c in smaller if c.verdicts), key=lambda c: -min(v.margin for v in c.verdicts), default=None
     )  # fmt: skip
