@@ -66,7 +66,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
 
 
 @given(fleets())
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_laws(fleet: Fleet) -> None:
     case, day = fleet.case, fleet.serve()
     run, workload = day.run, case.workload

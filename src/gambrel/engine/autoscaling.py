@@ -12,8 +12,8 @@ fleet's business.
   that finds any.
 - ``kpa``, Knative's autoscaler (defaults of ``config/core/configmaps/autoscaler.yaml`` in knative/serving at commit
   0d68a7b): every 2 s, ceil(mean over 60 s / target); if the mean over 6 s wants twice what is ready, it panics: follows
-  that mean and takes nothing away until it has been calm for 60 s. At most 1,000 times as many and half as few at once;
-  to zero 30 s after a window without work; from zero at the next look.
+  that mean and takes nothing away until it has been calm for 60 s. At most 1,000 times as many and half as few at once
+  (the latter as its documentation page says); to zero 30 s after a window without work; from zero at the next look.
 
 Here a mean is that of the looks in the window; Knative's is that of per-second means.
 """
