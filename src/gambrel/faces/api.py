@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gambrel.engine import Watch
     from gambrel.engine.fleet import FleetRun
     from gambrel.engine.shards import Tally
+    from gambrel.plan.several import Together
     from gambrel.report import Report, TrafficView
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "load_workload",
     "model",
     "plan",
+    "plan_together",
     "pricer",
     "profile",
     "read_workload",
@@ -385,3 +387,33 @@ def plan(
             pool=pool,
             journal=None if resume is None else SearchFile(Path(resume)),
         )
+
+
+def plan_together(
+    services: Iterable[tuple[str | Model, str | Path | Workload, SLO | Iterable[str]]],
+    *,
+    gpus: Iterable[str | Accelerator] | None = None,
+    backend: str = "auto",
+    address: str | None = None,
+    **axes: Any,
+) -> Together:
+    """The cheapest fleets for several models, each ``(model, workload, objectives)``, under what can be had together.
+
+    ``axes`` are fields of :class:`gambrel.plan.Space`; ``available`` and ``max_gpus`` count all models.
+
+    Raises:
+        InfeasiblePlan: with the reason in one line.
+    """
+    from gambrel.core import slo as slos
+    from gambrel.faces.backends import workers
+    from gambrel.plan import Space
+    from gambrel.plan.several import Service
+    from gambrel.plan.several import plan_together as put_together
+
+    devices = default_accelerators() if gpus is None else tuple(accelerator(g) for g in gpus)
+    asked = [
+        Service(model(name), load_workload(log), wanted if isinstance(wanted, slos.SLO) else slos.SLO.parse(wanted))
+        for name, log, wanted in services
+    ]
+    with workers(backend, address) as pool:
+        return put_together(asked, Space(devices, **axes), pricer(), pool)
