@@ -100,7 +100,7 @@ def test_laws(case: Case, data: st.DataObject) -> None:
     assert (requests.scheduled < requests.first)[np.isfinite(requests.first)].all()
     assert (requests.first <= requests.last)[ended].all()
     run = run_of(played, limits)
-    parts = sum(run.phases_s().values())
+    parts = np.sum(list(run.phases_s().values()), axis=0)
     np.testing.assert_allclose(parts[np.isfinite(parts)], run.e2e_s[np.isfinite(run.e2e_s)], atol=1e-9)
 
 

@@ -136,7 +136,7 @@ def test_refusals() -> None:
 def traced(found: Timeline, path: Path) -> dict[str, Any]:
     number = write_chrome_trace(path, found)
     data = path.read_bytes()
-    document = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    document: dict[str, Any] = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     assert number == len(document["traceEvents"])
     return document
 
