@@ -90,7 +90,7 @@ def digest(question: Question) -> str:
         value = getattr(log, column.name)
         if isinstance(value, np.ndarray):
             said.update(np.ascontiguousarray(value).tobytes())
-        elif column.name in {"closed_loop", "staggered", "prefix_block_tokens"}:
+        elif column.name in {"closed_loop", "staggered", "prefix_block_tokens", "kinds"}:
             said.update(repr(value).encode())
     for shapes in question.groups().values():
         table = question.pricer(shapes[0]).compile(256, 16)
