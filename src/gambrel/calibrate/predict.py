@@ -84,7 +84,7 @@ def simulated(
 def _reason(message: str) -> str:
     """What is unknown, and why where the catalog says; without what is near, which differs from row to row."""
     what, *rest = message.split("; ")
-    why = [part for part in rest if not part.startswith(("nearest", "a catalog file", "known:"))]
+    why = [part for part in rest if not part.startswith(("nearest", "a catalog file", "a path", "known:"))]
     return "; ".join([what, *why[-1:]])
 
 
