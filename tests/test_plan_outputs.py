@@ -223,6 +223,7 @@ def test_the_summary_opens_with_the_decision_and_its_price(file: PlanFile, deplo
     assert sentence(file, deployment) in text
     assert f"{deployment.num_gpus} x {deployment.accelerator.title}" in text
     assert "a month" in text
+    assert "gambrel measure --url" in text
     for p in file.predicted:
         assert f"| {p.objective} |" in text
     for line in text.splitlines():

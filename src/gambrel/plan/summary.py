@@ -58,6 +58,8 @@ def markdown_summary(file: PlanFile, deployment: Deployment) -> str:
         lines += [f"- **{loser.label}**{cost(loser.usd_per_hour)}: {loser.lost_because}" for loser in file.losers]
     if file.fixes:
         lines += ["", "Before an upgrade:", "", *(f"- {fix}" for fix in file.fixes)]
+    if file.measure_command:
+        lines += ["", f"Measure next: {file.measure_next}.", "", "```bash", file.measure_command, "```"]
     lines += ["", f"Predicted with gambrel {file.gambrel}; {file.basis}.", "", "```bash", file.launch, "```"]
     return "\n".join(lines) + "\n"
 
