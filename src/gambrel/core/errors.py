@@ -13,7 +13,8 @@
     ├── EndpointError      a live endpoint that did not answer as it should
     └── ReportError        a chart or page that could not be written
 
-Only ``faces`` catches these: exit status 1 for :class:`InfeasiblePlan`, 2 for every other.
+Only ``faces`` catches these: exit status 1 for :class:`InfeasiblePlan` (and for a plan of a model that fits nowhere), 2
+for every other.
 A message names the file, row or field, what was found, and what would work.
 """
 
