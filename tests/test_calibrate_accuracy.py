@@ -39,7 +39,7 @@ def found(request: pytest.FixtureRequest) -> Validation:
         ("NVIDIA, dense", "e2e", 0.11, 0.30), ("NVIDIA, dense", "ttft", 0.28, 0.70),
         ("NVIDIA, MoE or FP4", "tpot", 0.13, 0.38), ("NVIDIA, MoE or FP4", "output_tok_s", 0.20, 0.50),
         ("NVIDIA, MoE or FP4", "ttft", 0.35, 0.90), ("AMD", "output_tok_s", 0.22, 0.80), ("AMD", "e2e", 0.22, 0.60),
-        ("consumer and Volta", "tpot", 0.30, 0.75), ("consumer and Volta", "ttft", 0.45, 2.0),
+        ("consumer and Volta", "tpot", 0.30, 0.75), ("consumer and Volta", "ttft", 0.50, 6.0),
     ],
 )  # fmt: skip
 def test_errors_do_not_grow(found: Validation, kind: str, metric: str, median: float, p90: float) -> None:
