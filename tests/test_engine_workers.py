@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cost_factory import llama_on_h100
 from engine_cases import POLICIES, Case, affine_table, cases, constant_table, poisson
+from gambrel.core.efficiency import ideal
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, StepTable
 from gambrel.core.workload import Workload
-from gambrel.engine import ROUTINGS, Limits, replay
+from gambrel.cost import Roofline
+from gambrel.engine import ROUTINGS, Limits, Watch, replay, simulate
 from gambrel.engine import state as at
 from gambrel.engine.workers import LOOKING, Played, Pool, serve
 from test_engine_prefix import shared
@@ -139,6 +142,30 @@ def test_turns_wait_for_the_turn_before() -> None:
     )  # fmt: skip
     played = serve((Pool(constant_table(0.01, 64, 4), Limits(4, 64, 100), 1, 1, (0.5, 0.5)),), workload)
     assert played.requests.arrival[1] == played.requests.last[0] + 2.0
+
+
+def test_what_runs_nowhere_but_in_the_plain_scheduler_is_refused_and_crowds_are_spread() -> None:
+    cost = Roofline(llama_on_h100(pp=2), ideal())
+    few = poisson(4, 1.0, 20, 5)
+    with pytest.raises(
+        DeploymentError, match="clients give up in the plain scheduler of equal replicas"
+    ):
+        simulate(cost.deployment, cost, replace(few, deadline_s=np.full(4, 1.0)))
+    with pytest.raises(DeploymentError, match="speculative decoding is not modelled with pipeline stages"):
+        simulate(cost.deployment.with_(draft_tokens=2, acceptance=0.5), cost, few)
+    crowd = replace(few, arrival_s=np.zeros(4), closed_loop=4, staggered=True)
+    run = simulate(cost.deployment, cost, crowd)
+    alone = simulate(cost.deployment, cost, few.take(slice(0, 1)))
+    assert run.arrival_s == pytest.approx(float(alone.e2e_s[0]) * np.arange(4) / 4)
+
+
+def test_a_replay_can_be_stopped() -> None:
+    watch = Watch()
+    watch.stop[0] = True
+    pool = Pool(constant_table(0.01, 64, 4), Limits(4, 64, 100), 1, 1, (0.5, 0.5))
+    played = serve((pool,), poisson(20, 5.0, 20, 5), watch=watch)
+    assert watch.requests is played.requests
+    assert np.isnan(played.requests.last).all()
 
 
 def test_routings_that_know_prefixes_are_refused() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, WorkerCost
-from gambrel.engine.simulation import check_fits, limits_of, outside_s
+from gambrel.engine.simulation import check_fits, limits_of, outside_s, special, spread
 from gambrel.engine.workers import Pool, Transfer, rank_limits, serve, worker_run
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gambrel.core.run import Run
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
+    from gambrel.engine.watch import Watch
 
 __all__ = ["pool_of", "simulate_workers", "transfer_of"]
 
@@ -89,9 +90,21 @@ def transfer_of(deployment: Deployment, cost_model: CostModel, workload: Workloa
     return Transfer(cost_model.transfer_s(workload.prompt_tokens.astype(np.float64)), pull, along)
 
 
-def simulate_workers(deployment: Deployment, cost_model: CostModel, workload: Workload, *, series: bool = True) -> Run:
+def simulate_workers(
+    deployment: Deployment,
+    cost_model: CostModel,
+    workload: Workload,
+    *,
+    series: bool = True,
+    watch: Watch | None = None,
+) -> Run:
     """Replay ``workload`` where :func:`gambrel.engine.workers.needed` says so; see :func:`gambrel.engine.simulate`."""
     decode = pool_of(deployment.decode_pool, cost_model)
+    plain = special(decode.limits, workload)
+    if plain:
+        raise DeploymentError(
+            f"{plain} in the plain scheduler of equal replicas only; use pp=1, attention_dp=1 and prefill_replicas=0"
+        )
     check_fits(workload, decode.limits, deployment.max_model_len)
     pools: tuple[Pool, ...] = (decode,)
     transfer = None
@@ -101,7 +114,10 @@ def simulate_workers(deployment: Deployment, cost_model: CostModel, workload: Wo
         prefill = pool_of(deployment.prefill_pool, cost_model.prefill())
         check_fits(replace(workload, output_tokens=np.ones_like(workload.output_tokens)), prefill.limits)
         pools = (prefill, decode)
-    played = serve(pools, workload, transfer=transfer, routing=deployment.routing, series=series)
+    if workload.closed_loop and workload.staggered:
+        first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
+        workload = spread(workload, lambda alone: serve(pools, alone, transfer=first).requests)
+    played = serve(pools, workload, transfer=transfer, routing=deployment.routing, series=series, watch=watch)
     run = worker_run(played, pools, cost_model.basis)
     own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
     late = outside_s(own, played.requests)

@@ -40,6 +40,8 @@ from gambrel.engine.state import (
 from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Series
     from gambrel.core.step import CostModel, Floats, MemoryBudget, StepTable
@@ -214,8 +216,13 @@ def special(limits: Limits, workload: Workload) -> str:
 
 def _staggered(table: StepTable, limits: Limits, workload: Workload) -> Workload:
     """The same users, their starts spread evenly over the time the first request takes on an idle replica."""
+    return spread(workload, lambda alone: replay(table, limits, alone).requests)
+
+
+def spread(workload: Workload, served: Callable[[Workload], Requests]) -> Workload:
+    """The same users, their starts spread evenly over the time the first request takes when it is ``served`` alone."""
     alone = replace(workload.take(slice(0, 1)), closed_loop=0, staggered=False, think_s=None)
-    alone_s = float(replay(table, limits, alone).requests.last[0] - alone.arrival_s[0])
+    alone_s = float(served(alone).last[0] - alone.arrival_s[0])
     users = min(workload.closed_loop, len(workload))
     arrival_s = np.zeros(len(workload))
     arrival_s[:users] = alone_s * np.arange(users) / users
@@ -258,7 +265,7 @@ def simulate(
     if needed(deployment):
         from gambrel.engine.deployed import simulate_workers  # which asks this module for limits
 
-        return simulate_workers(deployment, cost_model, workload, series=series)
+        return simulate_workers(deployment, cost_model, workload, series=series, watch=watch)
     table, limits = prepared(deployment, cost_model)
     check_fits(workload, limits, deployment.max_model_len)
     played = replay(

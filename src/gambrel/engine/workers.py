@@ -21,6 +21,7 @@ from gambrel.engine.state import (
     BATCH_S,
     BOUND_S,
     BUSY_S,
+    CLOCK,
     GAP_TOTAL,
     LEAST,
     NEVER,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.step import Floats, RankTable, StepTable
     from gambrel.core.workload import Ints, Workload
+    from gambrel.engine.watch import Watch
 
 __all__ = ["Played", "Pool", "Transfer", "needed", "rank_limits", "serve", "worker_run"]
 
@@ -224,6 +226,7 @@ def serve(
     transfer: Transfer | None = None,
     routing: str = "round_robin",
     series: bool = False,
+    watch: Watch | None = None,
 ) -> Played:
     """Replay a workload on one pool, or on a prefill and a decode pool with a ``transfer`` between them.
 
@@ -245,10 +248,12 @@ def serve(
     if caching and len(prefixes.sizes) == 0:
         # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
         plain = tuple(replace(pool, limits=replace(pool.limits, prefix_caching=False)) for pool in pools)
-        played = serve(plain, workload, transfer=transfer, routing=routing, series=series)
-        if not played.requests.preemptions.any():
+        played = serve(plain, workload, transfer=transfer, routing=routing, series=series, watch=watch)
+        if not played.requests.preemptions.any() or (watch is not None and watch.stop[0]):
             return played
-    requests = Requests.of(workload, prefixes)
+    requests = Requests.of(workload, prefixes, None if watch is None else watch.stop)
+    if watch is not None:
+        watch.requests = requests
     n = len(workload)
     fixed = _fixed(workload, requests, routing)
     rule = LOOKING.get(routing, -1)
@@ -278,7 +283,8 @@ def serve(
         requests.scheduled, requests.first, requests.last, requests.preemptions, requests.paused,
         requests.cached, requests.prefixes.units, requests.prefixes.offsets,
         prefilled, transferred, np.zeros(n) if transfer is None else transfer.seconds, replica,
-        ints, floats, histogram, samples, every, make_room(limits, requests),
+        ints, floats, histogram, samples, every,
+        np.zeros(1, np.bool_) if requests.stop is None else requests.stop, make_room(limits, requests),
     )  # fmt: skip
     sampled = Series(*(row[:taken].copy() for row in samples)) if series else None
     return Played(requests, replica, prefilled, transferred, ints, floats, histogram, sampled)
@@ -288,7 +294,7 @@ def worker_run(played: Played, pools: tuple[Pool, ...], basis: str = "") -> Run:
     """A replay as the table that reports, plans and fits read; use by pool where there are two."""
     requests, ints, floats = played.requests, played.ints, played.floats
     total = floats.sum(axis=0)
-    busy = float(total[BUSY_S])
+    busy = max(float(total[BUSY_S]), 1e-300)  # stopped before anything began
     histogram = played.histogram.sum(axis=0)
     used = np.flatnonzero(histogram)
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
@@ -332,6 +338,7 @@ def worker_run(played: Played, pools: tuple[Pool, ...], basis: str = "") -> Run:
         series=played.series,
         origin="simulated",
         basis=basis,
+        worked_until_s=float(floats[:, CLOCK].max()),
         prefilled_s=played.prefilled if apart else None,
         transferred_s=played.transferred if apart else None,
         pools=uses if apart else (),

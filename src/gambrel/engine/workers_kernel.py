@@ -683,7 +683,7 @@ def serve(
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     paused: Any, hits: Any, units: Any, unit_offsets: Any,
     prefilled: Any, transferred: Any, transfer_s: Any, replica: Any,
-    ints: Any, floats: Any, histogram: Any, samples: Any, every: float, room: Any,
+    ints: Any, floats: Any, histogram: Any, samples: Any, every: float, stop: Any, room: Any,
 ) -> int:  # fmt: skip
     """Serve every request by the pools of ``limits`` int64[p, NUM_LIMITS]: one of both kinds, or prefill then decode.
 
@@ -696,7 +696,8 @@ def serve(
     Filled: the columns of requests, ``prefilled`` and ``transferred`` float64[n] between two pools, ``replica``
     int64[n] the last worker; by pool ``ints``, ``floats``, ``histogram`` in the places of :mod:`gambrel.engine.state`
     (USED_S and USED_MAX in blocks of a worker); ``samples`` float64[4, k] every so many seconds. ``room`` is where it
-    works, of :func:`gambrel.engine.workers_room.make_room`. Returns the number of samples.
+    works, of :func:`gambrel.engine.workers_room.make_room`. Returns the number of samples, at once when ``stop``
+    bool[1] is set.
     """
     n = len(prompt)
     pools = len(limits)
@@ -728,7 +729,7 @@ def serve(
     for u in range(min(users, n)):
         num_events = heap_push(times, rows, num_events, arrival[u], -1 - line[u])
 
-    while finished < n:
+    while finished < n and not stop[0]:
         # What happens next: an arrival, a micro-batch that ends, a prompt that has come over, a user who asks.
         upcoming = NEVER
         if released < len(opens):
