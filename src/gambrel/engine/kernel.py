@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 from gambrel.core.step import decode_parts, decode_terms, pairs_within, step_parts
@@ -102,6 +103,12 @@ _decode = njit(decode_parts)
 
 
 @compiled()
+def _ceil(tokens: int, size: int) -> Any:
+    """Blocks of ``size`` that hold ``tokens``; unsigned, which spares the division a look at the signs."""
+    return np.int64((np.uint64(tokens) + np.uint64(size) - np.uint64(1)) // np.uint64(size))
+
+
+@compiled()
 def sample(
     replica: int, arrival: Any, follow: Any, ints: Any, floats: Any, samples: Any,
     until: float, running: int, preempted: int, used: int,
@@ -144,7 +151,7 @@ def count(replica: int, gap: float, number: int, histogram: Any, bits: Any, bits
     histogram[replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += number
 
 
-@compiled(release)
+@compiled(_ceil, release)
 def evict(
     replica: int, prompts_first: bool, step: int, phase: int, clock: float, decoded: float, done: int, window: int,
     block_size: int, prefix_caching: bool, free: int, need: int, tail: int, partial: int, preempted: int,
@@ -208,7 +215,7 @@ def evict(
                 replica, victim, cached, block_size, False, ints, slots, cache, units, unit_offsets, unit_sizes
             )
         else:
-            free += (cached + block_size - 1) // block_size + ints[replica, STATE_BLOCKS]
+            free += _ceil(cached, block_size) + ints[replica, STATE_BLOCKS]
         i = slots[replica, REQUEST, victim]
         if preemptions[i] == 0 and slots[replica, GENERATED, victim] == 0:
             token_s[replica, victim] = clock  # its first token is late by what follows
@@ -222,7 +229,7 @@ def evict(
 
 
 @compiled(
-    step_parts, decode_terms, decode_parts, pairs_within, count, sample, evict, take, match, join, cover, release
+    step_parts, decode_terms, decode_parts, pairs_within, _ceil, count, sample, evict, take, match, join, cover, release
 )  # fmt: skip
 def advance(
     replica: int, until: float, pause: bool,
@@ -417,8 +424,8 @@ def advance(
                         running += 1
                         if budget > 0:
                             chunk = min(target - done, budget)
-                            blocks = (done + chunk + block_size - 1) // block_size
-                            blocks -= (done + block_size - 1) // block_size
+                            blocks = _ceil(done + chunk, block_size)
+                            blocks -= _ceil(done, block_size)
                             if blocks > free:
                                 # It is the last of the running, so it gives way itself.
                                 if prefix_caching:
@@ -427,7 +434,7 @@ def advance(
                                         ints, slots, cache, units, unit_offsets, unit_sizes,
                                     )  # fmt: skip
                                 else:
-                                    free += (done + block_size - 1) // block_size + state
+                                    free += _ceil(done, block_size) + state
                                 tail = slots[replica, BEFORE, partial]
                                 admit = False
                                 i = slots[replica, REQUEST, partial]
@@ -489,10 +496,10 @@ def advance(
                                 blocked = True
                                 break
                             chunk = min(tokens - hit, budget)
-                            blocks = (hit + chunk + block_size - 1) // block_size - found + state
+                            blocks = _ceil(hit + chunk, block_size) - found + state
                             room = blocks
                             if hit + chunk < tokens and reserve_full_prompt:
-                                room = (tokens + block_size - 1) // block_size - found + state
+                                room = _ceil(tokens, block_size) - found + state
                             room += evictable
                             if running > 0:
                                 room += watermark_blocks
@@ -588,11 +595,11 @@ def advance(
             if pre_tokens > 0:
                 marginal = seconds
                 if advancing > 0:
-                    marginal -= _parts(
+                    terms = _terms(
                         linear, linear_compute, linear_weights, collective, overhead,
-                        head, head_compute, head_weights, lines,
-                        advancing, advancing, advancing, kv, kv_windowed, 0, 0, 0, 0,
-                    )[5]  # fmt: skip
+                        head, head_compute, head_weights, lines, advancing,
+                    )  # fmt: skip
+                    marginal -= _decode(*terms, kv, kv_windowed)[5]
                 prefill_s += max(marginal, 0.0)
             start = clock
             clock = start + seconds
@@ -659,7 +666,7 @@ def advance(
                     cached = step + 1 + slots[replica, OFFSET, slot]
                     asked -= output[slots[replica, REQUEST, slot]]
                     if promise_output:
-                        promised -= (cached + block_size - 1) // block_size + state
+                        promised -= _ceil(cached, block_size) + state
                     if prefix_caching:  # blocks are freed in order of admission, for that is the order of the queue
                         i = ended
                         while (
@@ -670,7 +677,7 @@ def advance(
                         slots[replica, ENDED, i] = slot
                         ended += 1
                     else:
-                        free += (cached + block_size - 1) // block_size + state
+                        free += _ceil(cached, block_size) + state
                     context -= cached
                     decodes -= 1
                     offsets[replica, slots[replica, BUCKET, slot]] -= 1
@@ -721,13 +728,13 @@ def advance(
                 finished += 1
                 blocked = static_batch
                 if promise_output:
-                    promised -= (cached + block_size - 1) // block_size + state
+                    promised -= _ceil(cached, block_size) + state
                 if prefix_caching:
                     free += release(
                         replica, slot, cached, block_size, True, ints, slots, cache, units, unit_offsets, unit_sizes
                     )
                 else:
-                    free += (cached + block_size - 1) // block_size + state
+                    free += _ceil(cached, block_size) + state
                 i = slots[replica, BEFORE, slot]
                 j = slots[replica, AFTER, slot]
                 if i >= 0:
@@ -746,7 +753,7 @@ def advance(
             remaining_all += remaining
             asked += output[i]
             slots[replica, OFFSET, slot] = cached - step
-            place = (cached + phase) % block_size
+            place = np.int64(np.uint64(cached + phase) % np.uint64(block_size))
             slots[replica, BUCKET, slot] = place
             offsets[replica, place] += 1
             slots[replica, FINISH, slot] = step + remaining - 1
