@@ -66,7 +66,9 @@ def next_levels(calibration: Calibration, limit: int = 3) -> list[NextLevel]:
         if users > deployment.max_num_seqs:
             continue
         for prompt, output in _LENGTHS:
-            point = point_of_lengths(deployment, _ASKED, prompt_tokens=prompt, output_tokens=output, users=users, staggered=True)
+            point = point_of_lengths(
+                deployment, _ASKED, prompt_tokens=prompt, output_tokens=output, users=users, staggered=True
+            )
 
             try:
                 here = _figures(calibration, point, names, theta)
@@ -98,7 +100,9 @@ def _figures(calibration: Calibration, point: Point, names: list[str], theta: Fl
 def _seconds(calibration: Calibration, users: int, prompt: int, output: int) -> float:
     """Seconds of fifty requests, or four rounds, at this level."""
     d = calibration.points[0].deployment
-    point = point_of_lengths(d, {"e2e": Figure(1.0)}, prompt_tokens=prompt, output_tokens=output, users=users, staggered=True)
+    point = point_of_lengths(
+        d, {"e2e": Figure(1.0)}, prompt_tokens=prompt, output_tokens=output, users=users, staggered=True
+    )
     priced = Roofline(d, moved(calibration.base(d), calibration.multiples))
     e2e = simulated(d, priced, point.workload, point.measured)["e2e"]
     return max(1.0, e2e * math.ceil(max(50, 4 * users) / users))

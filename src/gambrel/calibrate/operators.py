@@ -166,7 +166,9 @@ def _fitted(causes: Floats, seconds: list[float]) -> Floats:
     from scipy.optimize import nnls
 
     if min(seconds) <= 0.0:
-        raise DeploymentError("operator times: the package does not tell this model's attention from the rest of a step")
+        raise DeploymentError(
+            "operator times: the package does not tell this model's attention from the rest of a step"
+        )
     found, _ = nnls(causes / np.array(seconds)[:, None], np.ones(len(seconds)))
     return np.asarray(found, np.float64)
 

@@ -1,6 +1,6 @@
 """Service level objectives: limits on named percentiles, written the way people say them.
 
-``ttft.p95<=1s``, ``tpot.p95<=50ms``, ``itl.p99<=0.2``, ``e2e.p99<=30s``, ``goodput>=0.95``. Where several kinds of
+``ttft.p95<=1s``, ``tpot.p95<=50ms``, ``itl.p99<=0.2``, ``e2e.p99<=30s``. Where several kinds of
 traffic share a fleet, ``code:ttft.p95<=0.5s`` is a limit for one of them.
 """
 
