@@ -13,10 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cost_factory import llama_on_h100
 from engine_cases import POLICIES, Case, affine_table, cases, constant_table, hashed, poisson
+from gambrel.core.efficiency import ideal
+from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.step import Step
 from gambrel.core.workload import Workload
-from gambrel.engine import Limits, replay
+from gambrel.cost import Roofline
+from gambrel.engine import Limits, replay, simulate
 from gambrel.engine import state as at
 from gambrel.engine.workers import LOOKING, Played, Pool, Transfer, serve, worker_run
 from test_engine_prefix import shared
@@ -239,3 +243,27 @@ def test_users_wait_for_answers_of_two_pools() -> None:
         spent = (played.requests.last - played.requests.arrival).sum()
         steady = played.requests.arrival.max()
         assert spent == pytest.approx(users * steady, rel=0.05)
+
+
+def test_a_deployment_of_two_pools_from_end_to_end() -> None:
+    """Accelerators, label and price count both pools; the run says what each did; slower links, later first tokens."""
+    d = llama_on_h100(tp=2, replicas=2, prefill_replicas=1, prefill_tp=4, kv_link_bytes_per_s=50e9)
+    assert (d.num_gpus, d.prefill_pool.num_gpus, d.decode_pool.num_gpus) == (8, 4, 4)
+    assert "prefill + 2 x h100-sxm tp2" in d.label
+    workload = poisson(200, 10.0, 800, 40)
+    runs = {
+        policy: simulate(d.with_(policy=policy), Roofline(d.with_(policy=policy), ideal()), workload)
+        for policy in ("vllm", "sglang", "tensorrt_llm")
+    }
+    for run in runs.values():
+        assert np.isfinite(run.last_token_s).all()
+        assert run.replicas == 3
+        assert [(p.name, p.replicas) for p in run.pools] == [("prefill", 1), ("decode", 2)]
+        assert sum(run.phases_s()[name].sum() for name in run.phases_s()) == pytest.approx(run.e2e_s.sum())
+    thin = d.with_(kv_link_bytes_per_s=1e9)
+    assert simulate(thin, Roofline(thin, ideal()), workload).ttft_s.mean() > runs["vllm"].ttft_s.mean() + 0.04
+    with pytest.raises(DeploymentError, match="policy 'static' has no prefill workers; known with them: vllm"):
+        simulate(d.with_(policy="static"), Roofline(d, ideal()), workload)
+    tiny = replace(workload, prompt_tokens=np.full(200, 9_000_000))
+    with pytest.raises(WorkloadError, match="a replica has"):
+        simulate(d, Roofline(d, ideal()), tiny)
