@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["refusal", "relaxations", "rounded_up"]
 
-LADDER = (1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+LADDER = (1.1, 1.5, 2.5, 5.0, 10.0)
 """Multiples of the least conceivable limit at which a looser objective is tried."""
-REFINED = 2
+REFINED = 1
 """Bisections between the last rung that fails and the first that holds."""
 EIGHT_AND_FOUR_BITS = ("fp8", "int4")
 DEGREES = (1, 2, 4, 8, 16)
