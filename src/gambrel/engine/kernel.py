@@ -151,7 +151,7 @@ def count(replica: int, gap: float, number: int, histogram: Any, bits: Any, bits
     histogram[replica, min(max((bits_int[replica, 0] >> BUCKET_SHIFT) - BUCKET_BASE, 0), NUM_BUCKETS - 1)] += number
 
 
-@compiled(_ceil, release)
+@compiled(_ceil, release, take)
 def evict(
     replica: int, prompts_first: bool, step: int, phase: int, clock: float, decoded: float, done: int, window: int,
     block_size: int, prefix_caching: bool, free: int, need: int, tail: int, partial: int, preempted: int,
@@ -166,6 +166,10 @@ def evict(
     mask = ring.shape[1] - 1
     windowed = window > 0
     while need > free:
+        if prefix_caching and free > 0:  # those before had theirs already, of what was free then
+            take(replica, free, ints, cache)
+            need -= free
+            free = 0
         victim = tail
         tail = slots[replica, BEFORE, victim]
         cached = done
