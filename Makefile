@@ -51,7 +51,7 @@ lock: $(UV) ## take the newest dependencies that pyproject.toml allows, with the
 	$(MAKE) --no-print-directory export
 
 # uv.lock holds registry addresses and stays out of git; the exports hold names, versions and hashes alone.
-EXPORT := export --quiet --frozen --all-extras --group build --no-emit-project --no-annotate --no-header
+EXPORT := export --quiet --frozen --all-extras --no-extra ray --no-extra dask --no-extra operators --group build --no-emit-project --no-annotate --no-header
 .PHONY: export
 export:
 	$(UV) $(EXPORT) --no-dev --output-file requirements.txt

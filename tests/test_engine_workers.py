@@ -147,9 +147,7 @@ def test_turns_wait_for_the_turn_before() -> None:
 def test_what_runs_nowhere_but_in_the_plain_scheduler_is_refused_and_crowds_are_spread() -> None:
     cost = Roofline(llama_on_h100(pp=2), ideal())
     few = poisson(4, 1.0, 20, 5)
-    with pytest.raises(
-        DeploymentError, match="clients give up in the plain scheduler of equal replicas"
-    ):
+    with pytest.raises(DeploymentError, match="clients give up in the plain scheduler of equal replicas"):
         simulate(cost.deployment, cost, replace(few, deadline_s=np.full(4, 1.0)))
     with pytest.raises(DeploymentError, match="speculative decoding is not modelled with pipeline stages"):
         simulate(cost.deployment.with_(draft_tokens=2, acceptance=0.5), cost, few)

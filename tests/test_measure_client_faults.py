@@ -253,7 +253,14 @@ def test_any_part_of_the_path_will_do(tail: str) -> None:
 def test_a_server_killed_in_the_middle_keeps_the_run(tmp_path: Path) -> None:
     out = tmp_path / "run.jsonl.gz"
     with MockServer(Script(ttft_s=0.02, gap_s=0.005)) as mock:
-        killer = threading.Timer(1.0, lambda: os.kill(mock.pid, signal.SIGKILL))
+
+        def kill() -> None:
+            until = time.monotonic() + 60
+            while (not out.exists() or out.stat().st_size < 4096) and time.monotonic() < until:
+                time.sleep(0.05)  # until some dozens of requests are in the file
+            os.kill(mock.pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
         killer.start()
         with pytest.raises(EndpointError, match=r"stopped answering at c4 p32 o8.*the \d+ requests until then are in"):
             measure(plan(Endpoint(mock.url, "mock"), levels=(Closed(4, 32, 8),), num_requests=100_000), out)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
     from gambrel.core.run import Run
-    from gambrel.core.step import CostModel, StepTable
+    from gambrel.core.step import CostModel, MemoryBudget, StepTable
     from gambrel.core.workload import Workload
     from gambrel.cost import Roofline
 
@@ -70,7 +70,7 @@ def simulated(
 ) -> dict[str, float]:
     """The wanted figures of a simulated operating point, by metric, with the statistic each asks for."""
     table = priced.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
-    run, _ = Predictor.run(deployment, table, priced.memory().num_kv_blocks, workload)
+    run, _ = Predictor.run(deployment, table, priced.memory(), workload)
     found = {}
     for metric, figure in wanted.items():
         if metric == "output_tok_s" and workload.closed_loop:  # Little's law: no window, no ends
@@ -131,7 +131,7 @@ class Predictor:
         self._models = models
         self._find = find
         self._saturated: dict[tuple[object, ...], tuple[float, float]] = {}
-        self._tables: dict[tuple[Any, ...], tuple[StepTable, int, Roofline]] = {}
+        self._tables: dict[tuple[Any, ...], tuple[StepTable, MemoryBudget, Roofline]] = {}
 
     def __call__(self, row: Row) -> Prediction:
         """What the row should have measured.
@@ -188,35 +188,35 @@ class Predictor:
 
     def _replica(self, row: Row, deployment: Deployment) -> tuple[float, float]:
         """(tokens per second, mean time per token) of one saturated replica with the row's lengths, remembered."""
-        table, blocks, priced = self._compiled(deployment)
+        table, memory, _ = self._compiled(deployment)
         prompt, output = row_lengths(row)
         key = (id(table), prompt, output)
         if key not in self._saturated:
             held = held_bytes(deployment, prompt + output / 2) or 1.0
-            room = math.ceil(max(1.0, blocks * priced.memory().kv_bytes_per_block / held))
+            room = math.ceil(max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held))
             sequences = min(deployment.max_num_seqs, room)
             workload = workload_of(replace(row, id=row.model, mode="offline", load=math.inf), saturating=3 * sequences)
             if workload is None:
                 raise Skip("lengths of prompts and answers not published")
-            run, _ = self.run(deployment.with_(replicas=1), table, blocks, workload)
+            run, _ = self.run(deployment.with_(replicas=1), table, memory, workload)
             self._saturated[key] = (run.output_tokens_per_s, run.distribution("tpot").mean)
         return self._saturated[key]
 
     def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Efficiency, str]:
         """(figures by metric, constants, what had to be assumed to run at all) of one arrangement."""
-        table, blocks, priced = self._compiled(deployment)
+        table, memory, priced = self._compiled(deployment)
         prompt, output = row_lengths(row)
         held = held_bytes(deployment, prompt + output / 2) or 1.0
-        room = max(1.0, blocks * priced.memory().kv_bytes_per_block / held)
+        room = max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held)
         saturating = min(deployment.max_num_seqs, math.ceil(room)) * deployment.replicas
         workload = self._workload(row, saturating)
         if workload is None:
             raise Skip("lengths of prompts and answers not published")
         if deployment.engine == "tensorrt-llm":  # its default scheduler never evicts: it reserves every answer in full
             whole = -(-max_request_tokens(workload) // deployment.block_size)
-            most = max(1, min(deployment.max_num_seqs, blocks // whole))
+            most = max(1, min(deployment.max_num_seqs, memory.num_kv_blocks // (whole + memory.state_blocks)))
             deployment = deployment.with_(max_num_seqs=most)
-        run, assumed = self.run(deployment, table, blocks, workload)
+        run, assumed = self.run(deployment, table, memory, workload)
         static = row.mode == "offline" and ("static batch" in row.notes or "single stream" in row.notes)
         figures = {metric: self._read(run, row, metric, figure, static=static)
                    for metric, figure in row.measured.items()}  # fmt: skip
@@ -227,11 +227,11 @@ class Predictor:
         return figures, priced.efficiency, assumed
 
     @staticmethod
-    def run(deployment: Deployment, table: StepTable, blocks: int, workload: Workload) -> tuple[Run, str]:
+    def run(deployment: Deployment, table: StepTable, memory: MemoryBudget, workload: Workload) -> tuple[Run, str]:
         """(the simulated run, what was assumed): a row that ran did fit, whatever the memory budget says."""
-        needed = -(-max_request_tokens(workload) // deployment.block_size)
-        assumed = "" if blocks >= needed else "memory: taken to hold one request, as it ran"
-        limits = limits_of(deployment, max(blocks, needed))
+        needed = -(-max_request_tokens(workload) // deployment.block_size) + memory.state_blocks
+        assumed = "" if memory.num_kv_blocks >= needed else "memory: taken to hold one request, as it ran"
+        limits = limits_of(deployment, replace(memory, num_kv_blocks=max(memory.num_kv_blocks, needed)))
         played = replay(table, limits, workload, replicas=deployment.replicas, routing="round_robin")
         return run_of(played, limits, deployment.replicas), assumed
 
@@ -247,8 +247,8 @@ class Predictor:
             return float(np.median(run.e2e_s / run.output_tokens))
         return read_figure(run, metric, figure.statistic)
 
-    def _compiled(self, deployment: Deployment) -> tuple[StepTable, int, Roofline]:
-        """(step table, KV blocks, cost model) of a deployment, kept for the next row of the same settings."""
+    def _compiled(self, deployment: Deployment) -> tuple[StepTable, MemoryBudget, Roofline]:
+        """(step table, memory, cost model) of a deployment, kept for the next row of the same settings."""
         d = deployment
         key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.engine,
                d.engine_version, d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization)  # fmt: skip
@@ -263,5 +263,6 @@ class Predictor:
                 budget = self._price(tighter).memory()
                 least = _LEAST_CACHE * budget.memory_bytes / max(budget.kv_bytes_per_block, 1.0)
                 blocks = max(budget.num_kv_blocks, math.floor(least))
-            self._tables[key] = (priced.compile(d.max_num_batched_tokens, d.max_num_seqs), blocks, priced)
+            memory = replace(priced.memory(), num_kv_blocks=blocks)
+            self._tables[key] = (priced.compile(d.max_num_batched_tokens, d.max_num_seqs), memory, priced)
         return self._tables[key]

@@ -12,6 +12,8 @@ A prompt's tokens are its words (split at white space), or its token ids; an ans
 word. One thing a simulation does not have is the way to the client and back: it lets a closed loop's next request
 arrive the moment the last one ends. So a step that finished requests is followed by a grace: the twin waits up to
 ``grace_s`` (real) for as many new ones before it settles the next step, which still *starts* where the last ended.
+Where the cost model knows of time that a request takes outside the steps, every request waits that long at the door
+(a constant delay of arrivals moves nobody relative to anybody), and there is no grace: the next request is late anyway.
 """
 
 from __future__ import annotations
@@ -91,14 +93,20 @@ class Truth(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="re
 class _Served:
     """One request on its way: the sequence, where its tokens go, and its times."""
 
-    __slots__ = ("answer", "ask", "chunk_s", "pending", "sequence", "token_s")
+    __slots__ = ("answer", "arrival_s", "ask", "chunk_s", "pending", "sequence", "token_s")
 
     def __init__(self, ask: Ask, answer: Answer) -> None:
         self.ask, self.answer = ask, answer
         self.sequence: Sequence
+        self.arrival_s = 0.0  # at the door; the sequence's own is when it is in line
         self.pending = 0  # tokens that wait for their chunk
         self.token_s = array("d")
         self.chunk_s = array("d")
+
+    @property
+    def asked_s(self) -> float:
+        """When its client asked: at the door, or, within a grace, when the answer before it ended."""
+        return min(self.arrival_s, self.sequence.arrival_s)
 
 
 class _Replica:
@@ -108,6 +116,7 @@ class _Replica:
         self.twin, self.index, self.batch = twin, index, batch
         self.alarm = Alarm(twin.loop, self._wake)
         self.clock = 0.0  # virtual end of the last step
+        self.step_s = 0.0  # how long the last one took
         self.ends: float | None = None  # virtual end of the step under way
         self.expected = 0  # requests that ended with the last step and may be followed by new ones
         self.settles_s: float | None = None  # real time at which the next step is settled
@@ -154,7 +163,7 @@ class _Replica:
             self.ends = None
             self.alarm.cancel()
             return
-        self.ends = self.clock + seconds
+        self.ends, self.step_s = self.clock + seconds, seconds
         self.alarm.at(self.twin.real(self.ends))
 
     def _wake(self) -> None:
@@ -205,11 +214,14 @@ class Twin:
             raise DeploymentError(f"stream_interval must be at least 1 token, got {stream_interval}")
         self.loop = asyncio.get_running_loop()
         self.deployment, self.scale, self.grace_s = deployment, scale, grace_s
+        self._behind_s = 0.0  # the latest time at which a request was put in line
         self.stream_interval = stream_interval
         self.limits: Limits = limits_of(deployment, cost_model.memory())
         if why := unserved(deployment, self.limits):
             raise DeploymentError(f"the twin does not serve {why}; gambrel simulate does")
-        table = cost_model.compile(self.limits.max_num_batched_tokens, self.limits.max_num_seqs)
+        table = self._table = cost_model.compile(self.limits.max_num_batched_tokens, self.limits.max_num_seqs)
+        if table.outside_s(0.0):  # the next request of a user comes later than the end of the last one anyway
+            self.grace_s = 0.0
         self._model = model or deployment.model.name
         room = (self.limits.num_kv_blocks - self.limits.state_blocks) * self.limits.block_size
         if not self.limits.chunked_prefill:
@@ -289,9 +301,10 @@ class Twin:
         if output < 1:
             raise Refusal(400, f"the prompt alone has {ask.prompt_tokens} tokens; {self._max_model_len} fit")
         served = _Served(ask, answer)
-        arrival = (ask.received_s - self.origin_s) / self.scale
-        served.sequence = Sequence(arrival, ask.prompt_tokens, output, served)
+        arrival = served.arrival_s = (ask.received_s - self.origin_s) / self.scale
         replica = self._route()
+        self._behind_s = max(self._behind_s, arrival + self._table.outside_s(replica.step_s))
+        served.sequence = Sequence(self._behind_s, ask.prompt_tokens, output, served)
         self._serving[ask.id] = (replica, served)
         replica.add(served.sequence)
 
@@ -326,7 +339,7 @@ class Twin:
             if times:
                 page.gap.add((clock - times[-1]) * self.scale)
             else:
-                page.ttft.add((clock - sequence.arrival_s) * self.scale)
+                page.ttft.add((clock - served.asked_s) * self.scale)
                 page.prompt_tokens += sequence.prompt
             times.append(clock)
             page.generation_tokens += 1
@@ -347,7 +360,7 @@ class Twin:
         self._exposition.preemptions += sequence.preemptions
         self._exposition.finish(
             "length", prompt_tokens=sequence.prompt, output_tokens=sequence.output,
-            max_tokens=served.ask.max_tokens or sequence.output, arrival_s=sequence.arrival_s * scale,
+            max_tokens=served.ask.max_tokens or sequence.output, arrival_s=served.asked_s * scale,
             scheduled_s=sequence.scheduled_s * scale, first_s=sequence.first_s * scale,
             last_s=sequence.token_s * scale,
         )  # fmt: skip
@@ -357,7 +370,7 @@ class Twin:
         s = served.sequence
         truth = Truth(
             id=served.ask.id, client_id=served.ask.client_id, replica=replica.index, prompt_tokens=s.prompt,
-            output_tokens=s.generated, arrival_s=s.arrival_s, scheduled_s=_known(s.scheduled_s),
+            output_tokens=s.generated, arrival_s=served.asked_s, scheduled_s=_known(s.scheduled_s),
             first_s=_known(s.first_s), last_s=_known(s.token_s), preemptions=s.preemptions, status=status,
             token_s=served.token_s.tolist(), chunk_s=served.chunk_s.tolist(),
         )  # fmt: skip
