@@ -183,3 +183,16 @@ def test_staggered_users_of_one_length_do_not_prefill_together() -> None:
     alone = np.min(spread.first - spread.arrival)
     assert np.median(together.first - together.arrival) > 6 * alone
     assert np.median(spread.first - spread.arrival) < 2 * alone
+
+
+def test_staggered_users_ask_again_when_the_answer_has_reached_them() -> None:
+    """Little's law holds for what users see: a request's time outside the steps is part of their cycle."""
+    n, users, late = 400, 4, 0.02
+    loop = Workload(np.zeros(n), np.full(n, 100), np.full(n, 20), closed_loop=users, staggered=True)
+    limits = Limits(users, 512, 10_000)
+    table = replace(affine_table(512, users), request_s=late)
+    run = run_of(replay(table, limits, loop), limits)
+    cycles = run.arrival_s[users:] - np.sort(run.last_token_s)[: n - users]
+    assert np.allclose(np.sort(cycles), 0.0, atol=1e-9)
+    rate = (n - 1) / (run.arrival_s[-1] - run.arrival_s[0])
+    assert rate * run.distribution("e2e").mean == pytest.approx(users, rel=0.02)

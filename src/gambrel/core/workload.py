@@ -41,7 +41,8 @@ class Workload:
             times are then the engine's to make. ``arrival_s`` holds the users' starts in the first ``closed_loop``
             rows (all zero: together) and is not read beyond them.
         staggered: users of a closed loop start evenly spread over the time one request takes alone, which only the
-            engine knows; requests of one length would otherwise go in step with each other for ever.
+            engine knows; requests of one length would otherwise go in step with each other for ever. And each sends
+            the next request when the last token has reached them, not when the engine has made it.
         think_s: float64[n] seconds a user of a closed loop, or of a session, pauses between the end of this request and
             the next one sent, or None for no pause.
         after: int64[n] the row whose end this one waits for (and then for its ``think_s``), an earlier one, each named

@@ -114,11 +114,11 @@ def simulate_workers(
         prefill = pool_of(deployment.prefill_pool, cost_model.prefill())
         check_fits(replace(workload, output_tokens=np.ones_like(workload.output_tokens)), prefill.limits)
         pools = (prefill, decode)
+    own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
     if workload.closed_loop and workload.staggered:
         first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
-        workload = spread(workload, lambda alone: serve(pools, alone, transfer=first).requests)
+        workload = spread(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
     played = serve(pools, workload, transfer=transfer, routing=deployment.routing, series=series, watch=watch)
     run = worker_run(played, pools, cost_model.basis)
-    own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
     late = outside_s(own, played.requests)
     return replace(run, first_token_s=run.first_token_s + late, last_token_s=run.last_token_s + late) if late else run

@@ -215,14 +215,23 @@ def special(limits: Limits, workload: Workload) -> str:
 
 
 def _staggered(table: StepTable, limits: Limits, workload: Workload) -> Workload:
-    """The same users, their starts spread evenly over the time the first request takes on an idle replica."""
-    return spread(workload, lambda alone: replay(table, limits, alone).requests)
+    """The same users as people and load clients are: see :func:`spread`; the first request on an idle replica."""
+    return spread(workload, table, lambda alone: replay(table, limits, alone).requests)
 
 
-def spread(workload: Workload, served: Callable[[Workload], Requests]) -> Workload:
-    """The same users, their starts spread evenly over the time the first request takes when it is ``served`` alone."""
+def spread(workload: Workload, table: StepTable, served: Callable[[Workload], Requests]) -> Workload:
+    """The same users, their starts spread evenly over the time the first request takes when it is ``served`` alone.
+
+    Each sends the next request when the last token has reached them: what a request takes outside the steps is part of
+    every pause.
+    """
     alone = replace(workload.take(slice(0, 1)), closed_loop=0, staggered=False, think_s=None)
-    alone_s = float(served(alone).last[0] - alone.arrival_s[0])
+    requests = served(alone)
+    late = outside_s(table, requests)
+    if late:
+        pauses = np.zeros(len(workload)) if workload.think_s is None else workload.think_s
+        workload = replace(workload, think_s=pauses + late)
+    alone_s = float(requests.last[0] - alone.arrival_s[0]) + late
     users = min(workload.closed_loop, len(workload))
     arrival_s = np.zeros(len(workload))
     arrival_s[:users] = alone_s * np.arange(users) / users

@@ -116,7 +116,7 @@ class _Replica:
         self.twin, self.index, self.batch = twin, index, batch
         self.alarm = Alarm(twin.loop, self._wake)
         self.clock = 0.0  # virtual end of the last step
-        self.step_s = 0.0  # how long the last one took
+        self.step_s = 0.0  # how long the last one without a prompt took
         self.ends: float | None = None  # virtual end of the step under way
         self.expected = 0  # requests that ended with the last step and may be followed by new ones
         self.settles_s: float | None = None  # real time at which the next step is settled
@@ -163,7 +163,9 @@ class _Replica:
             self.ends = None
             self.alarm.cancel()
             return
-        self.ends, self.step_s = self.clock + seconds, seconds
+        self.ends = self.clock + seconds
+        if batch.tokens == batch.num_scheduled:
+            self.step_s = seconds
         self.alarm.at(self.twin.real(self.ends))
 
     def _wake(self) -> None:
