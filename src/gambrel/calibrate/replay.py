@@ -7,7 +7,7 @@ and the scheduler's, not the memory estimate's.
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,9 +77,11 @@ def replay_errors(
     timed: Timed, deployment: Deployment, priced: Roofline, num_kv_blocks: int | None = None
 ) -> dict[str, float]:
     """Signed errors (0.05 = 5 % too long) of the mean TTFT, TPOT and E2E and of the 99th percentile of TTFT."""
-    blocks = num_kv_blocks or priced.memory().num_kv_blocks
+    memory = priced.memory()
+    if num_kv_blocks is not None:
+        memory = replace(memory, num_kv_blocks=num_kv_blocks)
     table = priced.compile(deployment.max_num_batched_tokens, deployment.max_num_seqs)
-    run: Run = Predictor.run(deployment, table, blocks, timed.workload)[0]
+    run: Run = Predictor.run(deployment, table, memory, timed.workload)[0]
     ttft = run.ttft_s
     return {
         "ttft": float(ttft.mean() / timed.ttft_s.mean() - 1.0),
