@@ -40,8 +40,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(bool(missing_packages()), reason="the embedded engine is not installed")
 def test_a_real_engine_is_measured_and_its_page_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vl_convert")
-    monkeypatch.setattr(demo, "CONCURRENCY", (1, 2, 4))
-    monkeypatch.setattr(demo, "PROMPT_TOKENS", (32,))
+    monkeypatch.setattr(demo, "LOADS", {32: (1, 2, 4)})
     monkeypatch.setattr(demo, "FITTED_USERS", 2)
     monkeypatch.setattr(demo, "LEVEL_S", 1.5)
     monkeypatch.setattr(demo, "OPEN_S", 3.0)

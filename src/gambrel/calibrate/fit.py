@@ -18,6 +18,7 @@ import numpy as np
 from gambrel.calibrate.constants import BOUND, TIMES, applicable, moved, prior_sigma
 from gambrel.calibrate.evidence import require_server_bound
 from gambrel.calibrate.predict import simulated
+from gambrel.catalog.efficiency import is_measured
 from gambrel.core.errors import WorkloadError
 from gambrel.cost import Roofline
 
@@ -132,15 +133,12 @@ def log_errors(
     return np.array(errors), names
 
 
-def calibrate(
-    points: Sequence[Point], base: Callable[[Deployment], Efficiency], *, measured_family: bool = True, seed: int = 0
-) -> Calibration:
-    """Fit the constants that the points' deployments depend on.
+def calibrate(points: Sequence[Point], base: Callable[[Deployment], Efficiency], *, seed: int = 0) -> Calibration:
+    """Fit the constants that the points' deployments depend on; wide priors where the family's are borrowed.
 
     Args:
         points: measured operating points, all on one kind of accelerator and engine.
         base: the constants a deployment has by default.
-        measured_family: whether the accelerator's kernels were measured; else priors are wide.
         seed: of the bootstrap.
 
     Raises:
@@ -151,7 +149,8 @@ def calibrate(
     require_server_bound(points)
     _require_one_kind(points)
     names = tuple(dict.fromkeys(n for p in points for n in applicable(p.deployment)))
-    sigma = np.array([prior_sigma(n, measured=measured_family) for n in names])
+    measured = is_measured(points[0].deployment.accelerator)
+    sigma = np.array([prior_sigma(n, measured=measured) for n in names])
 
     def errors_at(theta: Floats, subset: Sequence[Point] = points) -> tuple[Floats, list[tuple[int, str]]]:
         multiples = dict(zip(names, np.exp(theta).tolist(), strict=True))

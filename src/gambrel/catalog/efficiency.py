@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gambrel.core.accelerator import Accelerator
 
-__all__ = ["constants", "efficiency", "engine_entry", "kernel_efficiency"]
+__all__ = ["constants", "efficiency", "engine_entry", "is_measured", "kernel_efficiency"]
 
 _FILE: Final = Path(__file__).with_name("data") / "efficiency.toml"
 _ENGINES: Final = Path(__file__).with_name("data") / "engines.toml"
@@ -125,6 +125,11 @@ def _scaled(table: tuple[tuple[str, Matmul], ...], share: float) -> tuple[tuple[
     return tuple((name, replace(m, mfu_half_tokens=m.mfu_half_tokens * share)) for name, m in table)
 
 
+def _filled(table: tuple[tuple[str, Matmul], ...], share: float) -> tuple[tuple[str, Matmul], ...]:
+    """The same constants with the memory ramp shortened to ``share`` of its bytes."""
+    return tuple((name, replace(m, bw_half_bytes=m.bw_half_bytes * share)) for name, m in table)
+
+
 def _plateaus(table: tuple[tuple[str, Matmul], ...], mfu: float, bandwidth: float) -> tuple[tuple[str, Matmul], ...]:
     """The same curves with other plateaus."""
     return tuple((name, replace(m, mfu_max=mfu, bw_max=bandwidth)) for name, m in table)
@@ -171,14 +176,14 @@ def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
 
 
 @cache
-def _kernels(family: str, name: str, ridge_share: float, note: str) -> Efficiency:
+def _kernels(family: str, name: str, ridge_share: float, note: str, ramp_share: float) -> Efficiency:
     base, basis = _family(family)
     measured = constants()["families"].get(family, {}).get("accelerators", ())
     base = _set_apart(base, name, tuple(measured))
     return replace(
         base,
-        matmul=_scaled(base.matmul, ridge_share),
-        grouped=_scaled(base.grouped, ridge_share),
+        matmul=_filled(_scaled(base.matmul, ridge_share), ramp_share),
+        grouped=_filled(_scaled(base.grouped, ridge_share), ramp_share),
         basis=f"{basis}{note}",
     )
 
@@ -189,7 +194,14 @@ def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
     A matmul's compute ramp (``mfu_half_tokens``) is a share of the ridge point: an accelerator with a lower ridge than
     the one that was measured leaves it at proportionally fewer tokens.
     """
-    return _kernels(accelerator.family, accelerator.name, *_fitted_for(accelerator))
+    ramp = constants()["ramp"]
+    share = accelerator.memory_bandwidth / ramp["bandwidth"] if accelerator.family in ramp["families"] else 1.0
+    return _kernels(accelerator.family, accelerator.name, *_fitted_for(accelerator), min(1.0, share))
+
+
+def is_measured(accelerator: Accelerator) -> bool:
+    """Whether kernels of the accelerator's family were measured, rather than borrowed from another."""
+    return accelerator.family in constants()["families"]
 
 
 @cache

@@ -1,6 +1,6 @@
 """The demo's first acts: a real engine measured on this machine, then predicted at loads that no fit has seen.
 
-About a minute and a half on two quiet cores. The engine is an optional install of 180 MB; where it is absent the demo
+Not two minutes on two quiet cores. The engine is an optional install of 180 MB; where it is absent the demo
 says so in one line and goes on, since its plan needs no engine.
 """
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-__all__ = ["CONCURRENCY", "calibrate_act", "measure_act"]
+__all__ = ["LOADS", "calibrate_act", "measure_act"]
 
-CONCURRENCY: Final = (1, 2, 4, 8, 16, 32)
+LOADS: Final = {32: (1, 2, 4, 8, 16, 32), 128: (1, 4, 8, 16)}  # prompt tokens -> users
 FITTED_USERS: Final = 8  # levels up to here are fitted to, those beyond are predicted
-PROMPT_TOKENS: Final = (32, 128)
 OUTPUT_TOKENS: Final = 24  # short, so that a level of a few seconds sees dozens of answers
-LEVEL_S: Final = 5.0
-OPEN_S: Final = 15.0
+LEVEL_S: Final = 4.0
+OPEN_S: Final = 12.0
 OPEN_SHARE: Final = 0.5  # of the requests/s that the fitted users got, as a Poisson stream
 RECORDS: Final = "measured.jsonl.gz"
 OPEN_RECORDS: Final = "measured-poisson.jsonl.gz"
@@ -50,7 +49,7 @@ def measure_act(out: Path) -> dict[str, Any] | None:
     from gambrel.measure.sweep import Closed, Open, Sweep, measure
     from gambrel.report import sweep_report
 
-    levels = tuple(Closed(n, p, OUTPUT_TOKENS) for p in PROMPT_TOKENS for n in CONCURRENCY)
+    levels = tuple(Closed(n, p, OUTPUT_TOKENS) for p, users in LOADS.items() for n in users)
     records, poisson = out / RECORDS, out / OPEN_RECORDS
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -59,19 +58,24 @@ def measure_act(out: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise EndpointError(f"cannot write to {out}: {error.strerror or error}") from error
     busy = _busy()
-    talk("measuring a small real engine on this machine, a minute and a half (--skip-measure goes without)")
-    settings = {"max_num_seqs": max(CONCURRENCY)}  # it visits every batch size once before it serves
+    talk("measuring a small real engine on this machine, nearly two minutes (--skip-measure goes without)")
+    settings = limits()
     with EmbeddedProcess(settings, progress=talk) as engine, watched() as progress:
         endpoint = Endpoint(engine.url, engine.model)
         document = measure(Sweep(endpoint, levels, duration_s=LEVEL_S), records, progress)
-        fitted = next(
-            found for found in document["levels"] if found["label"] == levels[CONCURRENCY.index(FITTED_USERS)].label
-        )
-        stream = Open(round(OPEN_SHARE * fitted["requests_per_s"], 2), PROMPT_TOKENS[0], OUTPUT_TOKENS)
+        prompt = min(LOADS)
+        most = Closed(FITTED_USERS, prompt, OUTPUT_TOKENS).label
+        rate = next(found["requests_per_s"] for found in document["levels"] if found["label"] == most)
+        stream = Open(round(OPEN_SHARE * rate, 2), prompt, OUTPUT_TOKENS)
         measure(Sweep(endpoint, (stream,), duration_s=OPEN_S), poisson, progress)
     document["notes"] = [*document.get("notes", ()), *busy]
     write_report(sweep_report(measured_sweep(document)), out / "measured.html", None)
     return document
+
+
+def limits() -> dict[str, Any]:
+    """What the engine is started with, and what its prediction assumes; it visits every batch size before it serves."""
+    return {"max_num_seqs": max(n for users in LOADS.values() for n in users), "max_num_batched_tokens": 256}
 
 
 def calibrate_act(out: Path) -> tuple[dict[str, Any], list[RenderableType]]:
@@ -93,7 +97,7 @@ def calibrate_act(out: Path) -> tuple[dict[str, Any], list[RenderableType]]:
     from gambrel.measure.embedded import gguf_path
     from gambrel.report import humanise as human
 
-    settings, served = {"engine": "openvino", "max_num_seqs": max(CONCURRENCY)}, str(gguf_path())
+    settings, served = limits() | {"engine": "openvino"}, str(gguf_path())
     points = [p for name in (RECORDS, OPEN_RECORDS) for p in points_of(out / name, served, "this-machine", settings)]
     seen = [p for p in points if 0 < p.workload.closed_loop <= FITTED_USERS and not p.client_bound]
     unseen = [p for p in points if not 0 < p.workload.closed_loop <= FITTED_USERS]
