@@ -16,11 +16,11 @@ from typing import Final
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 SHOWN: Final = {
-    "chat": ("candidates", "latency-vs-load"),
-    "code": ("candidates", "cost-vs-batch"),
+    "chat": ("candidates", "tpot-vs-load"),
+    "code": ("candidates", "ttft-vs-load"),
     "long": ("candidates", "memory-vs-concurrency"),
     "reasoning": ("candidates", "latency-vs-batch"),
-    "small": ("candidates", "latency-vs-load"),
+    "small": ("candidates", "tpot-vs-load"),
 }
 """Plan file of a scenario -> its plots: the choice, and why."""
 
