@@ -87,15 +87,16 @@ def test_laws(case: Case, prefills: int, decodes: int, token_s: float, rule: int
 def test_an_instant_link_makes_a_tandem(n: int, prompts: int, answers: int, seed: int) -> None:
     """The prefill worker is the plain engine with one-token answers; its ends are the arrivals of the decode worker."""
     workload = poisson(n, 20.0, 100, 12, seed % 1000)
-    prefill = Pool(affine_table(128, prompts), Limits(prompts, 128, NEVER_MIND))
-    decode = Pool(constant_table(0.01, 64, answers), Limits(answers, 64, NEVER_MIND))
+    before, after = affine_table(128, prompts), constant_table(0.01, 64, answers)
+    prefill = Pool(before, Limits(prompts, 128, NEVER_MIND))
+    decode = Pool(after, Limits(answers, 64, NEVER_MIND))
     played = serve((prefill, decode), workload, transfer=instant(n))
-    first = replay(prefill.table, prefill.limits, replace(workload, output_tokens=np.ones(n, np.int64))).requests
+    first = replay(before, prefill.limits, replace(workload, output_tokens=np.ones(n, np.int64))).requests
     assert played.prefilled.tobytes() == first.last.tobytes()
     assert played.requests.scheduled.tobytes() == first.scheduled.tobytes()
     order = np.argsort(first.last, kind="stable")
     handed = Workload(first.last[order], np.ones(n, np.int64), workload.output_tokens[order])
-    second = replay(decode.table, decode.limits, handed).requests
+    second = replay(after, decode.limits, handed).requests
     assert played.requests.first[order].tobytes() == second.first.tobytes()
     assert played.requests.last[order].tobytes() == second.last.tobytes()
 
