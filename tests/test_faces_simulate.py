@@ -19,6 +19,7 @@ from gambrel.faces.cli import app
 from gambrel.faces.simulate_outputs import progress_text, watched, window_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import Any
 
@@ -98,6 +99,15 @@ def test_progress_says_how_far_it_is() -> None:
     assert text == "25 % of 1,000,000 requests, 60.0 min simulated, 500,000 requests/s, 1.50 s left"
 
 
+@pytest.fixture
+def python_takes_interrupts() -> Iterator[None]:
+    """Python's own handler: a server that ran in this process before may have left another one behind."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_takes_interrupts")
 @pytest.mark.parametrize("routing", ["round_robin", "least_outstanding"])
 def test_an_interrupt_keeps_what_there_is(routing: str, capsys: pytest.CaptureFixture[str]) -> None:
     table, limits = affine_table(512, 32), Limits(32, 512, 20_000)

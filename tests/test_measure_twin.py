@@ -231,7 +231,7 @@ def test_a_closed_loop_agrees_with_the_simulation_of_one() -> None:
     """Users who ask again at once: a step's end and the next request count as one moment, as in the engine."""
 
     async def main() -> None:
-        async with twin_of(None, scale=3.0, grace_s=0.1) as (twin, listener):
+        async with twin_of(None, scale=3.0, grace_s=0.5) as (twin, listener):
 
             async def user() -> None:
                 for _ in range(4):
