@@ -10,33 +10,26 @@ import argparse
 from pathlib import Path
 
 from gambrel.calibrate.accuracy import accuracy_page
-from gambrel.calibrate.published import default_price, validate_tables
-from gambrel.calibrate.replay import read_timed, replay_errors
+from gambrel.calibrate.published import validate_tables
+from gambrel.calibrate.replay import replays_beside
 from gambrel.catalog.efficiency import constants
-from gambrel.faces import api
 
 ROOT = Path(__file__).resolve().parents[1]
-REPORTED_BLOCKS = 2588  # of 16 tokens, by vLLM 0.19 on the RTX 4090 of the trace
 
 
-def replayed(traces: Path) -> list[str]:
+def replayed(tables: list[Path]) -> list[str]:
     """The trace replay's errors as Markdown."""
-    path = traces / "RTX4090__Llama-3.1-8B.csv"
-    if not path.is_file():
-        return []
-    deployment = api.deployment(
-        "meta-llama/Llama-3.1-8B", "rtx-4090", max_num_batched_tokens=2048, engine_version="0.19.0"
-    )
-    timed, priced = read_timed(path), default_price()(deployment)
+    found = replays_beside(tables)
     lines = [
         "## Trace replay", "",
         "300 requests that vLLM 0.19 served on an RTX 4090 (its KV cache saturates), each replayed; signed errors.", "",
         "| KV blocks | TTFT mean | TTFT p99 | TPOT mean | E2E mean |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for label, blocks in ((f"{REPORTED_BLOCKS}, as the engine reported", REPORTED_BLOCKS), ("as estimated", None)):
-        e = replay_errors(timed, deployment, priced, blocks)
+    for replay in found:
+        e, blocks = replay.errors, replay.num_kv_blocks
+        label = "as estimated" if blocks is None else f"{blocks}, as the engine reported"
         lines.append(f"| {label} | {e['ttft']:+.1%} | {e['ttft_p99']:+.1%} | {e['tpot']:+.1%} | {e['e2e']:+.1%} |")
-    return [*lines, ""]
+    return [*lines, ""] if found else []
 
 
 def held_out() -> list[str]:
@@ -77,8 +70,9 @@ def main() -> None:
     parser.add_argument("directory", type=Path, nargs="?", default=ROOT.parent / "shared" / "data" / "ground_truth")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accuracy.md")
     arguments = parser.parse_args()
-    found = validate_tables(sorted(arguments.directory.glob("*.csv")))
-    page = accuracy_page(found, [*replayed(arguments.directory / "traces"), *held_out()])
+    tables = sorted(arguments.directory.glob("*.csv"))
+    found = validate_tables(tables)
+    page = accuracy_page(found, [*replayed(tables), *held_out()])
     arguments.out.write_text(page, encoding="utf-8")
     for (metric,), e in found.by(lambda c: (c.metric,)).items():
         print(f"{metric}: {e.n} figures, median {e.median_ape:.1%}, p90 {e.p90_ape:.0%}, in 80 % {e.coverage:.0%}")

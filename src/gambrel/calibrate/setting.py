@@ -15,6 +15,7 @@ from gambrel.calibrate.names import Models, device, engine_key, engine_version, 
 from gambrel.core.deployment import Deployment
 from gambrel.core.units import GIB
 from gambrel.cost.shards import fullest_rank_bytes
+from gambrel.engine import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,6 @@ SUBMITTER: Final = {"NVIDIA": ("tensorrt-llm", "1.0"), "AMD": ("vllm", "0.9")}
 """The engine behind rows that name none (MLPerf submissions), by vendor of the accelerator: whose limits count."""
 TUNED: Final = "mlperf"
 """The engine whose constants such rows get: the same software, tuned by hand for one model and one machine."""
-_POLICIES: Final = {"sglang": "sglang"}
 _MOST_SEQS: Final = 1 << 16
 _MOST_TOKENS: Final = 1 << 18
 _PAPER_MONTHS: Final = 6
@@ -103,12 +103,6 @@ def measured_in(row: Row) -> str:
     return f"{months // 12}-{months % 12 + 1:02d}"
 
 
-def _policy(engine: str, version: str) -> str:
-    """Whose scheduler: vLLM before V1 gave prompts steps to themselves and let them go first, as SGLang does."""
-    before_v1 = engine == "vllm" and re.match(r"0\.[0-7](\D|$)", version)
-    return "sglang" if before_v1 else _POLICIES.get(engine, "vllm")
-
-
 def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) -> list[Deployment]:
     """The deployment of a row; several where the source does not say how its accelerators were arranged.
 
@@ -148,7 +142,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         sequences, tokens = sequences * placed.attention_dp, tokens * placed.attention_dp
     base = Deployment(
         model, accelerator, pp=placed.pp, weights=weights, kv=kv, engine=TUNED if tuned else engine,
-        engine_version=version or "0", policy=_policy(engine, version), max_num_seqs=sequences,
+        engine_version=version or "0", policy=policy_of(engine, version), max_num_seqs=sequences,
         max_num_batched_tokens=max(tokens, sequences), gpu_memory_utilization=share,
     )  # fmt: skip
     widths = (placed.tp,) if placed.tp is not None else (1, 2, 4, 8)

@@ -42,11 +42,6 @@ class Comparison:
         return math.log(self.predicted / self.measured)
 
     @property
-    def ape(self) -> float:
-        """Absolute error as a fraction of what was measured."""
-        return abs(self.predicted / self.measured - 1.0)
-
-    @property
     def covered(self) -> bool:
         """Whether the measurement lies within the stated interval."""
         return self.low <= self.measured <= self.high

@@ -400,10 +400,6 @@ class Model:
         """
         return sum(n * m.kv_elements for n, m in self.all_mixers() if m.window is None or context < m.window)
 
-    def kv_elements_held(self, context: int) -> int:
-        """Numbers cached for one sequence of ``context`` tokens: windowed layers hold at most their window."""
-        return sum(n * m.kv_elements * m.held(context) for n, m in self.all_mixers())
-
     def kv_elements_read(self, context: int) -> int:
         """Numbers one decode step reads for a sequence of ``context`` tokens, shared caches at every reader."""
         return sum(n * m.read_elements * m.read(context) for n, m in self.all_mixers())
@@ -473,9 +469,3 @@ class Model:
     def params_on_rank(self, tp: int, ep: int = 1) -> int:
         """Parameters on the fullest of ``tp`` ranks."""
         return sum(n * t.count for n, t in self.tensors_on_rank(tp, ep))
-
-    def weight_bytes_on_rank(self, fmt: WeightFormat, tp: int, ep: int = 1) -> int:
-        """Weight bytes on the fullest of ``tp`` ranks, scales included."""
-        if fmt.flat_bits is not None:
-            return round(self.params_on_rank(tp, ep) * fmt.flat_bits / 8)
-        return round(math.fsum(n * t.stored_bytes(fmt, self.base_bits) for n, t in self.tensors_on_rank(tp, ep)))

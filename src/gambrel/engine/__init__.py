@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gambrel.engine.policies import POLICIES
+from gambrel.engine.policies import POLICIES, policy_of
 from gambrel.engine.recording import record, timeline
 from gambrel.engine.routing import ROUTINGS, run_replica
 from gambrel.engine.simulation import Replay, check_fits, limits_of, max_request_tokens, replay, run_of, simulate
@@ -20,6 +20,7 @@ __all__ = [
     "check_fits",
     "limits_of",
     "max_request_tokens",
+    "policy_of",
     "record",
     "replay",
     "run_of",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Policy = Callable[[Limits, str], Limits]
 
-__all__ = ["POLICIES"]
+__all__ = ["POLICIES", "policy_of"]
 
 
 def vllm(limits: Limits, version: str) -> Limits:
@@ -65,6 +65,15 @@ def static(limits: Limits, version: str) -> Limits:
     """A train: who is there goes along, nobody boards before all have left it (TensorRT-LLM's STATIC_BATCH)."""
     del version
     return replace(limits, static_batch=True, promise_output=True)
+
+
+def policy_of(engine: str, version: str) -> str:
+    """The scheduler an engine is simulated with where nobody names one: the one its constants were fitted under.
+
+    vLLM before V1 (0.8) gave prompts steps to themselves and let them go first, as SGLang does.
+    """
+    prompts_first = engine == "sglang" or (engine == "vllm" and _numbers(version) < (0, 8))
+    return "sglang" if prompts_first else "vllm"
 
 
 def _numbers(text: str) -> tuple[int, ...]:

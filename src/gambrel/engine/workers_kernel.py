@@ -32,6 +32,7 @@ from numba import njit
 
 from gambrel.core.step import pairs_within, step_parts
 from gambrel.engine.compiled import compiled
+from gambrel.engine.heap_kernel import pop, push
 from gambrel.engine.state import (
     BATCH_MAX,
     BATCH_S,
@@ -143,45 +144,6 @@ DECODES, SAMPLED, KV, KV_WINDOWED, PRE_TOKENS, PRE_CHUNKS, PAIRS, PAIRS_WINDOWED
 
 _pairs = njit(pairs_within)
 _parts = njit(step_parts)
-
-
-@compiled()
-def heap_push(times: Any, rows: Any, size: int, time: float, row: int) -> int:
-    """Add an event to the heap, earliest first, equals by row; the new size."""
-    i = size
-    while i > 0:
-        up = (i - 1) >> 1
-        if times[up] < time or (times[up] == time and rows[up] <= row):
-            break
-        times[i] = times[up]
-        rows[i] = rows[up]
-        i = up
-    times[i] = time
-    rows[i] = row
-    return size + 1
-
-
-@compiled()
-def heap_pop(times: Any, rows: Any, size: int) -> int:
-    """Take the earliest event, the first entry, off the heap; the new size."""
-    size -= 1
-    time = times[size]
-    row = rows[size]
-    i = 0
-    while True:
-        j = 2 * i + 1
-        if j >= size:
-            break
-        if j + 1 < size and (times[j + 1] < times[j] or (times[j + 1] == times[j] and rows[j + 1] < rows[j])):
-            j += 1
-        if time < times[j] or (time == times[j] and row <= rows[j]):
-            break
-        times[i] = times[j]
-        rows[i] = rows[j]
-        i = j
-    times[i] = time
-    rows[i] = row
-    return size
 
 
 @compiled()
@@ -671,7 +633,7 @@ def price(
 
 
 @compiled(
-    choose, arrive, reserve, let_go, find, give_back, grow, hold, in_all, landing, price, heap_pop, heap_push, line_up,
+    choose, arrive, reserve, let_go, find, give_back, grow, hold, in_all, landing, price, line_up, pop, push,
     schedule, step_parts, pairs_within, allocates=True,
 )  # fmt: skip
 def serve(
@@ -727,7 +689,7 @@ def serve(
     now = arrival[0]
     next_sample = now
     for u in range(min(users, n)):
-        num_events = heap_push(times, rows, num_events, arrival[u], -1 - line[u])
+        num_events = push(times, rows, num_events, arrival[u], -1 - line[u])
 
     while finished < n and not stop[0]:
         # What happens next: an arrival, a micro-batch that ends, a prompt that has come over, a user who asks.
@@ -782,7 +744,7 @@ def serve(
                                 ranks[d, WAITING] += 1
                                 workers[worker_of[d], TOUCHED] = 1
                             else:
-                                num_events = heap_push(times, rows, num_events, transferred[i], i)
+                                num_events = push(times, rows, num_events, transferred[i], i)
                             continue
                         if reqs[i, GENERATED] == 0:
                             first[i] = now
@@ -821,7 +783,7 @@ def serve(
                             if users > 0 or then[i] >= 0:
                                 wakes = now + (think[i] if len(think) > 0 else 0.0)
                                 asks = -1 - line[i] if users > 0 else n + then[i]
-                                num_events = heap_push(times, rows, num_events, wakes, asks)
+                                num_events = push(times, rows, num_events, wakes, asks)
                     if anybody:
                         kept = 0
                         for k in range(ranks[g, RUNNING]):
@@ -836,7 +798,7 @@ def serve(
         while num_events > 0 and times[0] <= now:
             i = rows[0]
             asked = times[0]
-            num_events = heap_pop(times, rows, num_events)
+            num_events = pop(times, rows, num_events)
             if 0 <= i < n:
                 let_go(i, limits, workers, ranks, worker_of, prompt, output, reqs, memory, spare)
                 line_up(i, ranks[reqs[i, AT]], READY, READY_TAIL, follow)
@@ -918,9 +880,9 @@ def serve(
                             if users > 0 or then[i] >= 0:
                                 wakes = now + (think[i] if len(think) > 0 else 0.0)
                                 asks = -1 - line[i] if users > 0 else n + then[i]
-                                num_events = heap_push(times, rows, num_events, wakes, asks)
+                                num_events = push(times, rows, num_events, wakes, asks)
                         for k in range(1, reserved[0] + 1):
-                            num_events = heap_push(times, rows, num_events, transferred[reserved[k]], reserved[k])
+                            num_events = push(times, rows, num_events, transferred[reserved[k]], reserved[k])
                     if batch == 0:
                         if lost:
                             continue

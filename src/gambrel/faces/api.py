@@ -195,12 +195,17 @@ def pricer(*, form: str = "serial", profile: Profile | None = None) -> Callable[
 def deployment(model_name: str | Model, gpu: str | Accelerator, **settings: Any) -> Deployment:
     """A deployment from names; ``settings`` are the fields of :class:`~gambrel.core.deployment.Deployment`.
 
-    Weights default to the checkpoint's own format, or 16 bits in the format the device has.
+    Weights default to the checkpoint's own format, or 16 bits in the format the device has; the scheduler's policy to
+    that of the engine.
     """
     m, a = model(model_name), accelerator(gpu)
     sixteen = "bf16" if "bf16" in a.peak_flops else "fp16"
     settings.setdefault("weights", m.checkpoint_format if m.checkpoint_format not in {"bf16", "fp16"} else sixteen)
     settings.setdefault("kv", sixteen)
+    if "policy" not in settings and "engine" in settings:
+        from gambrel.engine import policy_of
+
+        settings["policy"] = policy_of(settings["engine"], settings.get("engine_version", Deployment.engine_version))
     return Deployment(m, a, **settings)
 
 

@@ -308,12 +308,13 @@ def simulate_command(
         typer.Option("--routing", help="round_robin, session_sticky, least_outstanding, power_of_two or prefix_aware."),
     ] = "round_robin",
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--policy",
-            help="vllm, vllm_priority, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static.",
+            help="vllm, vllm_priority, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static; "
+            "else that of --engine.",
         ),
-    ] = "vllm",
+    ] = None,
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse prompt blocks a log has hashes of.")
     ] = True,
@@ -363,6 +364,7 @@ def simulate_command(
     started = time.perf_counter()
     settings: dict[str, Any] = {"weights": weights} if weights else {}
     settings |= {"kv": kv} if kv else {}
+    settings |= {"policy": policy} if policy else {}
     deployment = api.deployment(
         model,
         device(gpu, price, catalog),
@@ -383,7 +385,6 @@ def simulate_command(
         block_size=block_size,
         chunked_prefill=chunked_prefill,
         routing=routing,
-        policy=policy,
         prefix_caching=prefix_caching,
         draft_tokens=draft_tokens,
         acceptance=acceptance,
@@ -401,8 +402,8 @@ def simulate_command(
     constants = calibrate_commands.own_constants(profile, deployment)
     priced = api.cost_model(deployment, operators=operators, profile=constants)
     requests = patient(requests, deadline)
-    if requests.priority is not None and policy != "vllm_priority":
-        talk(f"note: the log has priorities; policy {policy} does not read them, vllm_priority does")
+    if requests.priority is not None and deployment.policy != "vllm_priority":
+        talk(f"note: the log has priorities; policy {deployment.policy} does not read them, vllm_priority does")
     cut = window_of(window)
     run, interrupted = (
         watched(lambda watch: api.simulate(deployment, requests, priced, watch=watch))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,7 +77,7 @@ def advise(deployment: Deployment, workload: Workload, slo: SLO, pricer: Callabl
     fewer = None
     if now > ROOMY and deployment.replicas > 1:
         most = deployment.replicas - 1
-        small = fewest_replicas(lambda d: judge(d, bench, workload, slo), deployment, 1, most).candidate
+        small = fewest_replicas(partial(judge, bench=bench, workload=workload, slo=slo), deployment, 1, most).candidate
         fewer = small if small.feasible else None
     service = workload.service_s
     logged = math.nan if service is None else float(np.nanmedian(service))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,7 @@ def surer(
     for confidence in CONFIDENCES:
         bench = Bench.of(cost_model, Safety(confidence, spare))
         most = MOST_REPLICAS * deployment.replicas
-        trial = fewest_replicas(lambda d, b=bench: judge(d, b, workload, slo), deployment, least, most)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        trial = fewest_replicas(partial(judge, bench=bench, workload=workload, slo=slo), deployment, least, most)
         if not trial.candidate.feasible:
             found.append(Surer(confidence, None, math.inf))
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gambrel.plan.explain import Loads, carries
@@ -110,9 +111,8 @@ def check_plan(
     needs = None
     if broken:
         most = MOST_REPLICAS * deployment.replicas
-        trial = fewest_replicas(
-            lambda d: judge(d, bench, workload, slo), deployment, min(deployment.replicas + 1, most), most
-        )
+        held = partial(judge, bench=bench, workload=workload, slo=slo)
+        trial = fewest_replicas(held, deployment, min(deployment.replicas + 1, most), most)
         needs = trial.candidate if trial.candidate.feasible else None
     return PlanCheck(
         deployment=deployment,

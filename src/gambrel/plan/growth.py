@@ -7,6 +7,7 @@ bursts stay what they are and lengths do not change.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gambrel.core.errors import DeploymentError
@@ -65,7 +66,8 @@ def outlook(
         load = (1.0 + growth) ** month
         log = scale_load(workload, load, seed=0)
         guess = max(replicas, 1)
-        trial = fewest_replicas(lambda d, w=log: judge(d, bench, w, plan.slo), chosen, min(guess, most), most)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        held = partial(judge, bench=bench, workload=log, slo=plan.slo)
+        trial = fewest_replicas(held, chosen, min(guess, most), most)
         if not trial.candidate.feasible:
             rows.append(Month(month, load, None, math.inf))
             continue

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -133,7 +134,7 @@ def most_needed(logs: list[Workload], d: Deployment, bench: Bench, slo: SLO, spa
     """The fewest replicas that hold this hour on every day that has it."""
     least = 1 + spare
     for log in logs:
-        trial = fewest_replicas(lambda x, w=log: judge(x, bench, w, slo), d, least, MOST * d.replicas)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        trial = fewest_replicas(partial(judge, bench=bench, workload=log, slo=slo), d, least, MOST * d.replicas)
         least = max(least, trial.candidate.deployment.replicas if trial.candidate.feasible else d.replicas)
     return least
 

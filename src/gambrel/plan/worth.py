@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -129,7 +130,7 @@ def weighed(
         factor = math.exp(NormalDist().inv_cdf((i + 0.5) / draws) * cost_model.spread)
         bench = Bench(inner.cost_model, inner.memory, inner.table.scaled(factor), inner.limits, inner.safety)
         trial = fewest_replicas(
-            lambda x, b=bench: judge(x, b, workload, plan.slo),  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            partial(judge, bench=bench, workload=workload, slo=plan.slo),
             d,
             1 + spare,
             MOST * d.replicas,

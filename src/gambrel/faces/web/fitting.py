@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from gambrel.core.errors import WorkloadError
+from gambrel.engine import policy_of
 from gambrel.faces import api
 from gambrel.faces.web import wire
 from gambrel.faces.web.jobs import Jobs
@@ -65,7 +66,8 @@ class Served(Setup, frozen=True, kw_only=True):
         """
         alike = {name: getattr(self, name) for name in Setup.__struct_fields__}
         return Setup(**alike).deployment().with_(
-            engine=self.engine, engine_version=self.engine_version, max_num_seqs=self.max_num_seqs,
+            engine=self.engine, engine_version=self.engine_version,
+            policy=policy_of(self.engine, self.engine_version), max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=max(self.max_num_batched_tokens, self.max_num_seqs),
         )  # fmt: skip
 
