@@ -7,9 +7,9 @@ squares on log error through the simulator itself. Every entry is fitted by itse
 refitted alone (``--only``) and gives the same constants as all together.
 
 The fit is hierarchical: an entry's constants are pulled towards their default (factor 1, the hand-set host times), or
-half the way towards what its parent entry was fitted to, with the strength of a prior: an entry with few rows stays
-near its parent, one without rows is there. Rows are fitted as physics sees them: rows whose deployment is not what
-their columns say (``suspicious``) are left out, and no constant belongs to a model or row.
+some of the way towards the mean of what its parent entries were fitted to, with the strength of a prior: an entry with
+few rows stays near its parents, one without rows is there. Rows are fitted as physics sees them: rows whose deployment
+is not what their columns say (``suspicious``) are left out, and no constant belongs to a model or row.
 
 Held-out errors are those of rows of one model (accelerator, source), simulated with the constants of a fit without
 them: one Gauss-Newton step back from the common solution.
@@ -51,13 +51,13 @@ Floats = npt.NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "src" / "gambrel" / "catalog" / "data" / "engines.toml"
 MARK = "# --- fitted by scripts/fit_engines.py; what follows is overwritten ---\n"
-FACTORS = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire")
-TIMES = ("step_s", "layer_s", "seq_s")
+FACTORS = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire", "passes")
+TIMES = ("step_s", "layer_s", "seq_s", "logit_passes", "expert_shape")
 KINDS = FACTORS + TIMES
 # One-sigma of the prior on each constant's logarithm: software moves rates little on the accelerators whose kernels
 # were measured, and much where none were; host times are known to a factor.
-TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.15, 0.3, 0.35, 0.4, 0.8), strict=True))
-LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.2, 0.7, 0.7, 0.5, 1.0), strict=True))
+TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.15, 0.3, 0.4, 0.35, 0.4, 0.8, 0.6, 0.8), strict=True))
+LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.2, 0.7, 0.4, 0.7, 0.5, 1.0, 0.6, 0.5), strict=True))
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
 STEP = 0.1  # of a logarithm, for differences
@@ -68,7 +68,13 @@ COUNTED = 12.0  # rows that a source, model and accelerator count for at most
 ITERATIONS = 10
 FARTHEST = 1.0  # of a logarithm that one iteration moves a constant
 INHERITED = 0.5  # share of its parent's way that an entry starts from
-TUNED = ("bandwidth", "compute", "kv")  # what rows that state neither arrangement nor batch can tell apart
+TUNED = (
+    "bandwidth",
+    "compute",
+    "kv",
+    "passes",
+    "expert_shape",
+)  # what rows that state neither arrangement nor batch can tell apart
 FRESH = (0, 1, 2, 3, 5, 7)  # iterations that take new derivatives; the others keep the last, near enough to go on with
 CONVERGED = 0.01  # of a logarithm
 FIGURES = ("tpot", "e2e", "output_tok_s")
@@ -89,9 +95,11 @@ class Entry:
     layer_s: float
     seq_s: float
     basis: str
-    parent: str = ""
+    parents: tuple[str, ...] = ()
     free: tuple[str, ...] = KINDS
     inherits: float = INHERITED
+    expert_shape: float = 1.0  # between what was counted of DeepSeek-R1 (0.22) and even routing
+    logit_passes: float = 6.0  # to fp32, softmax, a draw: each reads or writes the row, greedy ones less
 
     @property
     def name(self) -> str:
@@ -118,23 +126,25 @@ class Entry:
 ENTRIES = (
     Entry("vllm", "0.0", "NVIDIA", 1.0e-3, 25e-6, 20e-6, "vLLM before V1"),
     Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1"),
-    Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", "vllm:0.8:NVIDIA", inherits=1.0),
+    Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", ("vllm:0.8:NVIDIA",), inherits=1.0),
     Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024"),
     Entry("vllm", "0.6", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM 0.6 on ROCm"),
-    Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm", "vllm:0.6:AMD"),
+    Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm",
+          ("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
     Entry("vllm", "0.0", "xe", 2.0e-3, 40e-6, 40e-6, "vLLM on oneAPI, 2024"),
-    Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI", "vllm:0.0:xe"),
+    Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI", ("vllm:0.0:xe",)),
     Entry("vllm", "0.8", "Huawei", 3.0e-3, 100e-6, 20e-6, "vLLM V1 on Ascend"),
     Entry("sglang", "0.0", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "SGLang"),
-    Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm", "vllm:0.6:AMD"),
+    Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm",
+          ("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
     Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)"),
     Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)"),
     Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell",
-          "tensorrt-llm:1.0:NVIDIA", inherits=1.0),
+          ("tensorrt-llm:1.0:NVIDIA",), inherits=1.0),
     Entry("mlperf", "0.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "MLPerf submissions: TensorRT-LLM, tuned by hand",
-          "tensorrt-llm:1.0:NVIDIA", TUNED),
+          ("tensorrt-llm:1.0:NVIDIA",), TUNED),
     Entry("mlperf", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "MLPerf submissions: vLLM on ROCm, tuned by hand",
-          "vllm:0.6:AMD", TUNED),
+          ("vllm:0.6:AMD",), TUNED),
     Entry("llama.cpp", "0.0", "NVIDIA", 1.0e-3, 30e-6, 50e-6, "llama.cpp on CUDA, 2024"),
     Entry("llama.cpp", "0.0", "AMD", 1.0e-3, 30e-6, 50e-6, "llama.cpp on ROCm, 2024"),
     Entry("llama.cpp", "0.0", "xe", 2.0e-3, 100e-6, 50e-6, "llama.cpp on SYCL, 2024"),
@@ -169,8 +179,7 @@ def entry_of(deployment: Deployment) -> int:
 def applied(theta: Floats, base: Efficiency, entry: Entry) -> Efficiency:
     """The constants of an entry at ``theta``, the logarithms of its factors on defaults."""
     by = dict(zip(KINDS, np.exp(theta), strict=True))
-    host = base.with_(step_s=entry.step_s * by["step_s"], layer_s=entry.layer_s * by["layer_s"],
-                      seq_s=entry.seq_s * by["seq_s"])  # fmt: skip
+    host = base.with_(**{k: getattr(entry, k) * float(by[k]) for k in TIMES})
     return host.scaled(**{k: float(by[k]) for k in FACTORS})
 
 
@@ -453,8 +462,11 @@ def document(s: Solution, held: list[Held]) -> list[str]:
     else:
         lines.append(f"spread_other = {UNSEEN:.3f}")
     sources = "; ".join(sorted({row.source for row in problem.rows}))
+    way = "half the way to" if e.inherits == INHERITED else "the mean of"
     inherited = (
-        f"no rows: half the way to {e.parent.replace(':', ' ')}" if e.parent else "no rows: the start of the fit"
+        f"no rows: {way} {' and '.join(p.replace(':', ' ') for p in e.parents)}"
+        if e.parents
+        else "no rows: the start of the fit"
     )
     return [*lines, f'source = "{sources or inherited}"', f'date = "{dt.datetime.now(dt.UTC).date()}"', ""]
 
@@ -484,15 +496,23 @@ def quoted(name: str) -> str:
     return f'"{name}"' if "." in name else name
 
 
+def generation(entry: Entry) -> int:
+    """How many entries stand between this one and those that start from the defaults."""
+    return 1 + max((generation(ENTRIES[NAMED[parent]]) for parent in entry.parents), default=-1)
+
+
 def solve_all(directory: Path, only: Sequence[str] = (), iterations: int = ITERATIONS) -> list[Solution]:
     """Every entry's solution, parents first; of ``only`` these (and the parents they need)."""
     wanted = set(only) or set(NAMED)
-    wanted |= {ENTRIES[NAMED[name]].parent for name in wanted} - {""}
+    for _ in ENTRIES:
+        wanted |= {parent for name in wanted for parent in ENTRIES[NAMED[name]].parents}
     found: dict[str, Solution] = {}
-    for problem in sorted(problems(directory), key=lambda p: bool(p.entry.parent)):
+    for problem in sorted(problems(directory), key=lambda p: generation(p.entry)):
         e = problem.entry
         if e.name in wanted:
-            centre = e.inherits * found[e.parent].theta if e.parent else np.zeros(len(KINDS))
+            centre = np.zeros(len(KINDS))
+            if e.parents:
+                centre = e.inherits * np.mean([found[parent].theta for parent in e.parents], axis=0)
             found[e.name] = fitted(problem, centre, iterations)
     return [found[e.name] for e in ENTRIES if e.name in found]
 

@@ -64,6 +64,7 @@ POLICIES = MIXED | {
     "train": {"static_batch": True},
     "train that promises": {"static_batch": True, "promise_output": True},
     "prompts first": {"prefill_first": True},
+    "prompts first, a share kept": {"prefill_first": True, "keep_share": True},
 }
 
 

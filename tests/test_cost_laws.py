@@ -78,7 +78,7 @@ def efficiencies(draw: st.DrawFn) -> Efficiency:
                 Efficiency,
                 matmul=matmuls.map(lambda m: (("bf16", m),)),
                 grouped=matmuls.map(lambda m: (("bf16", m),)),
-                expert_imbalance=st.floats(1, 3),
+                expert_shape=st.floats(0.1, 50),
                 kv_bw_max=fractions,
                 kv_floor_s=seconds,
                 kv_sqrt=st.floats(0, 1e-8),
@@ -91,6 +91,7 @@ def efficiencies(draw: st.DrawFn) -> Efficiency:
                 layer_passes_tp=st.floats(0, 40),
                 step_s=seconds,
                 seq_s=seconds,
+                logit_passes=st.floats(0, 20),
                 allreduce_alpha_s=seconds,
                 allreduce_bw=fractions,
                 pcie_alpha_s=seconds,
@@ -136,7 +137,7 @@ def cap(model: Model) -> int | None:
     return model.spans[-1] if model.spans else None
 
 
-def distinct_bytes(model: Model, d: Deployment, tokens: int) -> float:
+def distinct_bytes(model: Model, d: Deployment, tokens: int, shape: float) -> float:
     """Weight bytes that a step must read from all ranks together, each tensor once: a floor for any sharding."""
     fmt = d.weight_format
     total = 0.0
@@ -144,15 +145,15 @@ def distinct_bytes(model: Model, d: Deployment, tokens: int) -> float:
         for tensor in layer.tensors:
             size = tensor.count * fmt.flat_bits / 8 if fmt.flat_bits else tensor.stored_bytes(fmt, model.base_bits)
             if tensor.role is Role.EXPERT and layer.moe is not None:
-                size *= layer.moe.distinct(tokens) / layer.moe.num_experts
+                size *= layer.moe.distinct(tokens, shape) / layer.moe.num_experts
             total += n * size
     return total
 
 
-def floors(d: Deployment, step: Step) -> tuple[float, float]:
+def floors(d: Deployment, step: Step, shape: float) -> tuple[float, float]:
     """(bytes over peak bandwidth, FLOPs over peak FLOP/s) of one step on perfectly shared work, seconds."""
     model, ranks = d.model, d.tp
-    memory = distinct_bytes(model, d, step.tokens)
+    memory = distinct_bytes(model, d, step.tokens, shape)
     if step.sampled:
         head = model.head
         memory += head.count * d.weight_format.flat_bits / 8 if d.weight_format.flat_bits else head.count * 2
@@ -172,7 +173,7 @@ def floors(d: Deployment, step: Step) -> tuple[float, float]:
 def test_no_step_is_below_its_physical_floor(data: st.DataObject) -> None:
     d, eff = data.draw(deployments()), data.draw(efficiencies())
     step = data.draw(steps(cap(d.model)))
-    memory, compute = floors(d, step)
+    memory, compute = floors(d, step, eff.expert_shape)
     for form in ("max", "serial"):
         cost = Roofline(d, eff, form).step_cost(step)
         assert cost.seconds >= memory * (1 - 1e-9)
@@ -283,6 +284,14 @@ def test_eight_bit_math_doubles_the_roof_where_there_is_one() -> None:
     assert full.step_cost(step).compute_s == pytest.approx(2 * eight.step_cost(step).compute_s, rel=0.02)
 
 
+def test_logits_are_moved_whole_on_one_rank() -> None:
+    """Drawing a token moves its row of 32-bit logits so many times, however many ranks made it."""
+    base = llama_on_h100().with_(tp=4)
+    none, some = (Roofline(base, ideal().with_(logit_passes=p)).step_cost(Step.decode(64, 100)) for p in (0.0, 5.0))
+    moved = 5 * 64 * base.model.vocab_size * 4 / H100.memory_bandwidth
+    assert some.seconds - none.seconds == pytest.approx(moved)
+
+
 def test_a_mixture_reads_the_experts_its_tokens_touch() -> None:
     moe = MoE(64, 4)
     cost = Roofline(Deployment(dense(layers=1, moe=moe, inner=4096), H100), ideal())
@@ -348,8 +357,8 @@ def test_bad_form_and_bad_constants() -> None:
         Matmul(mfu_max=1.2)
     with pytest.raises(DeploymentError, match="not negative"):
         Efficiency(step_s=-1.0)
-    with pytest.raises(DeploymentError, match="at least 1"):
-        Efficiency(expert_imbalance=0.5)
+    with pytest.raises(DeploymentError, match="above 0"):
+        Efficiency(expert_shape=0.0)
 
 
 def test_ranks_without_any_link() -> None:

@@ -124,8 +124,9 @@ def test_the_busiest_rank_decides_where_experts_compute(load: float) -> None:
     whole = d.with_(ep=1, attention_dp=1)
     one = Roofline(whole.with_(expert_load=load), ideal()).step_cost(Step.decode(512, 100))
     assert one == Roofline(whole, ideal()).step_cost(Step.decode(512, 100))
-    stated = Roofline(d, REAL.with_(expert_imbalance=1.7))
-    assert (stated.expert_load, Roofline(d.with_(expert_load=load), REAL).expert_load) == (1.7, load)
+    moe = next(layer.moe for _, layer in d.model.layers if layer.moe is not None)
+    assert Roofline(d.with_(expert_load=load), REAL).expert_load(moe) == load
+    assert Roofline(d, REAL.with_(expert_shape=0.5)).expert_load(moe) == moe.busiest(4, 0.5) > 1.0
 
 
 # -- transfers -------------------------------------------------------------------------------------

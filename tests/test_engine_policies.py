@@ -15,7 +15,7 @@ from engine_cases import Case, affine_table, cases, constant_table, poisson
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.step import Step
 from gambrel.core.workload import Workload
-from gambrel.engine import POLICIES, Limits, check_fits, limits_of, replay
+from gambrel.engine import POLICIES, Limits, check_fits, limits_of, policy_of, replay
 from gambrel.engine import state as at
 
 PROMISES = {name: rule for name, rule in RULES.items() if rule.get("promise_output")}
@@ -30,11 +30,17 @@ def limits_under(policy: str, blocks: int, **changes: object) -> Limits:
 def test_a_deployment_names_its_policy() -> None:
     assert limits_under("vllm", 100).reserve_full_prompt
     assert limits_under("sglang", 100).prefill_first
+    assert limits_under("sglang", 100).keep_share
+    old = limits_under("vllm_v0", 1000)
+    assert (old.prefill_first, old.keep_share, old.watermark_blocks) == (True, False, 10)
+    assert (policy_of("vllm", "0.7.3"), policy_of("vllm", "0.8"), policy_of("sglang", "0.5")) == (
+        "vllm_v0", "vllm", "sglang",
+    )  # fmt: skip
     assert limits_under("tensorrt_llm", 100).promise_output
     assert limits_under("tensorrt_llm_max_utilization", 100) == limits_under("vllm", 100, engine_version="0.18")
     assert limits_under("static", 100).static_batch
     with pytest.raises(
-        DeploymentError, match="unknown policy 'orca'; known: vllm, vllm_priority, sglang, tensorrt_llm, "
+        DeploymentError, match="unknown policy 'orca'; known: vllm, vllm_priority, vllm_v0, sglang, tensorrt_llm, "
     ):
         limits_under("orca", 100)
     assert set(POLICIES) >= {"vllm", "sglang", "tensorrt_llm", "llama_cpp", "static"}
@@ -144,7 +150,25 @@ def test_what_is_kept_free_prevents_most_retractions() -> None:
     workload = poisson(1500, 60.0, 300, 200)
     table = affine_table(2048, 256)
     kept, greedy = (
-        int(replay(table, Limits(256, 2048, 1500, prefill_first=first), workload).requests.preemptions.sum())
+        int(
+            replay(
+                table, Limits(256, 2048, 1500, prefill_first=first, keep_share=first), workload
+            ).requests.preemptions.sum()
+        )
         for first in (True, False)
     )
     assert kept < greedy / 2
+
+
+def test_vllm_before_v1_admits_what_sglang_keeps_room_for() -> None:
+    """Long answers, room for half of them at their end: SGLang holds requests back, vLLM V0 admits and preempts."""
+    n = 24
+    asked = Workload(np.zeros(n), np.full(n, 100), np.full(n, 400))
+    table = constant_table(0.01, 512, n)
+    runs = {}
+    for policy in ("vllm_v0", "sglang"):
+        limits = limits_under(policy, 400, max_num_seqs=n, max_num_batched_tokens=512)
+        runs[policy] = replay(table, limits, asked)
+    first = {policy: float(np.nanmax(r.requests.first)) for policy, r in runs.items()}
+    assert runs["vllm_v0"].requests.preemptions.sum() > runs["sglang"].requests.preemptions.sum()
+    assert first["vllm_v0"] < first["sglang"]

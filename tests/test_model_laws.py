@@ -146,6 +146,30 @@ def test_distinct_experts_of_an_array_are_those_of_its_numbers(num: int, top_k: 
     assert all(moe.distinct(t) <= min(num, t * moe.top_k) + 1e-9 for t in tokens)
 
 
+@given(st.integers(2, 512), st.integers(1, 16), st.floats(0.05, 50.0), st.integers(1, 10_000))
+def test_the_more_popularity_is_spread_the_fewer_experts_are_touched(
+    num: int, top_k: int, shape: float, tokens: int
+) -> None:
+    """One token touches as many as it is routed to; more touch more, but never as many as under even routing."""
+    moe = MoE(num, min(num, top_k))
+    assert moe.distinct(1, shape) == pytest.approx(moe.top_k, rel=1e-6)
+    few, more, even = moe.distinct(tokens, shape), moe.distinct(tokens + 1, shape), moe.distinct(tokens)
+    assert few <= more * (1 + 1e-9)
+    assert few <= even * (1 + 1e-6)
+    assert moe.distinct(tokens, 1e6) == pytest.approx(float(even), rel=1e-3)
+
+
+def test_the_busiest_rank_of_experts_by_simulation() -> None:
+    """Shares drawn from the same spread: the formula's largest of 8 ranks lies within 5 % of the drawn ones' mean."""
+    moe, shape, rng = MoE(128, 8), 1.0, np.random.default_rng(0)
+    whole = shape * moe.num_experts / moe.top_k
+    share = moe.top_k / moe.num_experts
+    drawn = rng.beta(whole * share, whole * (1 - share), (4000, 8, 16)).sum(axis=2)
+    largest = (drawn.max(axis=1) / drawn.mean(axis=1)).mean()
+    assert moe.busiest(8, shape) == pytest.approx(largest, rel=0.05)
+    assert moe.busiest(1, shape) == moe.busiest(8) == 1.0
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if "DeepSeek" in n or "Kimi" in n])
 def test_the_latent_is_replicated(name: str) -> None:
     m = model(name)

@@ -14,48 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gambrel.calibrate.tuned import task_of
 from gambrel.core.workload import Workload
 
 if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
     from gambrel.core.workload import Ints
 
-__all__ = ["DATASET_LENGTHS", "row_lengths", "stream_interval", "token_limit", "workload_of"]
+__all__ = ["row_lengths", "stream_interval", "workload_of"]
 
 _ROUNDS: Final = 10  # requests per user of a closed loop, as InferenceX sends
 _MOST: Final = 20_000  # requests of one replay: enough for any figure compared here
 _INFERENCEX_RANGE: Final = 0.8  # its RANDOM_RANGE_RATIO
 _ANSWER_CAP: Final = 512  # of AccelMark's suites
-
-DATASET_LENGTHS: Final = {
-    # mean (prompt, output) tokens of the data set behind MLPerf tasks whose rows leave lengths blank.
-    "gpt-j-6b": (778.0, 69.0),  # CNN-DailyMail 3.4.0, MLCommons inference reference
-    "deepseek-r1": (800.0, 3880.0),  # mixed reasoning set, MLCommons v5.1 task description
-}
-
-
-# Limits on the 99th percentile of time per token of MLPerf's server scenarios, seconds: (server, interactive).
-# MLCommons inference rules v5.0 to v6.0.
-_TOKEN_LIMITS: Final = {
-    "gpt-j-6b": (math.inf, math.inf),
-    "llama-2-70b": (0.2, 0.04),
-    "llama-3.1-405b": (0.175, 0.08),
-    "mixtral-8x7b": (0.2, 0.2),
-    "deepseek-r1": (0.08, 0.015),
-}
-
-
-def token_limit(row: Row) -> float | None:
-    """The time per token that a submission had to keep, infinite for offline ones; None for rows of other sources.
-
-    Such rows are tuned: arrangement and batch limits are whatever gave the most tokens within the limit.
-    """
-    if not row.source.startswith("MLPerf"):
-        return None
-    server, interactive = next((v for k, v in _TOKEN_LIMITS.items() if k in row.model.lower()), (math.inf, math.inf))
-    if "nteractive" in row.notes:
-        return interactive
-    return server if row.mode == "rate" else math.inf
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, n: int) -> Ints:
@@ -83,8 +54,6 @@ def _lengths(row: Row, prompt: float, output: float, n: int) -> tuple[Ints, Ints
         return _uniform(rng, prompt * 0.35, prompt * 1.65, n), _uniform(rng, output - spread, output + spread, n)
     if "ShareGPT" in row.notes and not row.source.startswith("AccelMark"):
         return _lognormal(rng, prompt, 1.0, n), _lognormal(rng, output, 0.8, n)
-    if row.source.startswith("MLPerf"):
-        return _lognormal(rng, prompt, 0.6, n), _lognormal(rng, output, 0.6, n)
     return (
         np.full(n, max(1, round(prompt)), np.int64),
         np.full(n, max(1, round(output)), np.int64),
@@ -94,10 +63,10 @@ def _lengths(row: Row, prompt: float, output: float, n: int) -> tuple[Ints, Ints
 def row_lengths(row: Row) -> tuple[float, float]:
     """Mean (prompt, output) tokens of a row, from its data set where the row leaves them blank; NaN if neither says."""
     prompt, output = row.prompt_tokens, row.output_tokens
-    known = DATASET_LENGTHS.get(row.model.rsplit("/", 1)[-1].lower())
-    if known is not None and row.source.startswith("MLPerf"):
-        prompt = known[0] if math.isnan(prompt) else prompt
-        output = known[1] if math.isnan(output) else output
+    task = task_of(row)
+    if task is not None:
+        prompt = task.prompt if math.isnan(prompt) else prompt
+        output = task.output if math.isnan(output) else output
     if math.isnan(prompt) and math.isfinite(output) and row.source.startswith("AccelMark"):
         prompt = 281.5 if "suite C" in row.notes else 28640.8 if "suite D" in row.notes else 256.2
     return prompt, output

@@ -215,4 +215,4 @@ def kv_name(text: str, weights: str, engine: str, accelerator: Accelerator) -> s
     if word in {"bf16", "fp16"}:
         return word if word in accelerator.peak_flops else sixteen
     quantised = weights.startswith("fp8") or "fp4" in weights
-    return "fp8" if quantised and engine == "tensorrt-llm" else sixteen
+    return "fp8" if quantised and engine in {"tensorrt-llm", "mlperf"} else sixteen

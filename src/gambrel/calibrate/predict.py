@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from gambrel.calibrate.harness import row_lengths, stream_interval, token_limit, workload_of
-from gambrel.calibrate.setting import deployments
+from gambrel.calibrate.harness import row_lengths, stream_interval, workload_of
+from gambrel.calibrate.setting import TUNED, deployments
 from gambrel.calibrate.table import MODES
+from gambrel.calibrate.tuned import drawn, highest_rate, limit_of, task_of
 from gambrel.core.errors import CatalogError, GambrelError
 from gambrel.cost.memory import held_bytes
 from gambrel.engine import limits_of, max_request_tokens, replay, run_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from gambrel.calibrate.names import Models
     from gambrel.calibrate.table import Figure, Row
+    from gambrel.calibrate.tuned import Limit, Task
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 _LONGEST: Final = 1 << 23  # tokens
 _MOST_GPUS: Final = 100_000
 _LEAST_CACHE: Final = 0.05  # of the memory: what a row that ran had at least for its cache
-_TRIED: Final = (32, 128, 512, 2048)  # batch limits that a tuned submission is searched over
+_TRIED: Final = (16, 32, 64, 128, 256, 512, 1024, 2048)  # batch limits that a tuned submission is searched over
 
 _Any = TypeVar("_Any")
 
@@ -130,7 +132,9 @@ class Predictor:
         self._price = pricer
         self._models = models
         self._find = find
-        self._saturated: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._saturated: dict[tuple[object, ...], tuple[float, float, float]] = {}
+        self._rates: dict[tuple[object, ...], float] = {}
+        self._widest: dict[tuple[object, ...], StepTable] = {}
         self._tables: dict[tuple[Any, ...], tuple[StepTable, MemoryBudget, Roofline]] = {}
 
     def __call__(self, row: Row) -> Prediction:
@@ -142,9 +146,9 @@ class Predictor:
         _require_comparable(row)
         try:
             options = self._options(row)
-            limit = token_limit(row)
-            if limit is not None:
-                return self._tuned(row, options, limit)
+            task = task_of(row)
+            if task is not None:
+                return self._tuned(row, options, task)
             made = [self._figures(row, d) for d in options]
         except CatalogError as error:
             raise Skip(_reason(str(error))) from None
@@ -171,36 +175,59 @@ class Predictor:
         found: _Any = self._settled[key]
         return found
 
-    def _tuned(self, row: Row, options: list[Deployment], limit: float) -> Prediction:
-        """The most tokens per second that any arrangement and batch limit gives within a limit on time per token."""
-        found: list[tuple[float, Deployment]] = []
-        for d in options:
-            for sequences in _TRIED if math.isfinite(limit) else _TRIED[-1:]:
-                tried = d.with_(max_num_seqs=sequences, max_num_batched_tokens=max(sequences, d.max_num_batched_tokens))
-                tokens, step = self._replica(row, tried)
-                if step <= limit:
-                    found.append((tokens * d.replicas, tried))
-        if not found:
-            raise Skip("no arrangement keeps the scenario's limit on time per token")
-        tokens, best = max(found, key=lambda f: f[0])
-        constants = self._compiled(best)[2].efficiency
-        return Prediction(row, best, {"output_tok_s": tokens}, constants.spread, constants.ttft_spread, "tuned")
+    def _tuned(self, row: Row, options: list[Deployment], task: Task) -> Prediction:
+        """The most tokens per second that any arrangement and batch limit gives within the scenario's limit.
 
-    def _replica(self, row: Row, deployment: Deployment) -> tuple[float, float]:
-        """(tokens per second, mean time per token) of one saturated replica with the row's lengths, remembered."""
-        table, memory, _ = self._compiled(deployment)
+        Beams of one answer read its prompt's cache once and advance together: as guesses that never hold.
+        """
+        limit = limit_of(row, task)
         prompt, output = row_lengths(row)
-        key = (id(table), prompt, output)
+        tried = []
+        for d in (d.with_(draft_tokens=task.beams - 1, acceptance=0.0) for d in options):
+            for sequences in _TRIED:
+                each = d.with_(max_num_seqs=sequences, max_num_batched_tokens=max(sequences, d.max_num_batched_tokens))
+                tokens, step, held = self._saturation(each, prompt, output)
+                if limit is None or step <= limit.tpot_s:
+                    tried.append((tokens * d.replicas, held, each))
+        best, found = 0.0, options[0]
+        for tokens, held, each in sorted(tried, key=lambda t: -t[0]):
+            if tokens <= best:
+                break  # not even saturated
+            reached = tokens if limit is None else self._sustained(each, limit, tokens, held, (prompt, output))
+            if reached > best:
+                best, found = reached, each
+        if best <= 0.0:
+            raise Skip("no arrangement keeps the scenario's limits")
+        constants = self._compiled(found)[2].efficiency
+        return Prediction(row, found, {"output_tok_s": best}, constants.spread, constants.ttft_spread, "tuned")
+
+    def _saturation(self, deployment: Deployment, prompt: float, output: float) -> tuple[float, float, float]:
+        """(tokens per second, mean time per token, sequences in flight) of one saturated replica, remembered."""
+        table, memory, _ = self._compiled(deployment)
+        key = (id(table), deployment.max_num_seqs, prompt, output)
         if key not in self._saturated:
             held = held_bytes(deployment, prompt + output / 2) or 1.0
             room = math.ceil(max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held))
             sequences = min(deployment.max_num_seqs, room)
-            workload = workload_of(replace(row, id=row.model, mode="offline", load=math.inf), saturating=3 * sequences)
-            if workload is None:
-                raise Skip("lengths of prompts and answers not published")
-            run, _ = self.run(deployment.with_(replicas=1), table, memory, workload)
-            self._saturated[key] = (run.output_tokens_per_s, run.distribution("tpot").mean)
+            run, _ = self.run(
+                deployment.with_(replicas=1), table, memory, drawn(0, prompt, output, max(64, 3 * sequences))
+            )
+            self._saturated[key] = (run.output_tokens_per_s, run.distribution("tpot").mean, float(sequences))
         return self._saturated[key]
+
+    def _sustained(
+        self, deployment: Deployment, limit: Limit, tokens: float, held: float, lengths: tuple[float, float]
+    ) -> float:
+        """Tokens per second of the fastest Poisson stream to every replica that keeps a limit, remembered."""
+        table, memory, _ = self._compiled(deployment)
+        key = (id(table), deployment.max_num_seqs, limit, *lengths)
+        if key not in self._rates:
+            alone = deployment.with_(replicas=1)
+            capacity = tokens / deployment.replicas / lengths[1]
+            self._rates[key] = highest_rate(
+                lambda w: self.run(alone, table, memory, w)[0], limit, capacity, held, *lengths
+            )
+        return self._rates[key] * lengths[1] * deployment.replicas
 
     def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Efficiency, str]:
         """(figures by metric, constants, what had to be assumed to run at all) of one arrangement."""
@@ -247,11 +274,24 @@ class Predictor:
             return float(np.median(run.e2e_s / run.output_tokens))
         return read_figure(run, metric, figure.statistic)
 
+    def _table(self, priced: Roofline) -> StepTable:
+        """The step table of a deployment; submissions that differ in their batch limit share the widest."""
+        d = priced.deployment
+        if d.engine != TUNED:
+            return priced.compile(d.max_num_batched_tokens, d.max_num_seqs)
+        rows = _TRIED[-1] * (1 + d.draft_tokens)
+        tokens = max(d.max_num_batched_tokens, rows)
+        key = (d.model.name, d.accelerator.name, d.tp, d.ep, d.attention_dp, d.weights, d.kv, rows, tokens)
+        if key not in self._widest:
+            self._widest[key] = priced.compile(tokens, rows)
+        return self._widest[key]
+
     def _compiled(self, deployment: Deployment) -> tuple[StepTable, MemoryBudget, Roofline]:
         """(step table, memory, cost model) of a deployment, kept for the next row of the same settings."""
         d = deployment
         key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.engine,
-               d.engine_version, d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization)  # fmt: skip
+               d.engine_version, d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization,
+               d.draft_tokens)  # fmt: skip
         if key not in self._tables:
             priced = self._price(d.with_(replicas=1))
             blocks = priced.memory().num_kv_blocks
@@ -264,5 +304,5 @@ class Predictor:
                 least = _LEAST_CACHE * budget.memory_bytes / max(budget.kv_bytes_per_block, 1.0)
                 blocks = max(budget.num_kv_blocks, math.floor(least))
             memory = replace(priced.memory(), num_kv_blocks=blocks)
-            self._tables[key] = (priced.compile(d.max_num_batched_tokens, d.max_num_seqs), memory, priced)
+            self._tables[key] = (self._table(priced), memory, priced)
         return self._tables[key]

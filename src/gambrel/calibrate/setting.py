@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gambrel.calibrate.names import Models, device, engine_key, engine_version, kv_name, weights_name
+from gambrel.calibrate.tuned import as_submitted
 from gambrel.core.deployment import Deployment
 from gambrel.core.units import GIB
 from gambrel.cost.shards import fullest_rank_bytes
@@ -35,6 +36,7 @@ _MOST_SEQS: Final = 1 << 16
 _MOST_TOKENS: Final = 1 << 18
 _PAPER_MONTHS: Final = 6
 _MODEL_LEN: Final = 8192  # prompt tokens of a step before vLLM V1: as many as the longest request may have
+_MODEL_LENS: Final = {"dstack-benchmarks": 91_680}  # --max-model-len of the commands a source prints
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         CatalogError: a model or accelerator that is not known, or without the figures a roofline needs.
         DeploymentError: settings that contradict each other.
     """
+    row = as_submitted(row, find)
     accelerator = device(row.gpu, find)
     model = models(row.model)
     engine = engine_key(row.engine)
@@ -118,7 +121,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     if tuned:
         engine, version = SUBMITTER.get(accelerator.vendor, ("vllm", ""))
     weights = weights_name(row.weights, model, accelerator)
-    kv = kv_name(row.kv, weights, engine, accelerator)
+    kv = kv_name(row.kv, weights, TUNED if tuned else engine, accelerator)
     if not row.kv and engine == "vllm" and "InferenceX" in row.notes and accelerator.family == "blackwell":
         # rows whose 16-bit cache would not hold the load do not queue: the runs set --kv-cache-dtype fp8 there
         kv = "fp8" if weights.startswith("fp8") or "fp4" in weights else kv
@@ -129,11 +132,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     )):  # fmt: skip
         placed = layout(row, accelerator, counted_once=True)
     sequences, tokens, share = engine_limits(engine, version, accelerator, offline=row.mode == "offline")
-    stated = re.search(r"max_num_batched_tokens (\d+)", row.notes)
-    if stated:
-        tokens = min(max(int(stated.group(1)), 1), _MOST_TOKENS)
-    if "InferenceX" in row.notes:  # every configuration there passes --max-num-batched-tokens or its like
-        tokens = max(tokens, 8192)
+    tokens = _prompt_tokens(row, engine, tokens)
     if row.max_num_seqs:
         sequences = min(max(row.max_num_seqs, 1), _MOST_SEQS)
     if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
@@ -157,6 +156,17 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     if placed.tp is None and any(layer.moe is not None for _, layer in model.layers):
         options += [_data_parallel(d) for d in options if d.tp > 1]
     return [_given_memory(d) for d in options] if engine == "tensorrt-llm" else options
+
+
+def _prompt_tokens(row: Row, engine: str, tokens: int) -> int:
+    """Prompt tokens of a step: as the row states, as its source's commands have them, else the engine's default."""
+    stated = re.search(r"max_num_batched_tokens (\d+)", row.notes)
+    if stated:
+        tokens = min(max(int(stated.group(1)), 1), _MOST_TOKENS)
+    elif engine == "vllm" and tokens == _MODEL_LEN:
+        tokens = _MODEL_LENS.get(row.source, tokens)
+    # every configuration of InferenceX passes --max-num-batched-tokens or its like
+    return max(tokens, 8192) if "InferenceX" in row.notes else tokens
 
 
 def _data_parallel(deployment: Deployment) -> Deployment:

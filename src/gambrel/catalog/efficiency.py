@@ -28,8 +28,8 @@ _FILE: Final = Path(__file__).with_name("data") / "efficiency.toml"
 _ENGINES: Final = Path(__file__).with_name("data") / "engines.toml"
 _FLAT: Final = ("decode_attention", "prefill_attention", "all_reduce", "small_operations")
 _MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding")
-_ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "request_s", "wait_steps")
-_ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire")
+_ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "logit_passes", "expert_shape", "request_s", "wait_steps")
+_ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire", "passes")
 _MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
 _WIDEST: Final = 0.9  # one-sigma log error beyond which an interval says nothing: a factor of three either way
 # Formats without kernel tables of their own borrow the constants of the next wider one that has them.
@@ -110,7 +110,7 @@ def _family(name: str) -> tuple[Efficiency, str]:
     made = Efficiency(
         matmul=matmul,
         grouped=grouped,
-        expert_imbalance=_value(data["experts"]["imbalance"]),
+        expert_shape=_value(data["experts"]["shape"]),
         decode_attention_mfu=_value(data["attention"]["decode_mfu"]),
         reserve_bytes=_value(data["memory"]["reserve_bytes"]),
         basis=basis,
@@ -135,8 +135,11 @@ def _plateaus(table: tuple[tuple[str, Matmul], ...], mfu: float, bandwidth: floa
     return tuple((name, replace(m, mfu_max=mfu, bw_max=bandwidth)) for name, m in table)
 
 
-def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...]) -> Efficiency:
-    """The family's constants on one of its accelerators: check bits in memory, half-rate arithmetic, no peer access."""
+def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: float) -> Efficiency:
+    """The family's constants on one of its accelerators: check bits in memory, half-rate arithmetic, no peer access.
+
+    ``power`` of 1 or less: what its limit on power leaves of the clock.
+    """
     data = constants()
     ecc, half, alone = data["inline_ecc"], data["half_rate"], data["no_peer_access"]
 
@@ -147,11 +150,11 @@ def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...]) -> Effici
     least = _value(half["mfu_max"]) if name in half["accelerators"] else 0.0
 
     def faster(m: Matmul, math_format: str, mfu: float) -> Matmul:
-        gain = max(1.0, least / mfu) if math_format in half["formats"] else 1.0
+        gain = max(power, least / mfu) if math_format in half["formats"] else power
         return replace(m, mfu_max=min(1.0, m.mfu_max * gain), bw_max=min(_MOST_BANDWIDTH, m.bw_max * share))
 
     plateau = {n: m.mfu_max for n, m in base.matmul}
-    gain = max(1.0, least / plateau["bf16"])
+    gain = max(power, least / plateau["bf16"])
     return replace(
         base,
         matmul=tuple((n, faster(m, n, m.mfu_max)) for n, m in base.matmul),
@@ -161,6 +164,20 @@ def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...]) -> Effici
         prefill_mfu_max=min(1.0, base.prefill_mfu_max * gain),
         pcie_bw=base.pcie_bw * (_value(alone["pcie_bw"]) if name in alone["accelerators"] else 1.0),
     )
+
+
+def _clock(accelerator: Accelerator) -> float:
+    """The share of its clock that a board holds under full load if it has fewer watts a FLOP/s than the measured one.
+
+    Boards whose power or 16-bit rate is unknown are taken to hold all of it.
+    """
+    rule, stand_ins = constants()["power"], constants()["stand_ins"]
+    measured = rule["watts_per_flops"].get(stand_ins.get(accelerator.family, accelerator.family))
+    math_format = accelerator.math_format("bf16")
+    if accelerator.tdp_w is None or math_format is None or measured is None:
+        return 1.0
+    share = accelerator.tdp_w / accelerator.peak_flops[math_format] / measured
+    return float(min(1.0, share ** _value(rule["exponent"])))
 
 
 def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
@@ -176,10 +193,10 @@ def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
 
 
 @cache
-def _kernels(family: str, name: str, ridge_share: float, note: str, ramp_share: float) -> Efficiency:
+def _kernels(family: str, name: str, ridge_share: float, note: str, ramp_share: float, clock: float) -> Efficiency:
     base, basis = _family(family)
     measured = constants()["families"].get(family, {}).get("accelerators", ())
-    base = _set_apart(base, name, tuple(measured))
+    base = _set_apart(base, name, tuple(measured), clock)
     return replace(
         base,
         matmul=_filled(_scaled(base.matmul, ridge_share), ramp_share),
@@ -196,7 +213,8 @@ def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
     """
     ramp = constants()["ramp"]
     share = accelerator.memory_bandwidth / ramp["bandwidth"] if accelerator.family in ramp["families"] else 1.0
-    return _kernels(accelerator.family, accelerator.name, *_fitted_for(accelerator), min(1.0, share))
+    ridge, note = _fitted_for(accelerator)
+    return _kernels(accelerator.family, accelerator.name, ridge, note, min(1.0, share), _clock(accelerator))
 
 
 def is_measured(accelerator: Accelerator) -> bool:

@@ -152,8 +152,8 @@ def _mxfp4(c: ConfigFields, q: Mapping[str, Any]) -> WeightFormat | None:
 
 
 def _fbgemm(c: ConfigFields, q: Mapping[str, Any]) -> WeightFormat | None:
-    del c, q
-    return WEIGHT_FORMATS["fp8-channel"]
+    del c
+    return WEIGHT_FORMATS["fp8-ffn" if _only_experts(q) else "fp8-channel"]
 
 
 _READERS: Final[dict[str, Callable[[ConfigFields, Mapping[str, Any]], WeightFormat | None]]] = {

@@ -22,7 +22,7 @@ def _check(constants: Any, fractions: tuple[str, ...]) -> None:
     """Raise DeploymentError for a fraction outside (0, 1], or a time or size below 0 or not finite."""
     for field in fields(constants):
         value = getattr(constants, field.name)
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or field.name == "expert_shape":
             continue
         if field.name in fractions and not 0.0 < value <= 1.0:
             raise DeploymentError(
@@ -62,7 +62,8 @@ class Efficiency:
         matmul: by math format (``bf16``, ``fp8``, ``int8``, ``fp4``) or by weight format name where it differs
             (``int4``: dequantisation); ``bf16`` is always present and stands in for what is missing.
         grouped: the same for grouped expert matmuls; empty means as ``matmul``.
-        expert_imbalance: time of the busiest expert shard over the mean, at least 1.
+        expert_shape: how evenly routing spreads tokens over experts: 1 / squared coefficient of variation of their
+            popularity, infinite where all are alike (:meth:`gambrel.core.model.MoE.distinct`).
         kv_bw_max: fraction of peak bandwidth that decode attention reaches on large calls.
         kv_floor_s: seconds of a decode attention call that reads nothing, per layer.
         kv_sqrt: seconds per square root of a byte read, per layer call; bends the middle of the curve.
@@ -75,6 +76,7 @@ class Efficiency:
             memory, per layer: on every rank, and divided over ranks. What exceeds ``layer_s`` is charged.
         step_s: host seconds per step (scheduling, launch, sampling) that the device waits for.
         seq_s: host seconds per sequence in a step.
+        logit_passes: how often a row of logits in 32 bits moves through memory until its token is drawn.
         allreduce_alpha_s: seconds of an all-reduce of nothing over the scale-up link.
         allreduce_bw: fraction of the link's one-way bandwidth that a large all-reduce reaches.
         pcie_alpha_s, pcie_bw: the same where ranks only meet over PCIe.
@@ -89,7 +91,7 @@ class Efficiency:
 
     matmul: tuple[tuple[str, Matmul], ...] = (("bf16", Matmul()),)
     grouped: tuple[tuple[str, Matmul], ...] = ()
-    expert_imbalance: float = 1.0
+    expert_shape: float = math.inf
     kv_bw_max: float = 1.0
     kv_floor_s: float = 0.0
     kv_sqrt: float = 0.0
@@ -102,6 +104,7 @@ class Efficiency:
     layer_passes_tp: float = 0.0
     step_s: float = 0.0
     seq_s: float = 0.0
+    logit_passes: float = 0.0
     allreduce_alpha_s: float = 0.0
     allreduce_bw: float = 1.0
     pcie_alpha_s: float = 0.0
@@ -116,8 +119,8 @@ class Efficiency:
 
     def __post_init__(self) -> None:
         _check(self, fractions=("kv_bw_max", "prefill_mfu_max", "decode_attention_mfu", "allreduce_bw", "pcie_bw"))
-        if self.expert_imbalance < 1.0:
-            raise DeploymentError(f"Efficiency.expert_imbalance must be at least 1, got {self.expert_imbalance!r}")
+        if not self.expert_shape > 0.0:
+            raise DeploymentError(f"Efficiency.expert_shape must be above 0, got {self.expert_shape!r}")
         if "bf16" not in dict(self.matmul):
             raise DeploymentError("Efficiency.matmul needs a 'bf16' entry: it stands in for formats that have none")
 
@@ -150,6 +153,7 @@ class Efficiency:
         quantised: float = 1.0,
         four_bit: float = 1.0,
         wire: float = 1.0,
+        passes: float = 1.0,
     ) -> Efficiency:
         """The same kernels under other software: every rate times a factor, and never above its peak.
 
@@ -162,6 +166,7 @@ class Efficiency:
                 scalings (per block, per tensor) than engines run.
             four_bit: on both rates of matmuls in 4-bit math, beside ``quantised``: no kernel table has them.
             wire: on the bandwidth of collectives; their latency is divided by it.
+            passes: on what small operations move through memory: engines fuse them more or less.
         """
 
         def times(name: str, matmul: Matmul, rate: float) -> Matmul:
@@ -183,6 +188,8 @@ class Efficiency:
             allreduce_bw=min(1.0, self.allreduce_bw * wire),
             pcie_alpha_s=self.pcie_alpha_s / wire,
             pcie_bw=min(1.0, self.pcie_bw * wire),
+            layer_passes=self.layer_passes * passes,
+            layer_passes_tp=self.layer_passes_tp * passes,
         )
 
 

@@ -47,6 +47,7 @@ class WeightFormat:
         source: where the storage rule was read.
         column_bytes: bytes stored per input channel beside the scales (the permutation of act-order GPTQ).
         expert_format: the format of routed experts where it is another one (mixed checkpoints).
+        feed_forward_only: whether the matmuls of attention stay at 16 bits.
     """
 
     name: str
@@ -59,6 +60,7 @@ class WeightFormat:
     source: str = ""
     column_bytes: float = 0.0
     expert_format: WeightFormat | None = None
+    feed_forward_only: bool = False
 
     def of_role(self, role: Role) -> WeightFormat:
         """The format that tensors of this role are stored in: another one for experts of a mixed checkpoint."""
@@ -135,6 +137,18 @@ WEIGHT_FORMATS: Final[Mapping[str, WeightFormat]] = MappingProxyType(
             WeightFormat("mxfp8", 8, "fp8", _MATMULS, (1, 32), 1, source="OCP MX v1.0: 8-bit scale per 32 elements"),
             # One fp32 scale per tensor, as modelopt's FP8 checkpoints store it.
             WeightFormat("fp8-tensor", 8, "fp8", _MATMULS, (0, 0), 4, source="modelopt FP8: one fp32 scale per tensor"),
+            # Meta's FP8: one fp32 scale per output channel of feed-forward matmuls, attention in bf16.
+            WeightFormat(
+                "fp8-ffn",
+                8,
+                "fp8",
+                _MATMULS,
+                (1, 0),
+                4,
+                source="The Llama 3 Herd of Models (arXiv 2407.21783), 6.2: attention is not quantised; nor are the"
+                " first and last layer there, which count as quantised here (0.8 % of Llama-3.1-405B's bytes)",
+                feed_forward_only=True,
+            ),
             # DeepSeek V4: fp8 blocks, routed experts in fp4 with a scale per 32.
             WeightFormat(
                 "fp8-mxfp4",

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from gambrel.core.formats import KVFormat, Role, WeightFormat, weight_format
@@ -66,11 +67,20 @@ class Tensor:
         """Whether only the tokens routed to an expert touch it."""
         return self.role in _ROUTED_ROLES
 
+    @property
+    def feed_forward(self) -> bool:
+        """Whether it belongs to an FFN or an expert, not to a mixer."""
+        return self.name.startswith(("mlp.", "experts.", "shared_expert"))
+
+    def quantised_by(self, fmt: WeightFormat) -> bool:
+        """Whether a checkpoint in ``fmt`` stores it in less than 16 bits."""
+        own = fmt.of_role(self.role)
+        return self.keep_bits is None and own.quantises(self.role) and (self.feed_forward or not own.feed_forward_only)
+
     def stored_bytes(self, fmt: WeightFormat, base_bits: int = 16) -> float:
         """Bytes in ``fmt`` with its scales; a whole number for every format that is not sub-byte."""
-        own = fmt.of_role(self.role)
-        if self.keep_bits is None and own.quantises(self.role):
-            return self.copies * own.stored_bytes(self.rows, self.cols)
+        if self.quantised_by(fmt):
+            return self.copies * fmt.of_role(self.role).stored_bytes(self.rows, self.cols)
         return self.count * (self.keep_bits or base_bits) / 8
 
     def on_rank(self, tp: int, kv_heads: int = 1) -> Tensor:
@@ -171,6 +181,16 @@ class Mixer:
         return -(-self.kv_elements // min(tp, self.kv_heads))
 
 
+def _log_gamma(x: Any) -> Any:
+    """The logarithm of the gamma function of a positive number or array: Stirling's series eight further on."""
+    import numpy as np  # here, because a model is read in milliseconds and numpy is not
+
+    below = np.log(x * (x + 1.0) * (x + 2.0) * (x + 3.0)) + np.log((x + 4.0) * (x + 5.0) * (x + 6.0) * (x + 7.0))
+    y = x + 8.0
+    series = 1.0 / (12.0 * y) - 1.0 / (360.0 * y**3) + 1.0 / (1260.0 * y**5)
+    return (y - 0.5) * np.log(y) - y + 0.5 * math.log(2.0 * math.pi) + series - below
+
+
 @dataclass(frozen=True, slots=True)
 class MoE:
     """Routing of a mixture-of-experts layer: ``top_k`` of ``num_experts`` per token."""
@@ -178,16 +198,35 @@ class MoE:
     num_experts: int
     top_k: int
 
-    def distinct(self, tokens: Any) -> Any:
-        """Expected number of distinct experts that ``tokens`` tokens touch, under independent uniform routing.
+    def distinct(self, tokens: Any, shape: float = math.inf) -> Any:
+        """Expected number of distinct experts that ``tokens`` tokens (a number or a numpy array) touch.
 
-        ``E (1 - (1 - k/E)^T)``, for a number or a numpy array; correlated routing touches fewer.
+        ``E (1 - (1 - k/E)^T)`` where every expert is as popular as any other. Where popularity is spread, with a
+        squared coefficient of variation of about ``1 / shape``, the chance of an expert to be picked by a token is
+        taken as beta distributed with mean ``k/E``: one token still touches ``k``, many touch fewer.
         """
         import numpy as np  # here, because a model is read in milliseconds and numpy is not
 
         if self.top_k >= self.num_experts:
             return self.num_experts * np.minimum(np.asarray(tokens) > 0, 1.0)
-        return -self.num_experts * np.expm1(tokens * math.log1p(-self.top_k / self.num_experts))
+        share = self.top_k / self.num_experts
+        if math.isinf(shape):
+            return -self.num_experts * np.expm1(tokens * math.log1p(-share))
+        whole = shape / share
+        rest = whole * (1.0 - share)
+        missed = _log_gamma(rest + tokens) - _log_gamma(whole + tokens) + _log_gamma(whole) - _log_gamma(rest)
+        return -self.num_experts * np.expm1(np.minimum(missed, 0.0))
+
+    def busiest(self, ranks: int, shape: float = math.inf) -> float:
+        """Tokens of the busiest of ``ranks`` expert-parallel ranks over the mean rank's, popularity spread as above.
+
+        A rank's share is a sum over its experts, near enough normal; the largest of ``n`` of those lies about the
+        ``(n - 3/8) / (n + 1/4)`` quantile (Blom 1958).
+        """
+        if ranks <= 1 or math.isinf(shape):
+            return 1.0
+        spread = math.sqrt(ranks / (self.num_experts * shape))
+        return min(float(ranks), 1.0 + spread * NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from gambrel.core.errors import DoesNotFit
 from gambrel.core.formats import Role
+from gambrel.core.model import Shard
 from gambrel.core.step import MemoryBudget
 from gambrel.core.units import GIB
 from gambrel.cost.shards import Attention, check_parallel, fullest_rank_bytes, rank_attention
@@ -27,7 +28,7 @@ __all__ = ["activation_bytes", "held_bytes", "memory_budget", "require_fit"]
 _ACTIVATION_BYTES = 2  # activations are 16-bit
 _LOGIT_BYTES = 4  # logits are sampled in fp32, and the sampler works on a copy
 _LOGIT_COPIES = 2
-_RESIDUALS = 4  # hidden-sized buffers alive together: residual, normed input, attention output, block output
+_RESIDUALS = 2  # hidden-sized buffers alive together: residual, and a block's input or output (norms work in place)
 _ENDLESS = 1 << 17  # tokens over which a state is spread where no model states a longest context
 SHORT_WINDOW = 2048
 """Windowed layers of at most this many tokens are held as a fixed state of each sequence, longer ones by the token.
@@ -45,7 +46,7 @@ def _layer_activation_bytes(layer: Layer, deployment: Deployment) -> float:
     hidden, groups = deployment.model.hidden_size, deployment.attention_dp
     widths: dict[int, int] = {}
     for tensor in layer.tensors:
-        if tensor.role is Role.LINEAR:
+        if tensor.role is Role.LINEAR and tensor.shard is not Shard.ROW:  # what those put out is hidden-sized
             cut = tensor.on_rank(deployment.tp // groups, layer.mixer.kv_heads)
             widths[cut.rows] = widths.get(cut.rows, 0) + cut.rows
     dense = max(widths.values(), default=0)

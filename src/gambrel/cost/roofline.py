@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency, Matmul
+    from gambrel.core.model import MoE
     from gambrel.core.step import Floats, MemoryBudget, Step, StepCost
 
 __all__ = ["FORMS", "Roofline", "round_max"]
 
 FORMS = ("serial", "max")
 _ACTIVATION_BYTES = 2
+_LOGIT_BYTES = 4  # tokens are drawn from logits in fp32, of the whole vocabulary on one rank
 _PASSES_BACK = 2  # a vector is read and written
 _ROWS_KEPT = 512  # one-step tables remembered: the named points of a curve ask for the same ones at every context
 
@@ -133,18 +135,19 @@ class Roofline:
             half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
             compute = kernel.flops_per_token / peak * (tokens + eff.mfu_half_tokens * some)
             return compute, some * ((kernel.num_bytes + half) / bandwidth)
-        touched = kernel.moe.distinct(tokens) / kernel.ep
+        touched = kernel.moe.distinct(tokens, self.efficiency.expert_shape) / kernel.ep
         routed = tokens * (kernel.moe.top_k / kernel.ep)
-        busiest = self.expert_load if kernel.ep > 1 else 1.0
+        busiest = self.expert_load(kernel.moe)
         half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
         compute = kernel.flops_per_token / peak * (busiest * routed + eff.mfu_half_tokens * touched)
         return compute, np.asarray((kernel.num_bytes * touched + half * some) / bandwidth, dtype=np.float64)
 
-    @property
-    def expert_load(self) -> float:
-        """Tokens of the busiest expert-parallel rank over the mean rank's: the deployment's, else the constants'."""
-        stated = self._deployment.expert_load
-        return self.efficiency.expert_imbalance if stated is None else stated
+    def expert_load(self, moe: MoE) -> float:
+        """Tokens of the busiest expert-parallel rank over the mean rank's: as stated, else what routing gives."""
+        d = self._deployment
+        if d.ep > 1 and d.expert_load is not None:
+            return d.expert_load
+        return moe.busiest(d.ep, self.efficiency.expert_shape)
 
     def _layers(self, tokens: Floats) -> tuple[Floats, Floats, Floats]:
         """(total, compute, weights) seconds of every layer's matmuls over ``tokens`` tokens, and of embedding rows."""
@@ -235,7 +238,7 @@ class Roofline:
             lines[11] += n * part.flops_per_token / (eff.prefill_mfu_max * peak)
             lines[13] += state
             lines[17] += n * part.flops_per_token / (eff.decode_attention_mfu * peak)
-        lines[14] = eff.seq_s
+        lines[14] = eff.seq_s + eff.logit_passes * d.model.vocab_size * _LOGIT_BYTES / bandwidth
         lines[15] = 1.0 if self.form == "max" else 0.0
         width = d.tp // d.attention_dp
         if width > 1:

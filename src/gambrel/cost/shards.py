@@ -96,7 +96,7 @@ def _bytes_per_copy(tensor: Tensor, deployment: Deployment) -> float:
 
 def _kernel(tensor: Tensor, deployment: Deployment, repeats: int, layer: Layer | None) -> Kernel:
     fmt = deployment.weight_format
-    quantised = tensor.keep_bits is None and fmt.quantises(tensor.role)
+    quantised = tensor.quantised_by(fmt)
     per_copy = _bytes_per_copy(tensor, deployment)
     flops = 0.0 if tensor.role in {Role.VECTOR, Role.EXPERT_VECTOR, Role.EMBEDDING} else 2.0 * tensor.rows * tensor.cols
     own = fmt.of_role(tensor.role)

@@ -253,6 +253,7 @@ def advance(
     """
     mask = ring.shape[1] - 1
     prompts_first = prefill_first is not None  # known when compiled: the order of a step costs nothing
+    keep_share = prompts_first and prefill_first == 2
     windowed = window > 0
     state = ints[replica, STATE_BLOCKS]
 
@@ -516,7 +517,7 @@ def advance(
                                     blocked = True
                                     break
                                 promised += whole
-                            if prompts_first:
+                            if keep_share:
                                 new = output[i]
                                 if slot >= 0:
                                     new -= slots[replica, GENERATED, slot]

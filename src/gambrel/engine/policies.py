@@ -33,13 +33,23 @@ def vllm_priority(limits: Limits, version: str) -> Limits:
     return replace(vllm(limits, version), by_priority=True)
 
 
+def vllm_v0(limits: Limits, version: str) -> Limits:
+    """VLLM before V1 (0.8), chunked prefill off: prompts have steps to themselves and go first.
+
+    A prompt is admitted if its blocks are free and a hundredth of all stay so; decoders that find none preempt the last
+    admitted (``vllm/core/scheduler.py`` and ``block_manager.py`` at 0.6 and 0.7, ``watermark=0.01``).
+    """
+    del version
+    return replace(limits, prefill_first=True, reserve_full_prompt=True, watermark_blocks=limits.num_kv_blocks // 100)
+
+
 def sglang(limits: Limits, version: str) -> Limits:
     """SGLang 0.4.9 and later, defaults: prompts have steps to themselves and go first; a share of answers is kept free.
 
     ``max_num_batched_tokens`` is its ``chunked_prefill_size``, ``max_num_seqs`` its ``max_running_requests``.
     """
     del version
-    return replace(limits, prefill_first=True)
+    return replace(limits, prefill_first=True, keep_share=True)
 
 
 def tensorrt_llm(limits: Limits, version: str) -> Limits:
@@ -70,10 +80,11 @@ def static(limits: Limits, version: str) -> Limits:
 def policy_of(engine: str, version: str) -> str:
     """The scheduler an engine is simulated with where nobody names one: the one its constants were fitted under.
 
-    vLLM before V1 (0.8) gave prompts steps to themselves and let them go first, as SGLang does.
+    Rows of other engines are predicted by vLLM's, the nearest to what they are known to do.
     """
-    prompts_first = engine == "sglang" or (engine == "vllm" and _numbers(version) < (0, 8))
-    return "sglang" if prompts_first else "vllm"
+    if engine == "vllm" and _numbers(version) < (0, 8):
+        return "vllm_v0"
+    return "sglang" if engine == "sglang" else "vllm"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -89,6 +100,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 POLICIES: dict[str, Policy] = {
     "vllm": vllm,
     "vllm_priority": vllm_priority,
+    "vllm_v0": vllm_v0,
     "sglang": sglang,
     "tensorrt_llm": tensorrt_llm,
     "tensorrt_llm_max_utilization": tensorrt_llm_max_utilization,

@@ -145,7 +145,8 @@ class Limits:
     while anything runs; ``prefix_caching``: free blocks stay findable until they are handed out again;
     ``promise_output``: a request is admitted only if what all will ever need fits, so none is preempted;
     ``static_batch``: nobody is admitted while anybody runs; ``prefill_first``: a step holds prompts only, if any can be
-    computed, else decoders only. ``request_blocks`` above 0: what one request may take, checked beforehand.
+    computed, else decoders only; ``keep_share``: there, room is kept for a share of what is still to be generated.
+    ``request_blocks`` above 0: what one request may take, checked beforehand.
     ``state_blocks``: what a request takes beside its tokens as long as it is admitted, for its recurrent state.
     ``draft_tokens`` are guessed for a decoder in every step, in ``draft_s`` seconds for all; each holds with
     probability ``acceptance`` if those before it do. ``by_priority``: the workload's priorities decide who is admitted
@@ -163,6 +164,7 @@ class Limits:
     promise_output: bool = False
     static_batch: bool = False
     prefill_first: bool = False
+    keep_share: bool = False
     request_blocks: int = 0
     draft_tokens: int = 0
     acceptance: float = 0.0
@@ -176,11 +178,15 @@ class Limits:
         return np.minimum(held, self.draft_tokens).astype(np.int64)
 
     def arguments(self, *, specialised: bool = True) -> tuple[Any, ...]:
-        """In the order of the kernels; ``specialised`` ones are compiled without ``prefill_first`` where it is None."""
+        """In the order of the kernels; ``specialised`` ones are compiled without ``prefill_first`` where it is None.
+
+        It is 0 where steps mix prompts and decoders, 1 where prompts go first, 2 where room is kept as well.
+        """
+        prompts_first = (1 + self.keep_share) if self.prefill_first else 0
         return (
             self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
             self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching,
-            self.promise_output, self.static_batch, (self.prefill_first or None) if specialised else self.prefill_first,
+            self.promise_output, self.static_batch, (prompts_first or None) if specialised else prompts_first,
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ that the tree checks that code instead of repeating it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Parts"]
 
 ACTIVATION_BYTES = 2.0
+LOGIT_BYTES = 4.0
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,9 @@ class Parts:
                     leaf("experts of a token", k.moe.top_k, "1", shapes(self.d)),
                     leaf(
                         "busiest rank over the mean",
-                        self.model.efficiency.expert_imbalance if k.ep > 1 else 1.0,
+                        self.model.expert_load(k.moe),
                         "1",
-                        "catalog constant expert_imbalance" if k.ep > 1 else "one rank has all experts",
+                        self.source_of_load() if k.ep > 1 else "one rank has all experts",
                     ),
                 ),
                 setting(self.d, "ep"),
@@ -134,8 +136,14 @@ class Parts:
         once = made("one run", "s", "rounded maximum", compute, memory, constant("rounding"))
         return made(name, "s", "product", leaf("runs in a step", k.repeats, "1", shapes(self.d)), once)
 
+    def source_of_load(self) -> str:
+        """What the busiest rank's load rests on."""
+        if self.d.expert_load is not None:
+            return "expert_load of the deployment"
+        return f"largest of ep ranks; {constant_source(self.d, 'expert_shape')}"
+
     def touched(self, k: Kernel, tokens: int) -> Traced:
-        """Distinct experts that the step's tokens reach on a rank: E (1 - (1 - k/E)^T) / ep."""
+        """Distinct experts that the step's tokens reach on a rank, of :meth:`gambrel.core.model.MoE.distinct`."""
         if k.moe is None or k.moe.top_k >= k.moe.num_experts:
             most = leaf("experts", 1.0 if k.moe is None else k.moe.num_experts, "1", shapes(self.d))
             return made("experts touched", "1", "quotient", most, setting(self.d, "ep"))
@@ -147,13 +155,21 @@ class Parts:
             leaf("experts of a token", k.moe.top_k, "1", shapes(self.d)),
             experts,
         )
-        missed = made(
-            "chance that all tokens miss an expert",
-            "1",
-            "power",
-            made("miss", "1", "complement", share),
-            leaf("tokens", tokens, "tokens", "the step"),
-        )
+        shape = self.model.efficiency.expert_shape
+        if math.isinf(shape):
+            missed = made(
+                "chance that all tokens miss an expert",
+                "1",
+                "power",
+                made("miss", "1", "complement", share),
+                leaf("tokens", tokens, "tokens", "the step"),
+            )
+        else:
+            chance = 1.0 - float(k.moe.distinct(tokens, shape)) / k.moe.num_experts
+            missed = leaf(
+                "chance that all tokens miss an expert", chance, "1", "beta distribution of an expert's share",
+                f"mean of {share.value:.4g} a token, shape {shape:.3g}",
+            )  # fmt: skip
         distinct = made("experts touched in all", "1", "product", experts, made("hit", "1", "complement", missed))
         return made("experts touched", "1", "quotient", distinct, setting(self.d, "ep"))
 
@@ -356,5 +372,19 @@ class Parts:
                 "product",
                 leaf("sequences", self.step.decodes, "1", "the step"),
                 self.constant("seq_s", eff.seq_s, "s"),
+            ),
+            made(
+                "sampling",
+                "s",
+                "product",
+                leaf("sequences", self.step.decodes, "1", "the step"),
+                made(
+                    "seconds to move a row of logits",
+                    "s",
+                    "quotient",
+                    leaf("bytes of a row of logits in fp32", LOGIT_BYTES * d.model.vocab_size, "bytes", shapes(d)),
+                    self.bandwidth,
+                ),
+                self.constant("logit_passes", eff.logit_passes),
             ),
         ]

@@ -1,0 +1,160 @@
+"""MLPerf submissions: what a row of them says, and how its tokens per second come about.
+
+A submission states a task, a scenario and a machine, and nothing of the engine: arrangement and batch limit are
+whatever gave the most tokens within the task's limits. So the answer is searched for, as its submitter did. Offline
+sends everything at once and has no limit on latency; Server and Interactive send Poisson arrivals and report the
+highest rate at which the 99th percentiles of time to first token and time per token keep the task's limits.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gambrel.calibrate.names import device
+from gambrel.core.errors import CatalogError
+from gambrel.core.workload import Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gambrel.calibrate.table import Row
+    from gambrel.core.accelerator import Accelerator
+    from gambrel.core.run import Run
+    from gambrel.core.workload import Ints
+
+__all__ = ["Limit", "Task", "as_submitted", "highest_rate", "limit_of", "task_of"]
+
+_SPREAD: Final = 0.6  # of lengths over their mean; their distribution is not published with the rows
+_REQUESTS: Final = 1000  # of one trial at least: ten of them lie beyond the 99th percentile
+_ROUNDS: Final = 4  # times that a trial turns over what is in flight
+_HALVINGS: Final = 5  # of the rate: to within 3 % of what saturates
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What the 99th percentiles of a scenario may be, seconds; infinite where nothing is asked."""
+
+    ttft_s: float = math.inf
+    tpot_s: float = math.inf
+    e2e_s: float = math.inf
+
+    def kept(self, run: Run) -> bool:
+        """Whether a run keeps all of it."""
+        asked = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}
+        return all(run.distribution(m).percentile("p99") <= most for m, most in asked.items() if math.isfinite(most))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task of the benchmark: mean tokens where rows leave them blank (NaN: rows state them), limits, beams.
+
+    ``beams`` sequences are decoded for each answer that counts.
+    """
+
+    server: Limit
+    interactive: Limit
+    prompt: float = math.nan
+    output: float = math.nan
+    beams: int = 1
+
+
+# Limits: mlcommons/inference loadgen/mlperf.conf and language/gpt-oss-120b/mlperf_gptoss.conf (read 2026-11-29).
+# Lengths and beams: READMEs of the reference implementations beside them.
+_TASKS: Final = {
+    # CNN-DailyMail, 69 tokens an answer (token_latency_scaling_factor), beam_size=4
+    "gpt-j-6b": Task(Limit(e2e_s=20.0), Limit(e2e_s=20.0), 778.0, 69.0, beams=4),
+    "llama-2-70b": Task(Limit(2.0, 0.2), Limit(0.45, 0.04)),
+    "llama-3.1-405b": Task(Limit(6.0, 0.175), Limit(4.5, 0.08)),
+    # CNN-DailyMail again; gen_len 8,167,644 characters of 13,368 answers is 128 tokens each at 4.8 characters a token
+    "llama-3.1-8b": Task(Limit(2.0, 0.1), Limit(0.5, 0.03), 778.0, 128.0),
+    "mixtral-8x7b": Task(Limit(2.0, 0.2), Limit(2.0, 0.2)),
+    # mixed reasoning set; MLCommons v5.1 task description
+    "deepseek-r1": Task(Limit(2.0, 0.08), Limit(1.5, 0.015), 800.0, 3880.0),
+    "gpt-oss-120b": Task(Limit(3.0, 0.08), Limit(2.0, 0.015), output=1278.2),
+}
+_UNLIMITED: Final = Task(Limit(), Limit())
+
+_COUNT: Final = re.compile(r"(?:(\d+)\s*x\s*)?(\d+)\s*x\s*[A-Z]", re.IGNORECASE)
+_NODES: Final = re.compile(r"\b(\d+)-node", re.IGNORECASE)
+_NAMED: Final = re.compile(r"(?:^|[/;])\s*(?:virtualized\s+)?([^/;]+);\s*scenario", re.IGNORECASE)
+
+
+def task_of(row: Row) -> Task | None:
+    """The task of a submission; None for rows of other sources."""
+    if not row.source.startswith("MLPerf"):
+        return None
+    name = row.model.lower()
+    return next((task for key, task in _TASKS.items() if key in name), _UNLIMITED)
+
+
+def limit_of(row: Row, task: Task) -> Limit | None:
+    """What a scenario must keep; None offline, where nothing is asked."""
+    if row.mode != "rate":
+        return None
+    return task.interactive if "nteractive" in row.notes else task.server
+
+
+def as_submitted(row: Row, find: Callable[[str], Accelerator]) -> Row:
+    """The row with the accelerators that its system's name states, where they are more, or other ones.
+
+    Tables list some systems of several machines with the accelerators of one, and boards by the name of a sibling;
+    the name of the system, kept in ``notes``, has both: ``(2x8x MI300X-192GB ...)``, ``/ NVIDIA H100-NVL-94GB``.
+    """
+    if not row.source.startswith("MLPerf"):
+        return row
+    system = row.notes.partition("; scenario")[0]
+    counts = [int(a or 1) * int(b) for a, b in _COUNT.findall(system)]
+    nodes = _NODES.search(system)
+    counted = max([row.num_gpus, *counts, int(nodes[1]) * row.num_gpus if nodes else 1])
+    named, gpu = _NAMED.search(row.notes), row.gpu
+    if named:
+        try:
+            if device(named[1].strip(), find).name != device(row.gpu, find).name:
+                gpu = named[1].strip()
+        except CatalogError:
+            pass  # a name that is not of an accelerator: the column's counts
+    return row if (counted, gpu) == (row.num_gpus, row.gpu) else replace(row, num_gpus=counted, gpu=gpu)
+
+
+def drawn(seed: int, prompt: float, output: float, n: int, rate: float = math.inf) -> Workload:
+    """``n`` requests of a task: lognormal lengths of these means, Poisson arrivals (at once if infinite)."""
+    rng = np.random.default_rng(seed)
+    sigma = math.sqrt(math.log1p(_SPREAD * _SPREAD))
+
+    def lengths(mean: float) -> Ints:
+        values = rng.lognormal(0.0, sigma, n)
+        found: Ints = np.maximum(1, np.rint(values * (mean / values.mean()))).astype(np.int64)
+        return found
+
+    prompts, outputs = lengths(prompt), lengths(output)
+    gaps = rng.exponential(1.0 / rate, n) if math.isfinite(rate) else np.zeros(n)
+    return Workload(np.cumsum(gaps), prompts, outputs, name="submission")
+
+
+def highest_rate(
+    serve: Callable[[Workload], Run], limit: Limit, capacity: float, in_flight: float, prompt: float, output: float
+) -> float:
+    """Requests per second of the fastest Poisson stream that keeps a limit, found by halving below ``capacity``.
+
+    Args:
+        serve: a replica.
+        limit: of the scenario.
+        capacity: requests per second of the replica when saturated.
+        in_flight: sequences it then holds.
+        prompt: mean tokens.
+        output: mean tokens.
+    """
+    n = max(_REQUESTS, math.ceil(_ROUNDS * in_flight))
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        tried = (low + high) / 2
+        if limit.kept(serve(drawn(1, prompt, output, n, tried * capacity))):
+            low = tried
+        else:
+            high = tried
+    return low * capacity

@@ -1,0 +1,107 @@
+"""MLPerf submissions: what their systems' names say, and how a rate that keeps its limits is found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from gambrel.calibrate import tuned
+from gambrel.calibrate.names import Models, device
+from gambrel.calibrate.predict import Predictor
+from gambrel.calibrate.published import default_price
+from gambrel.calibrate.table import Figure, Row
+from gambrel.calibrate.tuned import Limit, as_submitted, drawn, highest_rate, limit_of, task_of
+from gambrel.catalog.accelerators import accelerator
+from gambrel.core.step import StepTable
+from gambrel.engine import Limits, replay, run_of
+
+if TYPE_CHECKING:
+    from gambrel.core.run import Run
+    from gambrel.core.workload import Workload
+
+ROW = Row(
+    id="m1", source="MLPerf-inference-v5.1", date="2025-09", model="meta-llama/Llama-2-70b-chat-hf",
+    gpu="H100-SXM-80GB", num_gpus=8, tp=None, pp=None, ep=None, engine="submitter", engine_version="", weights="fp8",
+    kv="", prompt_tokens=294.0, output_tokens=294.0, mode="offline", load=math.inf, max_num_seqs=None,
+    measured={"output_tok_s": Figure(30_000.0)}, quality="A", notes="A / B (8x H100-SXM-80GB) / NVIDIA H100-SXM-80GB; "
+    "scenario Offline; total over all accelerators",
+)  # fmt: skip
+
+
+def noted(notes: str, **changes: object) -> Row:
+    return replace(ROW, notes=notes, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("system", "gpus", "name"),
+    [("Cisco / HGX (16xH100-SXM-80GB TensorRT) / NVIDIA H100-SXM-80GB", 16, "h100-sxm"),
+     ("Dell / XE9680 (2x8x MI300X-192GB LLMBoost) / AMD Instinct MI300X 192GB HBM3", 16, "mi300x"),
+     ("MangoBoost / fp8-Mi300x-4-node / AMD Instinct MI300X 192GB HBM3", 32, "mi300x"),
+     ("Cisco / C245 (2x H100NVL-PCIe-94GB) / NVIDIA H100-NVL-94GB", 8, "h100-nvl"),
+     ("Broadcom / SYS (8x H100-SXM-80GB TensorRT) / Virtualized NVIDIA H100-SXM-80GB", 8, "h100-sxm"),
+     ("Google; NVIDIA GB200", 8, "gb200"), ("Oracle / BM.GPU.B200.8 / NVIDIA B200-SXM-180GB", 8, "b200-sxm")],
+)  # fmt: skip
+def test_a_system_is_as_many_accelerators_as_its_name_says(system: str, gpus: int, name: str) -> None:
+    found = as_submitted(noted(f"{system}; scenario Offline; output tokens"), accelerator)
+    assert (found.num_gpus, device(found.gpu, accelerator).name) == (gpus, name)
+    other = replace(ROW, source="bench", notes=f"{system}; scenario Offline")
+    assert as_submitted(other, accelerator) is other
+
+
+def test_offline_keeps_no_limit_and_interactive_a_tighter_one() -> None:
+    task = task_of(ROW)
+    assert task is not None
+    assert limit_of(noted("x; scenario Offline (interactive)"), task) is None
+    assert limit_of(noted("x; scenario Server", mode="rate"), task) == Limit(2.0, 0.2)
+    assert limit_of(noted("x; scenario Server (interactive)", mode="rate"), task) == Limit(0.45, 0.04)
+    assert task_of(replace(ROW, source="bench")) is None
+
+
+def test_drawn_lengths_have_their_means() -> None:
+    w = drawn(0, 500.0, 90.0, 5000, 7.0)
+    assert w.prompt_tokens.mean() == pytest.approx(500.0, rel=0.01)
+    assert w.output_tokens.mean() == pytest.approx(90.0, rel=0.01)
+    assert 5000 / w.arrival_s[-1] == pytest.approx(7.0, rel=0.05)
+
+
+def test_the_highest_rate_is_found_where_the_limit_breaks() -> None:
+    """A server of 20 ms a step, whatever is in it, takes one prompt a step: M/D/1 at a second percentile of its own."""
+    zero, rows = np.zeros(513), np.zeros(65)
+    step = np.full(513, 0.02)
+    table = StepTable(step, zero, step, zero, zero, rows, rows, rows, np.zeros(18), 0)
+    limits = Limits(max_num_seqs=64, max_num_batched_tokens=512, num_kv_blocks=100_000)
+
+    def serve(w: Workload) -> Run:
+        return run_of(replay(table, limits, w), limits)
+
+    everything = serve(drawn(0, 500.0, 2.0, 2000))
+    capacity = 2000 / everything.makespan_s
+    loose, tight = (highest_rate(serve, Limit(ttft), capacity, 4.0, 500.0, 2.0) for ttft in (1.0, 0.1))
+    assert 0.0 < tight < loose < capacity
+    assert Limit(0.1).kept(serve(drawn(1, 500.0, 2.0, 1500, tight)))
+    assert not Limit(0.1).kept(serve(drawn(1, 500.0, 2.0, 1500, tight + capacity / 32)))
+
+
+def test_a_tighter_limit_never_gives_more_tokens() -> None:
+    predict = Predictor(default_price(), Models(), accelerator)
+    offline = predict(ROW).figures["output_tok_s"]
+    server = predict(noted(ROW.notes.replace("Offline", "Server"), mode="rate", load=math.nan)).figures["output_tok_s"]
+    tight = predict(noted(ROW.notes.replace("Offline", "Interactive"), mode="rate", load=math.nan))
+    assert offline >= server > tight.figures["output_tok_s"] > 0.0
+    assert tight.deployment.max_num_seqs < predict(ROW).deployment.max_num_seqs
+
+
+def test_beams_cost_decoding_and_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-J answers with four beams: fewer tokens that count than with one, more than a quarter."""
+    row = replace(ROW, model="EleutherAI/gpt-j-6b", prompt_tokens=math.nan, output_tokens=math.nan)
+    beams = Predictor(default_price(), Models(), accelerator)(row)
+    assert beams.deployment.draft_tokens == 3
+    task = task_of(row)
+    assert task is not None
+    monkeypatch.setitem(tuned._TASKS, "gpt-j-6b", replace(task, beams=1))
+    one = Predictor(default_price(), Models(), accelerator)(row).figures["output_tok_s"]
+    assert one / 4 < beams.figures["output_tok_s"] < one
