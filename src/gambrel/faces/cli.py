@@ -17,7 +17,9 @@ import typer
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
 from gambrel.faces import (
+    advise_commands,
     calibrate_commands,
+    export_commands,
     fleet_commands,
     measure_commands,
     plan_outputs,
@@ -640,7 +642,15 @@ def demo_command(
     show(plan_tables(plan))
 
 
-for commands in (plan_outputs, fleet_commands, measure_commands, serve_commands, calibrate_commands, web_commands):
+for commands in (
+    export_commands,
+    advise_commands,
+    fleet_commands,
+    measure_commands,
+    serve_commands,
+    calibrate_commands,
+    web_commands,
+):
     commands.register(app)
 
 

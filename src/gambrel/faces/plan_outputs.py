@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gambrel.plan.check import PlanCheck
     from gambrel.plan.file import PlanFile
 
-__all__ = ["available", "check_document", "check_file", "load_plan", "register", "settled", "show_check", "write_plan"]
+__all__ = ["available", "check_document", "check_file", "load_plan", "settled", "show_check", "write_plan"]
 
 
 def available(texts: Iterable[str]) -> dict[str, int]:
@@ -295,11 +295,3 @@ def check_tables(check: PlanCheck) -> list[RenderableType]:
         heads = ["", "limit", "planned", "now", "margin", ""]
         blocks += [last_column_left(grid("objectives", heads, objectives)), ""]
     return [*blocks, last_column_left(grid("traffic", ["", "planned for", "now", "change", ""], drift))]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    from gambrel.faces import advise_commands, export_commands
-
-    export_commands.register(app)
-    advise_commands.register(app)
