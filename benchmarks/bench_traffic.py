@@ -82,11 +82,12 @@ def main() -> None:
         big = measure(log)
         write_log(log, PYTHON_ROWS)
         from gambrel.traffic import table
+        from gambrel.traffic.columns import Column
         from gambrel.traffic.readers import read_workload
 
         start = time.perf_counter()
         opened = table.inspect(log)
-        opened.read_slowly([table.Column(n, "time" if n == "TIMESTAMP" else "tokens") for n in opened.names])
+        opened.read_slowly([Column(n, "time" if n == "TIMESTAMP" else "tokens") for n in opened.names])
         slow = PYTHON_ROWS / (time.perf_counter() - start)
         hashes = Path(folder) / "hashes.jsonl"
         write_hashes(hashes, HASH_ROWS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import gambrel as gb
+from gambrel.calibrate.operators import OperatorTimes
 from gambrel.core.errors import DeploymentError, GambrelError
 from gambrel.core.step import Step
 
@@ -104,4 +105,7 @@ def test_the_real_package_and_the_fitted_constants_agree_on_an_h100() -> None:
     told, fitted = gb.cost_model(d, operators=True), gb.cost_model(d)
     for batch, context in ((16, 1000), (64, 2000), (64, 8000)):
         step = Step.decode(batch, context)
-        assert told.step_cost(step).seconds == pytest.approx(fitted.step_cost(step).seconds, rel=0.2)
+        seconds = told.step_cost(step).seconds
+        assert seconds == pytest.approx(fitted.step_cost(step).seconds, rel=0.2)
+        assert isinstance(told, OperatorTimes)
+        assert seconds == pytest.approx(told.engine.decode_step_latency(batch, context, 2) / 1e3, rel=0.06)

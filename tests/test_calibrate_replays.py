@@ -40,6 +40,11 @@ def test_a_trace_beside_a_table_is_replayed_as_its_row_says(tmp_path: Path) -> N
     said = CliRunner().invoke(app, ["validate", str(table)])
     assert "traces replayed request by request" in said.stdout
     assert "2,588 as reported" in said.stdout
+    page = tmp_path / "page.md"
+    assert CliRunner().invoke(app, ["validate", str(table), "--markdown", str(page)]).exit_code == 0
+    text = page.read_text()
+    assert text.count("| RTX4090__Llama-3.1-8B.csv | 40 |") == 2
+    assert "## Held out" in text
     document = json.loads(CliRunner().invoke(app, ["validate", str(table), "--json"]).stdout)
     assert [r["num_kv_blocks"] for r in document["replays"]] == [2588, None]
 

@@ -33,7 +33,7 @@ def same(one: Tally, two: Tally) -> bool:
 
 
 def test_the_tally_is_that_of_the_replays() -> None:
-    slo = SLO.parse(["ttft.p95<=20ms", "tpot.p95<=8ms"])
+    slo = SLO.parse(["ttft.p95<=20ms", "tpot.p95<=8ms", "goodput>=50%"])
     tally = serve_shards(TABLE, LIMITS, source, 8, slo=slo, horizon_s=30.0, windows=10)
     runs = [run_of(replay(TABLE, LIMITS, w), LIMITS) for w in map(source, range(8)) if w is not None]
     assert tally.complete
@@ -54,7 +54,8 @@ def test_the_tally_is_that_of_the_replays() -> None:
     assert tally.sums["busy_s"] == pytest.approx(sum(r.busy_s for r in runs))
     assert tally.sums["output_tokens"] == sum(int(r.output_tokens.sum()) for r in runs)
     assert sum(tally.time_bound_by().values()) == pytest.approx(1.0)
-    assert [v.objective.name for v in tally.check(slo)] == ["ttft.p95", "tpot.p95"]
+    assert [v.objective.name for v in tally.check(slo)] == ["ttft.p95", "tpot.p95", "goodput"]
+    assert tally.check(slo)[-1].reached == tally.goodput
     # Windows: arrivals add up, and what is in flight is the sum of residences (Little, on the sample path).
     assert tally.arrivals.sum() == tally.num_requests
     assert tally.ttft.sum() == tally.num_requests

@@ -16,6 +16,7 @@ from gambrel.core.step import Step, decode_parts, decode_terms, step_parts
 from gambrel.core.workload import Workload
 from gambrel.engine import Limits, Replay, Replicas, Requests, replay, run_replica
 from gambrel.engine import state as at
+from gambrel.engine.prefixes import Prefixes
 
 LOADS = {
     # name: arrivals a second, KV blocks; the replica saturates at about 70 requests a second
@@ -60,7 +61,7 @@ def test_fast_equals_naive(case: Case) -> None:
 @given(cases(POLICIES, state=True))
 @settings(max_examples=200)
 def test_laws(case: Case) -> None:
-    requests = Requests.of(case.workload)
+    requests = Requests.of(case.workload, Prefixes.none(len(case.workload)))
     replica = Replicas.of(case.limits, requests, windowed=case.table.window > 0, sample_every_s=1e-3)
     replica.line_up(requests, np.arange(len(case.workload)))
     run_replica(case.table, case.limits, requests, replica)
@@ -119,7 +120,7 @@ def test_a_clock_can_be_stopped_and_resumed(case: Case) -> None:
     from gambrel.engine.kernel import advance
 
     whole = replay(case.table, case.limits, case.workload)
-    requests = Requests.of(case.workload)
+    requests = Requests.of(case.workload, Prefixes.none(len(case.workload)))
     replica = Replicas.of(case.limits, requests, windowed=case.table.window > 0)
     replica.line_up(requests, np.arange(len(case.workload)))
     clock = -1.0

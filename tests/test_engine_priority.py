@@ -16,6 +16,7 @@ from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.workload import Ints, Workload
 from gambrel.engine import Limits, Replay, replay, run_of
 from gambrel.engine import state as at
+from gambrel.engine.prefixes import Prefixes
 from gambrel.traffic import read_workload, scale_rate, write_workload
 from test_engine_laws import assert_same
 
@@ -31,7 +32,7 @@ def recorded(case: Case, limits: Limits, workload: Workload) -> tuple[at.Request
     """The plain scheduler on one replica, with its record of everything."""
     from gambrel.engine.routing import run_plain
 
-    requests = at.Requests.of(workload)
+    requests = at.Requests.of(workload, Prefixes.none(len(workload)))
     replica = at.Replicas.of(limits, requests, windowed=case.table.window > 0)
     replica.line_up(requests, np.arange(len(workload)))
     steps, marks = run_plain(case.table, limits, requests, replica, since_s=-1.0)

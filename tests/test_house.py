@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,29 @@ def test_rooms_take_from_each_other_only_what_is_offered() -> None:
             names = [a.name for a in node.names if f"{module}.{a.name}" not in offers]
             taken += [f"{dotted(path)} takes {module}.{n}" for n in names if n not in offered]
     assert not taken, "\n".join(taken)
+
+
+def imported(node: ast.AST, modules: dict[str, Path]) -> set[str]:
+    """The modules that a statement imports, itself or within; what only the type checker reads does not count."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return {name for other in node.orelse for name in imported(other, modules)}
+    if isinstance(node, ast.Import):
+        return {a.name for a in node.names if a.name in modules}
+    if isinstance(node, ast.ImportFrom):
+        names = (f"{node.module}.{a.name}" for a in node.names)
+        return {name if name in modules else str(node.module) for name in names} & modules.keys()
+    return {name for inner in ast.iter_child_nodes(node) for name in imported(inner, modules)}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_modules_of_a_room_import_each_other_in_no_circle(room: str) -> None:
+    modules = {dotted(p): p for p in (SOURCE / "gambrel" / room).rglob("*.py")}
+    graph = {name: imported(tree(path), modules) for name, path in modules.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+    assert set(order) == set(modules)
 
 
 def test_no_room_for_odds_and_ends() -> None:

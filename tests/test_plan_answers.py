@@ -20,9 +20,9 @@ from gambrel.faces import api
 from gambrel.faces.plan_answers import answers_document
 from gambrel.faces.tables import plan_tables
 from gambrel.plan import Space, plan
-from gambrel.plan.chance import chances, outcome, redrawn
+from gambrel.plan.chance import chances, redrawn
 from gambrel.plan.compare import no_worse, pareto_front
-from gambrel.plan.explain import Loads
+from gambrel.plan.explain import Loads, met_objectives
 from gambrel.plan.growth import outlook
 from gambrel.plan.search import Bench
 from gambrel.traffic import closed_loop, scale_load
@@ -111,8 +111,8 @@ def test_steps_slower_than_the_slack_break_the_objective(answer: Plan) -> None:
         if c.objective == "all" or math.isinf(c.slack):
             continue
         assert c.slack >= 0.98
-        assert outcome(deployment, bench.slower(c.slack), log, SLOS)[c.objective]
-        assert not outcome(deployment, bench.slower(c.slack + 0.05), log, SLOS)[c.objective]
+        assert met_objectives(deployment, bench.slower(c.slack), log, SLOS)[c.objective]
+        assert not met_objectives(deployment, bench.slower(c.slack + 0.05), log, SLOS)[c.objective]
 
 
 def test_the_chance_of_a_log_that_stays_is_that_of_the_slack(answer: Plan) -> None:
@@ -254,7 +254,7 @@ def test_growth_says_when_the_plan_runs_out_and_what_it_takes(answer: Plan) -> N
         if m.replicas is not None:
             grown = Loads(log).at(m.load)
             bench = bench_of(answer)
-            assert all(outcome(answer.chosen.deployment.with_(replicas=m.replicas), bench, grown, SLOS).values())
+            assert all(met_objectives(answer.chosen.deployment.with_(replicas=m.replicas), bench, grown, SLOS).values())
     assert found.then is not None
     assert found.then.usd_per_hour <= found.months[-1].usd_per_hour + 1e-9
     assert found.then_because.startswith(("stay", "switch"))

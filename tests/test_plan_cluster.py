@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from gambrel.plan.search import Search
 
-OBJECTIVES = ("ttft.p95<=800ms", "tpot.p95<=50ms")
+OBJECTIVES = ("ttft.p95<=800ms", "tpot.p95<=50ms", "goodput>=90%")
 AXES: dict[str, Any] = {"tp": (1, 2), "max_num_seqs": (64, 256), "max_num_batched_tokens": (512, 2048)}
 GPUS = ("l4", "l40s", "h100-sxm")
 

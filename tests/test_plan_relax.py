@@ -35,7 +35,7 @@ def refused(asked: SLO, space: Space, log: Workload, model: Model = MODEL) -> tu
 
 @given(st.floats(1e-4, 1e4))
 def test_a_rounded_limit_is_never_below_and_hardly_above(value: float) -> None:
-    limit = Objective.parse(f"ttft.p95<={rounded_up(value)}").limit_s
+    limit = Objective.parse(f"ttft.p95<={rounded_up(value)}").limit
     assert value * (1 - 1e-6) <= limit <= 1.11 * value
 
 

@@ -65,13 +65,15 @@ objective = st.one_of(
     tokens=st.sets(st.sampled_from([512, 1024, 4096, 16384]), min_size=1, max_size=2),
     wanted=st.lists(objective, min_size=1, max_size=2),
     spare=st.sampled_from([0, 0, 0, 1]),
+    floor=st.sampled_from([None, 0.5, 0.9, 0.99]),
 )  # fmt: skip
 def test_the_choice_is_at_most_two_per_cent_dearer_than_exhaustive_search(
     seed: int, rate: float, prompt: float, output: float, gpus: set[str], tp: tuple[int, ...], seqs: set[int],
-    tokens: set[int], wanted: list[tuple[str, float]], spare: int,
+    tokens: set[int], wanted: list[tuple[str, float]], spare: int, floor: float | None,
 ) -> None:  # fmt: skip
     workload = chat(160, rate, seed, prompt, output)
-    slo = SLO.parse([f"{name}<={limit}s" for name, limit in wanted])
+    joint = [] if floor is None else [f"goodput>={floor}"]
+    slo = SLO.parse([*(f"{name}<={limit}s" for name, limit in wanted), *joint])
     space = Space(
         devices(*sorted(gpus)),
         tp=tp,

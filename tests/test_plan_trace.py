@@ -141,7 +141,7 @@ def test_objectives_are_simulations_of_the_log(answer: Plan, roots: dict[str, Tr
     for v in answer.chosen.verdicts:
         tree = roots[v.objective.name]
         assert tree.operation == SIMULATION
-        assert tree.value == v.reached_s
+        assert tree.value == v.reached
         assert "80 % interval" in tree.note
         assert any(str(len(log)) in part.source for part in tree.inputs)
 

@@ -18,6 +18,7 @@ import gambrel.traffic
 from gambrel.core.errors import WorkloadError
 from gambrel.core.workload import Workload
 from gambrel.traffic import FORMATS, describe, load_workload, read_workload, table, write_workload
+from gambrel.traffic.columns import Column
 from gambrel.traffic.fields import roots
 
 SAMPLES = sorted((Path(gambrel.traffic.__file__).parent / "data" / "formats").iterdir())
@@ -289,9 +290,9 @@ def test_the_fast_lane_says_what_the_definition_says(
     path.write_text("arrival_s,prompt_tokens,session_id\n" + "".join(",".join(r) + "\n" for r in rows))
     log = table.inspect(path)
     columns = [
-        table.Column("arrival_s", "time"),
-        table.Column("prompt_tokens", "tokens"),
-        table.Column("session_id", "label"),
+        Column("arrival_s", "time"),
+        Column("prompt_tokens", "tokens"),
+        Column("session_id", "label"),
     ]
     from gambrel.traffic import fast
 

@@ -356,7 +356,7 @@ def test_a_what_if_of_nothing_is_the_plan_itself(planned: str) -> None:
     plan, same = found.plan, planning.whatif_answer(found, planning.WhatIf())
     told = {f["label"]: f["value"].replace("\u00a0", " ") for f in same["facts"]}
     for verdict in plan.chosen.verdicts:
-        assert told[verdict.objective.name] == say.seconds(verdict.reached_s)
+        assert told[verdict.objective.name] == say.seconds(verdict.reached)
     assert same["holds"]
 
 

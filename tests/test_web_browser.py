@@ -191,6 +191,11 @@ def test_from_a_dropped_log_to_a_plan(visit: Visit, tmp_path: Path) -> None:
     page.click("#to-plan")
     until(page, "!document.getElementById('run').disabled")
     assert "400 requests" in page.inner_text("#plan-traffic")
+    page.click("#add-slo")
+    floor = page.locator("#slos .slo").last
+    floor.get_by_label("Metric").select_option("goodput")
+    assert floor.get_by_label("Statistic").is_disabled()
+    assert floor.get_by_label("Limit").input_value() == "95%"
     page.click("#gpu-details summary")
     page.uncheck("#all-gpus")
     page.evaluate(
@@ -205,6 +210,7 @@ def test_from_a_dropped_log_to_a_plan(visit: Visit, tmp_path: Path) -> None:
     page.click("#run")
     page.wait_for_selector("#answer", timeout=60_000)
     drawn(page, "candidates")
+    assert "limit at least 95 %" in page.inner_text("#plan-result").replace("\xa0", " ")
     parts = set(page.locator("#plan-result .contents button").all_inner_texts())
     assert {"The decision", "How sure it is", "The engine's settings", "When traffic grows month by month"} <= set(
         parts

@@ -293,7 +293,7 @@ def test_a_plan_is_priced_by_the_constants_of_a_fit() -> None:
         ended(planning.JOBS, key)
         found.append(planning.JOBS.found(key))
         same = {f["label"]: f["value"] for f in fine(ask(APP, f"/api/plan/{key}/whatif"))["facts"]}
-        reached = found[-1].plan.chosen.verdicts[0].reached_s
+        reached = found[-1].plan.chosen.verdicts[0].reached
         assert same["tpot.p95"].replace("\u00a0", " ") == say.seconds(reached)
     assert "calibrated" in found[1].plan.basis
     assert "calibrated" not in found[0].plan.basis

@@ -96,7 +96,7 @@ class OperatorTimes:
 
     def __init__(self, deployment: Deployment, efficiency: Efficiency) -> None:
         self._roofline = Roofline(deployment, efficiency)
-        self._engine, version = _compiled(deployment)
+        self.engine, version = _compiled(deployment)
         self._basis = f"operator times of {version}, kernels alone: no host time; its interval is not known"
         self._lines: Floats | None = None
         self._tables: dict[tuple[int, int], StepTable] = {}
@@ -141,7 +141,7 @@ class OperatorTimes:
 
     def _parts(self, prefill: int, decodes: int, length: int) -> tuple[float, float, float]:
         """Seconds of (what is not attention, prefill attention, decode attention) of a step."""
-        _, shared, context, decode = self._engine.mixed_step_breakdown(prefill, decodes, length, 2)
+        _, shared, context, decode = self.engine.mixed_step_breakdown(prefill, decodes, length, 2)
         return shared / 1e3, context / 1e3, decode / 1e3
 
     def _attention(self) -> Floats:

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
     from gambrel.core.step import Floats
     from gambrel.cost import Roofline
 
-__all__ = ["Replayed", "Timed", "read_timed", "replay_errors", "replays_beside"]
+__all__ = ["REPLAY_HEAD", "Replayed", "Timed", "read_timed", "replay_errors", "replays_beside"]
 
 REPORTED_BLOCKS = {("rtx-4090", "Llama-3.1-8B"): 2588}
 """KV blocks of 16 tokens that the engine itself reported, by accelerator and model of a trace.
 
 vLLM 0.19.0 in LLMServingSim-bench (casys-kaist/LLMServingSim at commit 5daddb2).
 """
+
+REPLAY_HEAD = ("trace", "requests", "KV blocks", "TTFT mean", "TTFT p99", "TPOT mean", "E2E mean")
 
 _COLUMNS = ("arrival_s", "input_tokens", "output_tokens", "ttft_ms", "e2e_ms", "tpot_ms")
 
@@ -100,6 +102,12 @@ class Replayed:
     num_requests: int
     num_kv_blocks: int | None
     errors: dict[str, float]
+
+    def cells(self) -> list[str]:
+        """As a row of the printed table and of the page has them, under ``REPLAY_HEAD``."""
+        blocks = "as estimated" if self.num_kv_blocks is None else f"{self.num_kv_blocks:,} as reported"
+        errors = (f"{self.errors[k]:+.1%}" for k in ("ttft", "ttft_p99", "tpot", "e2e"))
+        return [self.name, f"{self.num_requests:,}", blocks, *errors]
 
     def document(self) -> dict[str, object]:
         """Every figure, for JSON."""

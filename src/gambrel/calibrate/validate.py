@@ -57,6 +57,11 @@ class Errors:
     bias: float
     coverage: float
 
+    def cells(self) -> list[str]:
+        """As a row of the printed table and of the page has them."""
+        return [str(self.n), *(f"{e:.0%}" for e in (self.median_ape, self.p90_ape)), f"{self.bias:+.0%}",
+                f"{self.coverage:.0%}"]  # fmt: skip
+
 
 def errors_of(comparisons: Sequence[Comparison]) -> Errors:
     """Median, 90th percentile, bias and the share of measurements within their interval."""

@@ -126,7 +126,7 @@ class PoolUse:
 
 @dataclass(frozen=True)
 class Run:
-    """Per-request times and what the replicas did meanwhile.
+    """Per-request times and what the replicas did meanwhile, which nobody outside the engine sees: then it is left out.
 
     Attributes (arrays have one row a request, in the workload's order, which is that of arrival unless a closed loop
     made the arrivals; seconds on the workload's clock):
@@ -163,15 +163,15 @@ class Run:
     preemptions: Ints | npt.NDArray[np.int32]
     replica: Ints
     itl: Histogram
-    busy_s: float
-    bound_by_s: Floats
-    part_s: Floats
-    prefill_s: float
-    num_steps: int
-    batch_mean: float
-    batch_max: int
-    kv_usage_mean: float
-    kv_usage_max: float
+    busy_s: float = 0.0
+    bound_by_s: Floats = field(default_factory=lambda: np.zeros(len(CAUSES)))
+    part_s: Floats = field(default_factory=lambda: np.zeros(len(CAUSES)))
+    prefill_s: float = 0.0
+    num_steps: int = 0
+    batch_mean: float = float("nan")
+    batch_max: int = 0
+    kv_usage_mean: float = float("nan")
+    kv_usage_max: float = float("nan")
     cached_tokens: Ints | None = None
     paused_s: npt.NDArray[np.float32] | None = None
     worked_until_s: float | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from gambrel.engine.deployed import simulate
 from gambrel.engine.policies import POLICIES, policy_of
 from gambrel.engine.recording import record, timeline
 from gambrel.engine.routing import ROUTINGS, run_replica
-from gambrel.engine.simulation import Replay, check_fits, limits_of, max_request_tokens, replay, run_of, simulate
+from gambrel.engine.simulation import Replay, check_fits, limits_of, max_request_tokens, replay, run_of
 from gambrel.engine.state import Limits, Replicas, Requests
 from gambrel.engine.watch import Watch
 

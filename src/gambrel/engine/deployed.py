@@ -1,4 +1,4 @@
-"""A deployment of pools, stages or ranks as :mod:`gambrel.engine.workers` wants it: who plays by which rule.
+"""A deployment simulated: by the plain kernels, or as pools, stages or ranks that :mod:`gambrel.engine.workers` plays.
 
 Read for the rules, and cited where they are kept: vLLM's V1 scheduler and NIXL connector (commit 00024d3),
 SGLang's ``disaggregation`` (commits 0035ca4 and 000c2b9), TensorRT-LLM's disaggregated serving.
@@ -13,8 +13,8 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, WorkerCost
-from gambrel.engine.simulation import check_fits, limits_of, outside_s, special, spread
-from gambrel.engine.workers import Pool, Transfer, rank_limits, serve, worker_run
+from gambrel.engine.simulation import check_fits, limits_of, outside_s, prepared, replay, run_of, special, spread
+from gambrel.engine.workers import Pool, Transfer, needed, rank_limits, serve, worker_run
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Workload
     from gambrel.engine.watch import Watch
 
-__all__ = ["pool_of", "simulate_workers", "transfer_of"]
+__all__ = ["pool_of", "simulate", "transfer_of"]
 
 FETCHED = {
     "vllm": (True, False),
@@ -90,15 +90,42 @@ def transfer_of(deployment: Deployment, cost_model: CostModel, workload: Workloa
     return Transfer(cost_model.transfer_s(workload.prompt_tokens.astype(np.float64)), pull, along)
 
 
-def simulate_workers(
+def simulate(
     deployment: Deployment,
     cost_model: CostModel,
     workload: Workload,
     *,
+    oracle: bool = False,
     series: bool = True,
     watch: Watch | None = None,
 ) -> Run:
-    """Replay ``workload`` where :func:`gambrel.engine.workers.needed` says so; see :func:`gambrel.engine.simulate`."""
+    """Replay ``workload`` on ``deployment`` with steps priced by ``cost_model``; ``watch`` shows how far it is.
+
+    Raises:
+        WorkloadError: a request cannot fit a replica; the message names its row.
+        DeploymentError: limits that vLLM itself refuses, or an unknown routing.
+    """
+    if needed(deployment):
+        return _simulate_workers(deployment, cost_model, workload, series=series, watch=watch)
+    table, limits = prepared(deployment, cost_model)
+    check_fits(workload, limits, deployment.max_model_len)
+    played = replay(
+        table,
+        limits,
+        workload,
+        replicas=deployment.replicas,
+        routing=deployment.routing,
+        oracle=oracle,
+        series=series,
+        watch=watch,
+    )
+    return run_of(played, limits, deployment.replicas, basis=cost_model.basis)
+
+
+def _simulate_workers(
+    deployment: Deployment, cost_model: CostModel, workload: Workload, *, series: bool, watch: Watch | None
+) -> Run:
+    """Pools, stages and ranks in lockstep, as :func:`gambrel.engine.workers.needed` says."""
     decode = pool_of(deployment.decode_pool, cost_model)
     plain = special(decode.limits, workload)
     if plain:

@@ -85,8 +85,10 @@ class Tally:
         return self._known[metric]
 
     def check(self, slo: SLO) -> tuple[Verdict, ...]:
-        """Every objective against the pooled distributions; 0 where a statistic is not defined."""
-        reached = [self.distribution(o.metric).percentile(o.statistic) for o in slo.objectives]
+        """Every objective against the pooled distributions and the good requests; 0 where a statistic is undefined."""
+        reached = [
+            self.goodput if o.is_floor else self.distribution(o.metric).percentile(o.statistic) for o in slo.objectives
+        ]
         return tuple(Verdict(o, 0.0 if np.isnan(v) else v) for o, v in zip(slo.objectives, reached, strict=True))
 
     @property

@@ -1,4 +1,4 @@
-"""From a deployment and a workload to a run: check, compile, route, replay, gather.
+"""Equal replicas from a workload to a run: check, compile, route, replay, gather.
 
 The event loops live in the kernel modules, which import numba; they are imported when the first replay starts.
 """
@@ -37,7 +37,6 @@ from gambrel.engine.state import (
     Requests,
     bucket_edges,
 )
-from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 _KNOWN: list[tuple[tuple[Any, ...], int, Prefixes]] = []  # of the last workloads: their columns, block size, units
 
-__all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "prepared", "replay", "simulate"]
+__all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "prepared", "replay", "run_of"]
 
 
 def limits_of(deployment: Deployment, memory: MemoryBudget | int) -> Limits:
@@ -254,40 +253,6 @@ def _prefixes(workload: Workload, limits: Limits) -> Prefixes | None:
     _KNOWN.insert(0, (parts, limits.block_size, prefixes))
     del _KNOWN[2:]
     return prefixes
-
-
-def simulate(
-    deployment: Deployment,
-    cost_model: CostModel,
-    workload: Workload,
-    *,
-    oracle: bool = False,
-    series: bool = True,
-    watch: Watch | None = None,
-) -> Run:
-    """Replay ``workload`` on ``deployment`` with steps priced by ``cost_model``; ``watch`` shows how far it is.
-
-    Raises:
-        WorkloadError: a request cannot fit a replica; the message names its row.
-        DeploymentError: limits that vLLM itself refuses, or an unknown routing.
-    """
-    if needed(deployment):
-        from gambrel.engine.deployed import simulate_workers  # which asks this module for limits
-
-        return simulate_workers(deployment, cost_model, workload, series=series, watch=watch)
-    table, limits = prepared(deployment, cost_model)
-    check_fits(workload, limits, deployment.max_model_len)
-    played = replay(
-        table,
-        limits,
-        workload,
-        replicas=deployment.replicas,
-        routing=deployment.routing,
-        oracle=oracle,
-        series=series,
-        watch=watch,
-    )
-    return run_of(played, limits, deployment.replicas, basis=cost_model.basis)
 
 
 def prepared(deployment: Deployment, cost_model: CostModel) -> tuple[StepTable, Limits]:

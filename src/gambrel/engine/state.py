@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gambrel.engine.prefixes import Prefixes
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints, Workload
+    from gambrel.engine.prefixes import Prefixes
 
 __all__ = ["NUM_SAMPLES_MAX", "Limits", "Replicas", "Requests"]
 
@@ -223,9 +222,7 @@ class Requests:
     stop: npt.NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(
-        cls, workload: Workload, prefixes: Prefixes | None = None, stop: npt.NDArray[np.bool_] | None = None
-    ) -> Requests:
+    def of(cls, workload: Workload, prefixes: Prefixes, stop: npt.NDArray[np.bool_] | None = None) -> Requests:
         """Fresh columns for a workload, every line empty; arrivals that are to be made are infinite until then."""
         n = len(workload)
         arrival = np.ascontiguousarray(workload.arrival_s, dtype=np.float64)
@@ -245,7 +242,7 @@ class Requests:
             np.zeros(n, np.int32),
             np.zeros((n, 2), np.float32),
             np.zeros(n, np.int64),
-            prefixes or Prefixes.none(n),
+            prefixes,
             min(workload.closed_loop, n),
             np.empty(0) if workload.think_s is None else np.ascontiguousarray(workload.think_s, dtype=np.float64),
             workload.session,

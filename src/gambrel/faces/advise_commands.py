@@ -11,6 +11,7 @@ import typer
 
 from gambrel.core.errors import GambrelError
 from gambrel.faces.calibrate_commands import ProfileFile, own_constants
+from gambrel.faces.verdicts import slo_document
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,7 +38,9 @@ def register(app: typer.Typer) -> None:
 def advise_command(
     model: Annotated[str, typer.Option("--model", "-m", help="Shipped name, config.json, directory or GGUF file.")],
     gpu: Annotated[str, typer.Option("--gpu", "-g", help="Accelerator it runs on, e.g. h100-sxm.")],
-    slo: Annotated[list[str], typer.Option("--slo", help="An objective, e.g. ttft.p95<=1s; repeatable.")],
+    slo: Annotated[
+        list[str], typer.Option("--slo", help="An objective, e.g. ttft.p95<=1s or goodput>=95%; repeatable.")
+    ],
     workload: Annotated[
         str | None, typer.Option("--workload", "-w", help="A log, a dump of /metrics, or a profile.")
     ] = None,
@@ -170,10 +173,7 @@ def advice_document(found: Advice) -> dict[str, Any]:
         "batch": {"mean": run.batch_mean, "max": run.batch_max},
         "kv_usage": {"mean": run.kv_usage_mean, "max": run.kv_usage_max},
         "time_bound_by": run.time_bound_by(),
-        "slo": {
-            v.objective.name: {"limit_s": v.objective.limit_s, "reached_s": v.reached_s, "met": v.met}
-            for v in c.verdicts
-        },
+        "slo": slo_document(c.verdicts),
         "carries": found.carries,
         "change": found.change,
         "fixes": [{"change": f.change, "effect": f.effect, "usd_per_hour": f.usd_per_hour} for f in found.fixes],
@@ -219,7 +219,7 @@ def compared(found: Advice, server: Measured) -> list[str]:
         between = (
             f"{human.seconds(low)} to {human.seconds(high)}" if math.isfinite(high) else f"over {human.seconds(low)}"
         )
-        far = v.reached_s < low / FAR or v.reached_s > FAR * high
+        far = v.reached < low / FAR or v.reached > FAR * high
         apart = ": far apart, so settings, lengths or bursts differ, or something else decides" if far else ""
-        lines.append(f"{o.name} within {between}, simulated {human.seconds(v.reached_s)}{apart}")
+        lines.append(f"{o.name} within {between}, simulated {human.seconds(v.reached)}{apart}")
     return lines

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gambrel.calibrate.next_level import NextLevel
     from gambrel.calibrate.profile import Profile
     from gambrel.calibrate.replay import Replayed
-    from gambrel.calibrate.validate import Errors, Validation
+    from gambrel.calibrate.validate import Validation
     from gambrel.core.deployment import Deployment
     from gambrel.measure.importers import Benchmark
 
@@ -68,7 +68,7 @@ def validate_command(
     if markdown is not None:
         from gambrel.calibrate.accuracy import accuracy_page
 
-        markdown.write_text(accuracy_page(found), encoding="utf-8")
+        markdown.write_text(accuracy_page(found, replayed, None if profile is None else profile.name), encoding="utf-8")
     if as_json:
         from gambrel.faces.console import emit
 
@@ -222,17 +222,13 @@ def _point_of_benchmark(benchmark: Benchmark, deployment: Deployment) -> Point:
     )  # fmt: skip
 
 
-def _cells(e: Errors) -> list[str]:
-    return [str(e.n), f"{e.median_ape:.0%}", f"{e.p90_ape:.0%}", f"{e.bias:+.0%}", f"{e.coverage:.0%}"]
-
-
 def validation_tables(found: Validation) -> list[RenderableType]:
     """Errors per engine, accelerator and metric, and what was not compared."""
     from gambrel.faces.tables import grid
 
     groups = found.by(lambda c: (c.row.engine, c.row.gpu, c.metric))
-    rows = [[*key, *_cells(e)] for key, e in groups.items()]
-    rows += [["all", "", metric, *_cells(e)] for (metric,), e in found.by(lambda c: (c.metric,)).items()]
+    rows = [[*key, *e.cells()] for key, e in groups.items()]
+    rows += [["all", "", metric, *e.cells()] for (metric,), e in found.by(lambda c: (c.metric,)).items()]
     columns = ["engine", "accelerator", "metric", "n", "median", "p90", "bias", "in 80 %"]
     skipped: list[RenderableType] = [f"skipped {n}: {reason}" for reason, n in found.skipped.most_common()]
     return [grid("predicted against measured", columns, rows, left=3), *skipped]
@@ -240,21 +236,13 @@ def validation_tables(found: Validation) -> list[RenderableType]:
 
 def replay_tables(replayed: list[Replayed]) -> list[RenderableType]:
     """Signed errors of the traces beside the tables, replayed request by request."""
+    from gambrel.calibrate.replay import REPLAY_HEAD
     from gambrel.faces.tables import grid
 
     if not replayed:
         return []
-    columns = ["trace", "requests", "KV blocks", "TTFT mean", "TTFT p99", "TPOT mean", "E2E mean"]
-    rows = [
-        [
-            r.name,
-            f"{r.num_requests:,}",
-            f"{r.num_kv_blocks:,} as reported" if r.num_kv_blocks else "as estimated",
-            *(f"{r.errors[k]:+.1%}" for k in ("ttft", "ttft_p99", "tpot", "e2e")),
-        ]
-        for r in replayed
-    ]
-    return ["", grid("traces replayed request by request, error of the simulated figure", columns, rows)]
+    title = "traces replayed request by request, error of the simulated figure"
+    return ["", grid(title, list(REPLAY_HEAD), [r.cells() for r in replayed])]
 
 
 def calibration_tables(fitted: Calibration, advice: list[NextLevel]) -> list[RenderableType]:

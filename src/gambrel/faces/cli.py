@@ -17,7 +17,9 @@ import typer
 from gambrel.core.errors import GambrelError, InfeasiblePlan
 from gambrel.core.version import __version__
 from gambrel.faces import (
+    advise_commands,
     calibrate_commands,
+    export_commands,
     fleet_commands,
     measure_commands,
     plan_outputs,
@@ -337,7 +339,8 @@ def simulate_command(
     ] = None,
     load: Annotated[float, typer.Option("--load", help="Multiple of the log's rate, bursts kept.")] = 1.0,
     slo: Annotated[
-        list[str] | None, typer.Option("--slo", help="Check an objective, e.g. ttft.p95<=1s; repeatable.")
+        list[str] | None,
+        typer.Option("--slo", help="Check an objective, e.g. ttft.p95<=1s or goodput>=95%; repeatable."),
     ] = None,
     requests_file: Annotated[
         Path | None, typer.Option("--requests", help="Write one row a request: .parquet, .jsonl or .csv.")
@@ -414,12 +417,11 @@ def simulate_command(
     verdicts = wanted.check(run) if wanted else ()
     wall_s = time.perf_counter() - started
     from gambrel.faces.documents import run_document
+    from gambrel.faces.verdicts import slo_document
 
     document = run_document(run, deployment, priced.memory(), wall_s)
     if verdicts:
-        document["slo"] = {
-            v.objective.name: {"limit_s": v.objective.limit_s, "reached_s": v.reached_s, "met": v.met} for v in verdicts
-        }
+        document["slo"] = slo_document(verdicts)
     if wanted:
         document["goodput"] = wanted.goodput(run)
     write_files(run, deployment, priced, requests, requests=requests_file, trace=chrome_trace, window=cut)
@@ -453,7 +455,9 @@ def plan_command(
     users: Users = None,
     prompt: Prompt = None,
     output: Output = None,
-    slo: Annotated[list[str] | None, typer.Option("--slo", help="An objective, e.g. ttft.p95<=1s; repeatable.")] = None,
+    slo: Annotated[
+        list[str] | None, typer.Option("--slo", help="An objective, e.g. ttft.p95<=1s or goodput>=95%; repeatable.")
+    ] = None,
     gpu: Gpus = None,
     tp: Annotated[str, typer.Option("--tp", help="Tensor-parallel degrees to search.")] = "1,2,4,8",
     weights: Annotated[str | None, typer.Option("--weights", help="Weight formats to search, by commas.")] = None,
@@ -640,7 +644,15 @@ def demo_command(
     show(plan_tables(plan))
 
 
-for commands in (plan_outputs, fleet_commands, measure_commands, serve_commands, calibrate_commands, web_commands):
+for commands in (
+    export_commands,
+    advise_commands,
+    fleet_commands,
+    measure_commands,
+    serve_commands,
+    calibrate_commands,
+    web_commands,
+):
     commands.register(app)
 
 

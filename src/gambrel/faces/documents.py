@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gambrel.core.run import Distribution
+from gambrel.faces.verdicts import slo_document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -197,15 +198,7 @@ def candidate_document(c: Candidate) -> dict[str, Any]:
         "usd_per_mtok": None if pricing is None else pricing.usd_per_mtok,
         "usd_per_mtok_input": None if pricing is None else pricing.usd_per_mtok_input,
         "usd_per_mtok_output": None if pricing is None else pricing.usd_per_mtok_output,
-        "slo": {
-            v.objective.name: {
-                "limit_s": v.objective.limit_s,
-                "reached_s": v.reached_s,
-                "met": v.met,
-                "margin": v.margin,
-            }
-            for v in c.verdicts
-        },
+        "slo": slo_document(c.verdicts),
         **{f"{m}_s": distribution(d) for m, d in c.latency.items()},
         "memory": memory_document(c.memory),
     }

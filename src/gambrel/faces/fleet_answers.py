@@ -9,6 +9,7 @@ import numpy as np
 
 from gambrel.core.units import SECONDS_PER_HOUR
 from gambrel.faces.documents import deployment_document, distribution
+from gambrel.faces.verdicts import slo_document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,13 +41,6 @@ def bill(deployment: Deployment, gpu_hours: float, output_tokens: float) -> dict
         "gpu_hours": gpu_hours,
         "usd": usd,
         "usd_per_mtok": None if usd is None or not output_tokens else usd / output_tokens * 1e6,
-    }
-
-
-def objectives_document(verdicts: tuple[Verdict, ...]) -> dict[str, Any]:
-    """Objectives and how they came out."""
-    return {
-        v.objective.name: {"limit_s": v.objective.limit_s, "reached_s": v.reached_s, "met": v.met} for v in verdicts
     }
 
 
@@ -82,7 +76,7 @@ def fleet_document(
         "lost_and_retried": _part(run, struck, slo),
         "num_preemptions": run.num_preemptions,
         "hit_ratio": run.hit_ratio,
-        "slo": objectives_document(slo.check(run)) if slo else {},
+        "slo": slo_document(slo.check(run)) if slo else {},
         "goodput": slo.goodput(run) if slo else None,
         "fixed_fleet": None,
         "timeline": {"time_s": t.time_s[starts].tolist(), **course},
@@ -97,7 +91,7 @@ def fleet_document(
         document["fixed_fleet"] = {
             "replicas": number,
             **bill(deployment, other.gpu_hours, tokens),
-            "slo": objectives_document(slo.check(other.run)),
+            "slo": slo_document(slo.check(other.run)),
             "goodput": slo.goodput(other.run),
         }
     return document
@@ -211,7 +205,7 @@ def shard_document(deployment: Deployment, tally: Tally, slo: SLO | None, rule: 
         "num_preemptions": int(tally.sums["preemptions"]),
         "hit_ratio": tally.sums["cached_tokens"] / tally.sums["prompt_tokens"],
         "time_bound_by": tally.time_bound_by(),
-        "slo": objectives_document(tally.check(slo)) if slo else {},
+        "slo": slo_document(tally.check(slo)) if slo else {},
         "goodput": tally.goodput if slo else None,
         "windows": {
             "window_s": tally.window_s,

@@ -86,7 +86,9 @@ def fleet_command(
     routing: Annotated[
         str, typer.Option("--routing", help="round_robin, session_sticky, least_outstanding or power_of_two.")
     ] = "least_outstanding",
-    slo: Annotated[list[str] | None, typer.Option("--slo", help="An objective, e.g. ttft.p95<=1s; repeatable.")] = None,
+    slo: Annotated[
+        list[str] | None, typer.Option("--slo", help="An objective, e.g. ttft.p95<=1s or goodput>=95%; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
     price: Annotated[float | None, typer.Option("--price", help="Dollars per accelerator-hour.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a self-contained report page.")] = None,

@@ -148,7 +148,7 @@ def slo(noun: SLO) -> Report:
     from gambrel.report import Fact, Report
     from gambrel.report import humanise as say
 
-    return Report("Objectives", "", (), tuple(Fact(o.name, say.limit(o.limit_s)) for o in noun.objectives), ())
+    return Report("Objectives", "", (), tuple(Fact(o.name, say.allowed(o)) for o in noun.objectives), ())
 
 
 SHOWN: dict[tuple[str, str], Callable[[Any], Report]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gambrel.faces.verdicts import slo_document
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -53,7 +55,7 @@ def answers_document(plan: Plan) -> dict[str, Any]:
                         "value": step.value,
                         "carries": step.carries,
                         "effect": step.effect,
-                        "slo": {v.objective.name: {"reached_s": v.reached_s, "met": v.met} for v in step.verdicts},
+                        "slo": slo_document(step.verdicts),
                     }
                     for step in s.steps
                 ],
@@ -78,7 +80,7 @@ def answers_document(plan: Plan) -> dict[str, Any]:
                 "change": s.change,
                 "draws": s.draws,
                 "chance": s.chance,
-                "worst": {v.objective.name: {"reached_s": v.reached_s, "met": v.met} for v in s.worst},
+                "worst": slo_document(s.worst),
             }
             for s in plan.sensitivities
         ],
@@ -103,7 +105,7 @@ def schedule_document(s: Schedule) -> dict[str, Any]:
         "usd_per_day": s.usd_per_day,
         "flat_usd_per_day": s.flat_usd_per_day,
         "start_up_s": s.start_s,
-        "slo": {v.objective.name: {"reached_s": v.reached_s, "met": v.met} for v in s.verdicts},
+        "slo": slo_document(s.verdicts),
         "basis": s.basis,
     }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gambrel.core.errors import DoesNotFit, GambrelError, InfeasiblePlan
+from gambrel.faces.verdicts import slo_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gambrel.plan.check import PlanCheck
     from gambrel.plan.file import PlanFile
 
-__all__ = ["available", "check_document", "check_file", "load_plan", "register", "settled", "show_check", "write_plan"]
+__all__ = ["available", "check_document", "check_file", "load_plan", "settled", "show_check", "write_plan"]
 
 
 def available(texts: Iterable[str]) -> dict[str, int]:
@@ -50,9 +51,9 @@ def available(texts: Iterable[str]) -> dict[str, int]:
 
 def write_plan(path: Path, plan: Plan, workload: Workload, **asked: Any) -> None:
     """Write the plan file: TOML, or JSON where the name ends in ``.json``; ``asked`` are fields of ``Asked``."""
-    from gambrel.plan.file import Asked, objective_text, plan_file
+    from gambrel.plan.file import Asked, plan_file
 
-    slo = [objective_text(o) for o in plan.slo.objectives]
+    slo = [str(o) for o in plan.slo.objectives]
     write_text(path, plan_file(plan, Asked(slo=slo, **asked), workload).text(as_json=path.suffix == ".json"))
 
 
@@ -239,18 +240,10 @@ def check_document(check: PlanCheck) -> dict[str, Any]:
         "deployment": check.deployment.label,
         "workload": {"name": check.workload, "num_requests": check.num_requests},
         "slo": {
-            v.objective.name: {
-                "limit_s": v.objective.limit_s,
-                "reached_s": v.reached_s,
-                "was_s": check.was.get(v.objective.name),
-                "met": v.met,
-                "margin": v.margin,
-            }
-            for v in check.verdicts
+            name: told | {"was" if "floor" in told else "was_s": check.was.get(name)}
+            for name, told in slo_document(check.verdicts).items()
         },
-        "slo_with_safety": {
-            v.objective.name: {"reached_s": v.reached_s, "met": v.met, "margin": v.margin} for v in check.safety
-        },
+        "slo_with_safety": slo_document(check.safety),
         "drift": [
             {"figure": d.name, "was": d.was, "now": d.now, "change": d.change, "notable": d.notable}
             for d in check.drift
@@ -282,8 +275,9 @@ def check_tables(check: PlanCheck) -> list[RenderableType]:
     else:
         rows.append(("would hold", "more replicas of this kind do not help; plan again"))
     objectives = [
-        [v.objective.name, human.limit(v.objective.limit_s), human.seconds(check.was.get(v.objective.name, math.nan)),
-         human.seconds(v.reached_s), human.signed_percent(v.margin), "met" if v.met else "MISSED"]
+        [v.objective.name, human.allowed(v.objective),
+         human.figure(v.objective, check.was.get(v.objective.name, math.nan)),
+         human.figure(v.objective, v.reached), human.signed_percent(v.margin), "met" if v.met else "MISSED"]
         for v in check.verdicts
     ]  # fmt: skip
     drift = [
@@ -295,11 +289,3 @@ def check_tables(check: PlanCheck) -> list[RenderableType]:
         heads = ["", "limit", "planned", "now", "margin", ""]
         blocks += [last_column_left(grid("objectives", heads, objectives)), ""]
     return [*blocks, last_column_left(grid("traffic", ["", "planned for", "now", "change", ""], drift))]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    from gambrel.faces import advise_commands, export_commands
-
-    export_commands.register(app)
-    advise_commands.register(app)

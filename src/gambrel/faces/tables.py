@@ -57,8 +57,9 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     """Objectives against what was reached."""
     rows = [
-        [v.objective.name, human.seconds(v.objective.limit_s), human.seconds(v.reached_s), "met" if v.met else "missed"]
+        [o.name, human.allowed(o), human.figure(o, v.reached), "met" if v.met else "missed"]
         for v in verdicts
+        for o in (v.objective,)
     ]
     return grid("objectives", ["", "limit", "reached", ""], rows)
 

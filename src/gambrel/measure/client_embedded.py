@@ -9,22 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from gambrel.core.errors import EndpointError
+from gambrel.measure.child import STDIN, STDOUT, begun, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ["EmbeddedProcess"]
-
-STDIN: Final = 0
-STDOUT: Final = 1
 
 
 @dataclass
@@ -44,15 +41,8 @@ class EmbeddedProcess:
     _process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "gambrel.measure.client_embedded"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        pipe_in, pipe_out = self._process.stdin, self._process.stdout
-        if pipe_in is None or pipe_out is None:
-            raise EndpointError("the embedded engine has no pipes")
-        pipe_in.write(msgspec.json.encode(self.settings) + b"\n")
-        pipe_in.flush()
-        for line in pipe_out:
+        self._process, lines = begun("gambrel.measure.client_embedded", self.settings)
+        for line in lines:
             said: dict[str, str] = msgspec.json.decode(line)
             if "error" in said:
                 self._end()
@@ -110,11 +100,8 @@ async def _serve(settings: dict[str, int]) -> None:
 
 def main() -> None:
     """The child: settings on the first line of standard input, words and then the address on standard output."""
-    line = b""
-    while not line.endswith(b"\n"):
-        line += os.read(STDIN, 1 << 16)
     try:
-        asyncio.run(_serve(msgspec.json.decode(line, type=dict[str, int])))
+        asyncio.run(_serve(msgspec.json.decode(told(), type=dict[str, int])))
     except EndpointError as error:
         _say(error=str(error))
 

@@ -15,8 +15,6 @@ import os
 import select
 import selectors
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -24,9 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from gambrel.core.errors import EndpointError
+from gambrel.measure.child import STDIN, STDOUT, begun, told
 from gambrel.measure.machine import raise_file_limit
 
 if TYPE_CHECKING:
+    import subprocess
     from types import TracebackType
 
 __all__ = ["MockServer", "Script", "Truth", "serve"]
@@ -123,8 +123,6 @@ class _Stream:
     running: bool = False
 
 
-STDIN: Final = 0
-STDOUT: Final = 1
 TLS_HELLO: Final = b"\x16\x03"
 # struct linger {on, 0 s}: close() sends a reset instead of an orderly end.
 RESET: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"
@@ -441,10 +439,7 @@ class _Mock:
 def serve() -> None:
     """Read a script from the first line of standard input, print the port, serve until standard input ends."""
     raise_file_limit()
-    line = b""
-    while not line.endswith(b"\n"):
-        line += os.read(STDIN, 1 << 16)
-    mock = _Mock(msgspec.json.decode(line, type=Script))
+    mock = _Mock(msgspec.json.decode(told(), type=Script))
     os.write(STDOUT, b"%d\n" % mock.port)
     with contextlib.suppress(KeyboardInterrupt):
         mock.run()
@@ -463,15 +458,8 @@ class MockServer:
     _process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "gambrel.measure.mock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        pipe_in, pipe_out = self._process.stdin, self._process.stdout
-        if pipe_in is None or pipe_out is None:
-            raise EndpointError("the mock server has no pipes")
-        pipe_in.write(msgspec.json.encode(self.script) + b"\n")
-        pipe_in.flush()
-        port = pipe_out.readline().strip()
+        self._process, lines = begun("gambrel.measure.mock", self.script)
+        port = lines.readline().strip()
         if not port.isdigit():
             self.kill()
             raise EndpointError("the mock server did not start")

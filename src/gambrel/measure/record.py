@@ -467,7 +467,6 @@ def to_run(
     n = len(ordered)
     nothing = np.full(n, np.nan)
     readings = [s for s in samples if "running" in s.values]
-    zeros5 = np.zeros(5)
     return Run(
         arrival_s=(begins[order] - zero) / 1e9,
         scheduled_s=nothing,
@@ -478,11 +477,6 @@ def to_run(
         preemptions=np.zeros(n, np.int64),
         replica=np.zeros(n, np.int64),
         itl=_gaps([r for r in ordered if r.ok], per_token=itl == "token"),
-        busy_s=0.0,
-        bound_by_s=zeros5,
-        part_s=zeros5,
-        prefill_s=0.0,
-        num_steps=0,
         batch_mean=float(np.mean([s.values["running"] for s in readings])) if readings else float("nan"),
         batch_max=int(max((s.values["running"] for s in readings), default=0)),
         kv_usage_mean=_mean(readings, "kv_usage"),

@@ -477,7 +477,6 @@ def truth_run(header: TruthHeader, truths: tuple[Truth, ...]) -> Run:
         return np.array([float("nan") if v is None else v - zero for v in values])
 
     gaps = [np.diff(np.asarray(t.token_s)) for t, ok in zip(ordered, good, strict=True) if ok]
-    nothing = np.zeros(5)
     return Run(
         arrival_s=np.array([t.arrival_s - zero for t in ordered]),
         scheduled_s=column("scheduled_s"),
@@ -488,15 +487,6 @@ def truth_run(header: TruthHeader, truths: tuple[Truth, ...]) -> Run:
         preemptions=np.array([t.preemptions for t in ordered], np.int64),
         replica=np.array([t.replica for t in ordered], np.int64),
         itl=Histogram.of(np.concatenate([*gaps, np.empty(0)])),
-        busy_s=0.0,
-        bound_by_s=nothing,
-        part_s=nothing,
-        prefill_s=0.0,
-        num_steps=0,
-        batch_mean=float("nan"),
-        batch_max=0,
-        kv_usage_mean=float("nan"),
-        kv_usage_max=float("nan"),
         replicas=1 + max(t.replica for t in ordered),
         origin="simulated",
         basis=f"truth of a twin: {header.deployment}, {header.basis}",

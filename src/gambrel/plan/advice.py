@@ -19,7 +19,7 @@ from gambrel.plan.explain import Loads, carries
 from gambrel.plan.search import Bench, fewest_replicas, judge, too_small
 from gambrel.plan.settings import fixes, neighbours
 from gambrel.plan.worth import CAUSES
-from gambrel.report.humanise import count, per_hour, percent, seconds
+from gambrel.report.humanise import count, figure, per_hour, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +125,7 @@ def the_change(
         worst = min(fewer.verdicts, key=lambda v: v.margin)
         return (
             f"{d.replicas} instead of {deployment.replicas} replicas hold{money}: "
-            f"{worst.objective.name} then reaches {seconds(worst.reached_s)}"
+            f"{worst.objective.name} then reaches {figure(worst.objective, worst.reached)}"
         )
     free = [fix for fix in better if fix.usd_per_hour <= now.usd_per_hour * (1 + 1e-9)]
     if free:

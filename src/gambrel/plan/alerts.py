@@ -1,6 +1,7 @@
 """The plan as Prometheus rules: alarms at the plan's own thresholds, over vLLM's metrics.
 
-Three kinds. *Missed*: an objective is above its limit. *Drifting*: the service is outside the interval the plan
+Three kinds. *Missed*: an objective is above its limit (a floor of goodput has no rule: vLLM counts each latency by
+itself, not the requests that met all limits at once). *Drifting*: the service is outside the interval the plan
 predicted though no limit is missed yet, or the traffic has left the log the plan was made for; then it is the plan
 that is wrong, and ``gambrel plan --check`` says by how much. *Full*: the cache or the queue is about to decide
 latencies. Metric names are vLLM's V1 engine's (docs.vllm.ai, production metrics).

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gambrel.core.slo import Verdict
+from gambrel.plan.screen import ROUNDING
 from gambrel.plan.trial import Trial, judge
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Run
     from gambrel.core.slo import SLO, Objective
@@ -30,8 +34,6 @@ __all__ = ["SHARES", "Beginnings", "Rung", "foreseen", "over_limit", "too_many"]
 SHARES = (1 / 16, 1 / 4)
 """Beginnings of the log that are tried, the shortest first: what fails everywhere fails in the first."""
 LEAST_REQUESTS = 16
-ROUNDING = 1e-9
-"""Relative: times near a limit are not told apart by what a sum of floats rounds away."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,28 @@ class Beginnings:
         steps depends on the run's median time per token, so that part counts only as far as it is constant.
         """
         several = self.workload.output_tokens > 1
-        for objective in self.slo.objectives:
+        bad = np.zeros(len(run), np.bool_)
+        for objective in self.slo.limits:
+            metric = "tpot" if objective.metric == "itl" else objective.metric
+            values, rows = at_least(metric, run, late_s, until_s), objective.rows(run)
+            bad |= (values > objective.limit) & rows
             if objective.metric == "itl":
                 continue  # gaps are pooled: when each happened is not kept
-            values = at_least(objective.metric, run, late_s, until_s)[objective.rows(run)]
-            counted = several if objective.metric == "tpot" else np.ones_like(several)
-            if objective.kind and self.workload.kind is not None:
-                counted = counted & (self.workload.kind == self.workload.kinds.index(objective.kind))
-            if proves_miss(objective, values, int(np.count_nonzero(counted))):
+            counted = self.of_kind(objective) & (several if metric == "tpot" else True)
+            if proves_miss(objective, values[rows], int(np.count_nonzero(counted))):
+                return True
+        for floor in self.slo.floors:
+            share = np.count_nonzero(bad & floor.rows(run)) / np.count_nonzero(self.of_kind(floor))
+            if Verdict(floor, 1.0 - share).used > 1.0 + ROUNDING:
                 return True
         return False
+
+    def of_kind(self, objective: Objective) -> npt.NDArray[np.bool_]:
+        """The log's requests that an objective is about: bool[n]."""
+        kind = self.workload.kind
+        if not objective.kind or kind is None:
+            return np.ones(len(self.workload), np.bool_)
+        return np.asarray(kind == self.workload.kinds.index(objective.kind))
 
     def begin(self, deployment: Deployment, bench: Bench, rung: Rung) -> tuple[Trial, bool]:
         """The trial on a beginning of the log, and whether it proves that the whole log misses.
@@ -126,7 +140,7 @@ def at_least(metric: str, run: Run, late_s: float, until_s: float) -> Floats:
 
 def proves_miss(objective: Objective, values: Floats, total: int) -> bool:
     """Whether a statistic over ``total`` values, of which these are known at the least, is above the limit."""
-    limit = objective.limit_s
+    limit = objective.limit
     if objective.statistic == "mean":
         return float(np.nansum(values)) > limit * total * (1 + 1e-9)
     return over_limit(values, limit) >= too_many(objective.statistic, total)

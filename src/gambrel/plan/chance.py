@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Chance, Surer
+from gambrel.plan.explain import met_objectives
 from gambrel.plan.safety import Safety
 from gambrel.plan.search import Bench, fewest_replicas, judge
 
@@ -93,7 +94,7 @@ def chances(
 
     def held(draw: int) -> dict[str, bool]:
         log = redrawn(workload, np.random.default_rng(seeds[draw]))
-        return outcome(deployment, bench.slower(factors[draw]), log, slo)
+        return met_objectives(deployment, bench.slower(factors[draw]), log, slo)
 
     outcomes = [held(draw) for draw in range(draws)]
     found = []
@@ -106,18 +107,11 @@ def chances(
     return tuple(found), f"{draws} draws: steps known to {100 * cost_model.spread:.0f} % (one sigma), {traffic}"
 
 
-def outcome(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> dict[str, bool]:
-    """Which objectives hold, and whether it keeps up."""
-    run = bench.run(deployment, workload)
-    met = {v.objective.name: v.met for v in slo.check(run)}
-    return met | {"backlog": not bench.keeps_up(deployment, workload, run)}
-
-
 def slack(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO, name: str) -> float:
     """The largest factor on all steps at which the objective still holds on the log, to a hundredth."""
 
     def holds(factor: float) -> bool:
-        return outcome(deployment, bench.slower(factor), workload, slo)[name]
+        return met_objectives(deployment, bench.slower(factor), workload, slo)[name]
 
     low, high = 0.0, 1.0
     while holds(high):

@@ -17,7 +17,7 @@ from gambrel.plan.explain import Loads, carries
 from gambrel.plan.file import Figures, by_name
 from gambrel.plan.safety import Safety
 from gambrel.plan.search import Bench, fewest_replicas, judge, too_small
-from gambrel.report.humanise import number, seconds, signed_percent
+from gambrel.report.humanise import number, outcome, signed_percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +94,7 @@ def check_plan(
     slo = file.slo
     safety = Safety(file.asked.confidence, file.asked.spare)
     was = {p.objective: p.reached_s for p in file.predicted if p.reached_s is not None}
+    was |= {p.objective: p.reached for p in file.floors if p.reached is not None}
     drift = drifts(file.workload, Figures.of(workload))
     cost_model = pricer(deployment)
     longest = int((workload.prompt_tokens + workload.output_tokens).max())
@@ -131,9 +132,10 @@ def check_plan(
 
 def words(verdict: Verdict) -> str:
     """``ttft.p95 reaches 1.25 s, limit 1.00 s (25 % over)``."""
-    o = verdict.objective
+    if verdict.objective.is_floor:
+        return outcome(verdict)
     over = f"{100 * -verdict.margin:.0f} % over" if math.isfinite(verdict.margin) else "without bound"
-    return f"{o.name} reaches {seconds(verdict.reached_s)}, limit {seconds(o.limit_s)} ({over})"
+    return f"{outcome(verdict)} ({over})"
 
 
 def drifts(was: Figures, now: Figures) -> tuple[Drift, ...]:

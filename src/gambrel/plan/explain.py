@@ -221,8 +221,10 @@ def carries(
     return low
 
 
-def intervals(deployment: Deployment, cost_model: CostModel, workload: Workload) -> dict[str, tuple[float, float]]:
-    """80 % interval of each metric's p50, p95 and p99 from the cost model's spread, re-simulated at both edges.
+def intervals(
+    deployment: Deployment, cost_model: CostModel, workload: Workload, slo: SLO
+) -> dict[str, tuple[float, float]]:
+    """80 % interval of each metric's p50, p95 and p99 and of goodput, from the cost model's spread at both edges.
 
     All step times err together here, which is the pessimistic reading of a spread.
     """
@@ -237,4 +239,8 @@ def intervals(deployment: Deployment, cost_model: CostModel, workload: Workload)
         )
         for metric in METRICS
         for statistic in ("p50", "p95", "p99")
+    } | {
+        v.objective.name: (v.reached, best.reached)
+        for v, best in zip(slo.check(edges[1]), slo.check(edges[0]), strict=True)
+        if v.objective.is_floor
     }

@@ -18,7 +18,7 @@ import numpy as np
 
 from gambrel.core.deployment import Deployment
 from gambrel.core.errors import DeploymentError
-from gambrel.core.slo import SLO, Objective
+from gambrel.core.slo import SLO
 from gambrel.core.version import __version__
 from gambrel.plan.toml_text import toml_text
 from gambrel.plan.worth import in_flight_at_break
@@ -38,8 +38,8 @@ __all__ = [
     "Loser",
     "PlanFile",
     "Predicted",
+    "PredictedShare",
     "Price",
-    "objective_text",
     "plan_file",
     "read_plan_file",
 ]
@@ -128,6 +128,19 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class PredictedShare:
+    """The same of a floor of goodput: shares of the requests."""
+
+    objective: str
+    floor: float
+    reached: float | None = None
+    low: float | None = None
+    high: float | None = None
+    breaks_at: float | None = None
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
 class Loser:
     """A runner-up: what it was, what it would cost, why it lost."""
 
@@ -152,6 +165,7 @@ class PlanFile:
     deployment: dict[str, Any]
     workload: Figures
     predicted: list[Predicted]
+    floors: list[PredictedShare] = field(default_factory=list)
     label: str = ""
     basis: str = ""
     launch: str = ""
@@ -235,14 +249,15 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
     settings = {f.name: getattr(d, f.name) for f in fields(d) if f.name not in {"model", "accelerator"}}
     settings = {name: value for name, value in settings.items() if value is not None}  # TOML has no null
     pricing, measured, flight = c.pricing, plan.measurement, in_flight_at_break(plan)
-    m = c.memory
+    m, (times, shares) = c.memory, predictions(plan)
     return PlanFile(
         format=FORMAT,
         gambrel=__version__,
         asked=asked,
         deployment={"model": d.model.name, "gpu": d.accelerator.name, **settings},
         workload=Figures.of(workload),
-        predicted=predictions(plan),
+        predicted=times,
+        floors=shares,
         label=d.label,
         basis=plan.basis,
         launch=plan.launch,
@@ -279,23 +294,19 @@ def plan_file(plan: Plan, asked: Asked, workload: Workload) -> PlanFile:
     )
 
 
-def predictions(plan: Plan) -> list[Predicted]:
-    """Every objective with what is known about it."""
-    found = []
+def predictions(plan: Plan) -> tuple[list[Predicted], list[PredictedShare]]:
+    """Every objective with what is known about it: those on times, and those on goodput."""
+    times, shares = [], []
     for v in plan.chosen.verdicts:
-        low, high = plan.intervals.get(v.objective.name, (math.nan, math.nan))
-        breaks = plan.breaks_at.get(v.objective.name, math.inf)
-        o = v.objective
+        o, low_high = v.objective, plan.intervals.get(v.objective.name, (math.nan, math.nan))
+        breaks = plan.breaks_at.get(o.name, math.inf)
         chance = next((c.chance for c in plan.chances if c.objective == o.name), None)
-        found.append(
-            Predicted(o.name, o.limit_s, finite(v.reached_s), finite(low), finite(high), finite(breaks), chance)
-        )
-    return found
-
-
-def objective_text(objective: Objective) -> str:
-    """An objective as it can be parsed again, exactly."""
-    return f"{objective.name}<={objective.limit_s!r}s"
+        reached, low, high, breaks_at = (finite(x) for x in (v.reached, *low_high, breaks))
+        if o.is_floor:
+            shares.append(PredictedShare(o.name, o.limit, reached, low, high, breaks_at, chance))
+        else:
+            times.append(Predicted(o.name, o.limit, reached, low, high, breaks_at, chance))
+    return times, shares
 
 
 def kept(alternatives: Iterable[Candidate]) -> list[Loser]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gambrel.core.errors import DeploymentError
 from gambrel.plan.alerts import IN_FLIGHT
 from gambrel.plan.launch import quantises, vllm_args
+from gambrel.report.humanise import share
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
@@ -62,6 +63,9 @@ def notes(file: PlanFile, deployment: Deployment) -> dict[str, str]:
     for p in file.predicted:
         if p.reached_s is not None:
             found[f"gambrel/{p.objective}"] = f"{p.reached_s:.4g} s predicted, limit {p.limit_s:.4g} s"
+    for f in file.floors:
+        if f.reached is not None:
+            found[f"gambrel/{f.objective}"] = f"{share(f.reached)} predicted, floor {share(f.floor)}"
     if quantises(deployment) and deployment.weights != "fp8":
         found["gambrel/checkpoint"] = f"needs a {deployment.weights} checkpoint of the model"
     return found

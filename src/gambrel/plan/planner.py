@@ -173,7 +173,7 @@ class Surroundings:
         """How sure the choice is, and what more certainty costs."""
         self.chances, self.chance_basis = chances(self.deployment, self.cost_model, self.workload, self.slo)
         self.surer = surer(self.deployment, self.cost_model, self.workload, self.slo, self.space.spare)
-        self.intervals = intervals(self.deployment, self.cost_model, self.workload)
+        self.intervals = intervals(self.deployment, self.cost_model, self.workload, self.slo)
 
     def tests(self) -> None:
         """What a demo shows and hides, and what other traffic would."""

@@ -21,7 +21,7 @@ from gambrel.plan.explain import Loads, carries
 from gambrel.plan.safety import Safety
 from gambrel.plan.search import search
 from gambrel.plan.trial import Bench
-from gambrel.report.humanise import limit, number, percent, seconds
+from gambrel.report.humanise import asked, figure, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.model import Model
     from gambrel.core.plan import Candidate
+    from gambrel.core.slo import Verdict
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
     from gambrel.plan.search import Search
@@ -120,13 +121,14 @@ def looser(
     slo: SLO, space: Space, found: Search, cheapest: Callable[[SLO, Space], Candidate | None]
 ) -> Iterator[Relaxation]:
     """Objectives that are out of reach together as little looser as suffices; else each of them alone."""
-    beyond = {o: bound for o in slo.objectives if (bound := floor_of(o, found)) > o.limit_s}
+    beyond = [v for o in slo.objectives if (v := best_of(o, found)) is not None and not v.met]
     if beyond:
         why = " and ".join(
-            f"{o.name}<={limit(o.limit_s)} is below the floor of every candidate, {seconds(bound)}"
-            for o, bound in beyond.items()
+            f"{asked(v.objective)} is {'above the ceiling' if v.objective.is_floor else 'below the floor'} of every "
+            f"candidate, {figure(v.objective, v.reached)}"
+            for v in beyond
         )
-        loosened = loosen(slo, {o: bound / o.limit_s for o, bound in beyond.items()}, space, cheapest)
+        loosened = loosen(slo, {v.objective: v.used for v in beyond}, space, cheapest)
         if loosened is not None:
             yield told(loosened[0], why, loosened[1])
         return
@@ -135,31 +137,33 @@ def looser(
         loosened = loosen(slo, {o: ratio}, space, cheapest)
         if loosened is not None:
             others = " with the rest met" if len(slo.objectives) > 1 else ""
-            because = (
-                f"{o.name}<={limit(o.limit_s)} is out of reach{others}: nearest {label}, {seconds(ratio * o.limit_s)}"
-            )
+            because = f"{asked(o)} is out of reach{others}: nearest {label}, {figure(o, o.looser(ratio).limit)}"
             yield told(loosened[0], because, loosened[1])
             shown += 1
         if shown == SHOWN:
             return
 
 
-def floor_of(o: Objective, found: Search) -> float:
-    """The least that any candidate could reach; 0 where some candidate was within reach of it."""
+def best_of(o: Objective, found: Search) -> Verdict | None:
+    """The best that any candidate could reach; None where bounds alone did not rule out all of them."""
     fitted = [c for c in (*(t.candidate for t in found.trials), *found.ruled_out) if c.stage != "fits" and c.verdicts]
-    reached = [v.reached_s for c in fitted for v in c.verdicts if v.objective == o]
-    screened = all(c.stage == "screen" for c in fitted)
-    return min(reached) if reached and screened else 0.0
+    if not all(c.stage == "screen" for c in fitted):
+        return None
+    return min((v for c in fitted for v in c.verdicts if v.objective == o), key=lambda v: v.used, default=None)
 
 
 def missed(slo: SLO, found: Search) -> list[tuple[Objective, float, str]]:
-    """(objective, by what multiple of its limit, where) of candidates that miss nothing else, the least first."""
+    """(objective, by what multiple of what it allows, where) of candidates that miss nothing else, the least first.
+
+    Who misses a limit may miss a floor of goodput for it, which a looser limit then mends as well.
+    """
     least: dict[Objective, tuple[float, str]] = {}
     for c in (*(t.candidate for t in found.trials), *found.ruled_out):
         wrong = [v for v in c.verdicts if not v.met]
-        if len(wrong) == 1 and wrong[0].objective in slo.objectives and math.isfinite(wrong[0].reached_s):
+        wrong = [v for v in wrong if not v.objective.is_floor] or wrong
+        if len(wrong) == 1 and wrong[0].objective in slo.objectives and math.isfinite(wrong[0].used):
             v = wrong[0]
-            here = (v.reached_s / v.objective.limit_s, c.deployment.label)
+            here = (v.used, c.deployment.label)
             least[v.objective] = min(least.get(v.objective, here), here)
     return [(o, *least[o]) for o in sorted(least, key=lambda o: least[o])]
 
@@ -169,15 +173,15 @@ def loosen(
 ) -> tuple[str, Candidate] | None:
     """(the objectives to ask instead, what then holds) for the smallest rung of the ladder at which something does.
 
-    ``least`` has a multiple of each objective's limit to start from. The limits named are those that were reached,
-    rounded up, not those that were tried.
+    ``least`` has a multiple of what each objective allows to start from. The limits named are those that were reached,
+    rounded, not those that were tried; but beside a floor of goodput, which counts by the limits, they are those tried.
     """
 
+    def eased(rung: float) -> SLO:
+        return SLO(tuple(o.looser(least[o] * rung) if o in least else o for o in slo.objectives))
+
     def at(rung: float) -> Candidate | None:
-        return cheapest(
-            SLO(tuple(replace(o, limit_s=o.limit_s * least[o] * rung) if o in least else o for o in slo.objectives)),
-            space,
-        )
+        return cheapest(eased(rung), space)
 
     below, holds = 1.0, None
     for rung in LADDER:
@@ -195,11 +199,17 @@ def loosen(
             below = middle
         else:
             above, holds = middle, nearer
-    reached = {v.objective.name: v.reached_s for v in holds.verdicts}
-    for v in holds.safety:
-        reached[v.objective.name] = max(v.reached_s, reached[v.objective.name])
-    asked = [f"--slo '{o.name}<={rounded_up(max(reached[o.name], o.limit_s))}'" for o in slo.objectives if o in least]
-    return " ".join(asked), holds
+    named = {v.objective.name: v.reached for v in sorted((*holds.verdicts, *holds.safety), key=lambda v: v.used)}
+    if slo.floors:
+        named |= {o.name: o.limit for o in eased(above).limits}
+    return " ".join(f"--slo '{asking(o, named[o.name])}'" for o in slo.objectives if o in least), holds
+
+
+def asking(o: Objective, reached: float) -> str:
+    """The objective with a limit that what was reached meets, in as many digits as people write."""
+    if o.is_floor:
+        return f"{o.name}>={math.floor(1e3 * min(reached, o.limit) + 1e-9) / 10:g}%"
+    return f"{o.name}<={rounded_up(max(reached, o.limit))}"
 
 
 def rounded_up(value_s: float) -> str:
@@ -312,13 +322,14 @@ def refusal(
     parts = []
     for objective in slo.objectives:
         best = min(
-            ((v.reached_s, c) for c in judged for v in c.verdicts if v.objective == objective),
-            key=lambda pair: (pair[0], pair[1].deployment.label),
+            ((v, c) for c in judged for v in c.verdicts if v.objective == objective),
+            key=lambda pair: (pair[0].used, pair[1].deployment.label),
             default=None,
         )
-        if best is not None and best[0] > objective.limit_s:
+        if best is not None and not best[0].met:
             bound = " at the very best" if best[1].stage == "screen" else ""
-            parts.append(f"{objective.name} reaches {seconds(best[0])}{bound} on {best[1].deployment.label}")
+            reached = figure(objective, best[0].reached)
+            parts.append(f"{objective.name} reaches {reached}{bound} on {best[1].deployment.label}")
     if not parts:
         nearest = max(judged, key=lambda c: (min(v.margin for v in c.verdicts), c.deployment.label))
         parts.append(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.plan import Plan
     from gambrel.core.run import Run
-    from gambrel.core.slo import SLO, Verdict
+    from gambrel.core.slo import SLO, Objective
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Ints, Workload
     from gambrel.engine.autoscaling import Look, Rule
@@ -151,7 +151,7 @@ def mended(
         short = [h for h in range(DAY_HOURS) if replicas[h] < d.replicas]
         if not missed or not short:
             break
-        over = over_limit(fleet.run, min(missed, key=lambda v: v.margin))
+        over = over_limit(fleet.run, slo, min(missed, key=lambda v: v.margin).objective)
         replicas[max(short, key=lambda h: int(over[h]))] += 1
         fleet = followed(replicas, d, bench, log, start_s)
     return replicas, fleet
@@ -174,10 +174,8 @@ def followed(replicas: list[int], d: Deployment, bench: Bench, log: Workload, st
     )  # fmt: skip
 
 
-def over_limit(run: Run, verdict: Verdict) -> Ints:
-    """int64[24]: requests of each hour of the day over the limit of an objective."""
-    o = verdict.objective
-    values = getattr(run, f"{'tpot' if o.metric == 'itl' else o.metric}_s")
-    over = ~(values <= o.limit_s) & ~np.isnan(values)
+def over_limit(run: Run, slo: SLO, objective: Objective) -> Ints:
+    """int64[24]: requests of each hour of the day over the limit of an objective; of goodput, over any."""
+    over = ~slo.good(run) & objective.rows(run) if objective.is_floor else objective.exceeded(run)
     hours = (run.arrival_s[over] // HOUR_S).astype(np.int64) % DAY_HOURS
     return np.bincount(hours, minlength=DAY_HOURS).astype(np.int64)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Demand", "alone", "least_busy_s", "least_replicas", "screen_latency"]
 
 GRID = 24
+ROUNDING = 1e-9
+"""Relative: times near a limit are not told apart by what a sum of floats rounds away."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +107,23 @@ def screen_latency(table: StepTable, demand: Demand, slo: SLO) -> tuple[Verdict,
     """The best each objective can reach with any number of replicas; empty for metrics that have no such bound.
 
     Each request's TTFT, TPOT and E2E are bounded by those of a shorter prompt from a grid, alone in the engine; a
-    percentile of lower bounds is a lower bound of the percentile.
+    percentile of lower bounds is a lower bound of the percentile, and who is over a limit alone is over it in company.
     """
     ttft_grid, tpot_grid = (np.array(x) for x in zip(*(alone(table, int(p)) for p in demand.grid), strict=True))
     at = np.searchsorted(demand.grid, demand.prompts, side="right") - 1
+    several = demand.outputs > 1
     ttft, tpot = ttft_grid[at] * (not demand.prompts_cached), tpot_grid[at]
-    bounds = {
-        "ttft": ttft,
-        "tpot": tpot[demand.outputs > 1],
-        "itl": tpot_grid[:1],
-        "e2e": ttft + tpot * (demand.outputs - 1),
-    }
-    return tuple(
-        Verdict(o, low_statistic(bounds[o.metric], o.statistic))
-        for o in slo.objectives
-        if len(bounds.get(o.metric, ())) > 0 and not o.kind
-    )
+    e2e = ttft + tpot * (demand.outputs - 1)
+    bounds = {"ttft": ttft, "tpot": tpot[several], "itl": tpot_grid[:1], "e2e": e2e}
+    least = {"ttft": ttft, "tpot": tpot * several, "itl": tpot * several, "e2e": e2e}  # a request's own
+    found: list[Verdict] = []
+    bad = np.zeros(demand.num_requests, np.bool_)
+    for o in slo.limits:
+        if o.metric in bounds and not o.kind:
+            bad |= least[o.metric] * (1.0 - ROUNDING) > o.limit
+            if len(bounds[o.metric]) > 0:
+                found.append(Verdict(o, low_statistic(bounds[o.metric], o.statistic)))
+    return *found, *(Verdict(o, float((~bad).mean())) for o in slo.floors if not o.kind)
 
 
 def low_statistic(values: Floats, statistic: str) -> float:

@@ -43,7 +43,7 @@ from gambrel.plan.trial import (
     sustained,
     too_small,
 )
-from gambrel.report.humanise import per_hour, seconds
+from gambrel.report.humanise import figure, per_hour
 from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:
@@ -279,9 +279,9 @@ class Hunter:
         worst = min(bounds, key=lambda v: v.margin, default=None)
         if worst is not None and not worst.met:
             o = worst.objective
-            reason = (
-                f"{o.name} is at least {seconds(worst.reached_s)} even for requests alone, limit {seconds(o.limit_s)}"
-            )
+            best = f"{'most' if o.is_floor else 'least'} {figure(o, worst.reached)}"
+            bound = f"{'floor' if o.is_floor else 'limit'} {figure(o, o.limit)}"
+            reason = f"{o.name} is at {best} even for requests alone, {bound}"
             self.rule_out(deployment, memory, "screen", reason, bounds)
             return None
         return bench, self.least(deployment, bench, memory)

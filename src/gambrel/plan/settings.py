@@ -18,7 +18,7 @@ from gambrel.core.step import Step
 from gambrel.core.units import SECONDS_PER_HOUR
 from gambrel.plan.explain import TOLERANCE, carries
 from gambrel.plan.search import Bench
-from gambrel.report.humanise import percent, seconds, tokens
+from gambrel.report.humanise import figure, percent, seconds, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -153,10 +153,11 @@ def effect(neighbour: Neighbour, today: Sequence[Verdict], now: float) -> str:
         return neighbour.refused
     parts = []
     for then, v in zip(neighbour.verdicts, today, strict=True):
-        moved = then.reached_s / v.reached_s - 1.0 if v.reached_s > 0 else 0.0
+        moved = then.used / v.used - 1.0 if v.used > 0 else 0.0
         if abs(moved) > NOTICED or then.met != v.met:
             missed = "" if then.met else ", MISSED"
-            parts.append(f"{v.objective.name} {seconds(v.reached_s)} to {seconds(then.reached_s)}{missed}")
+            before, after = figure(v.objective, v.reached), figure(v.objective, then.reached)
+            parts.append(f"{v.objective.name} {before} to {after}{missed}")
     if math.isfinite(now) and abs(neighbour.carries - now) > 2 * TOLERANCE:
         more = "over " if neighbour.carries >= 2.0 * now else ""
         parts.append(f"carries {more}{neighbour.carries:.2f}x instead of {now:.2f}x")
@@ -218,7 +219,7 @@ def price_modes(deployment: Deployment, cost_model: CostModel, workload: Workloa
     context = max(1, int(np.ceil(float((workload.prompt_tokens + workload.output_tokens / 2).mean()))))
     most = min(deployment.max_num_seqs, max(1, bench.memory.kv_tokens // context))
     batches = sorted({min(2**i, most) for i in range(math.ceil(math.log2(most)) + 1)} | {most})
-    limits = [o.limit_s for o in slo.objectives if o.metric in {"tpot", "itl"}]
+    limits = [o.limit for o in slo.objectives if o.metric in {"tpot", "itl"}]
     rows = []
     for batch in batches:
         step = bench.table.cost(Step.decode(batch, context, bench.table.window or None)).seconds

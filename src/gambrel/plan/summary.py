@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gambrel.core.units import HOURS_PER_MONTH
-from gambrel.report.humanise import dollars, limit, per_hour, per_mtok, percent, seconds, tokens
+from gambrel.report.humanise import dollars, limit, per_hour, per_mtok, percent, seconds, share, tokens
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
@@ -51,6 +51,11 @@ def markdown_summary(file: PlanFile, deployment: Deployment) -> str:
         between = "" if p.low_s is None or p.high_s is None else f"{seconds(p.low_s)} to {seconds(p.high_s)}"
         breaks = "beyond 4x" if p.breaks_at is None else f"{p.breaks_at:.2f}x load"
         lines.append(f"| {p.objective} | {limit(p.limit_s)} | {reached} | {between} | {breaks} |")
+    for f in file.floors:
+        reached = "" if f.reached is None else share(f.reached)
+        between = "" if f.low is None or f.high is None else f"{share(f.low)} to {share(f.high)}"
+        breaks = "beyond 4x" if f.breaks_at is None else f"{f.breaks_at:.2f}x load"
+        lines.append(f"| {f.objective} | at least {share(f.floor)} | {reached} | {between} | {breaks} |")
     lines += ["", "| setting | value |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in settings(file, d)]
     if file.losers:

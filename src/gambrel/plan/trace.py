@@ -22,10 +22,12 @@ from gambrel.cost.memory import held_bytes
 from gambrel.cost.shards import rank_attention, rank_head, rank_kernels
 from gambrel.plan.trace_leaves import leaf, logged, made, setting, shapes, sheet, simulated
 from gambrel.plan.trace_step import Parts
+from gambrel.report.humanise import asked, figure
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.plan import Plan
+    from gambrel.core.slo import Objective
     from gambrel.core.step import CostModel, MemoryBudget
     from gambrel.core.workload import Workload
     from gambrel.cost.shards import Kernel
@@ -124,8 +126,8 @@ def objectives(plan: Plan, workload: Workload, step: Traced) -> list[Traced]:
     for v in plan.chosen.verdicts:
         o = v.objective
         low, high = plan.intervals.get(o.name, (math.nan, math.nan))
-        between = f"; 80 % interval {low:.4g} s to {high:.4g} s" if math.isfinite(low) else ""
-        percentile = {"mean": "the mean", "max": "the maximum"}.get(o.statistic, f"percentile {o.statistic[1:]}")
+        unit = "1" if o.is_floor else "s"
+        between = f"; 80 % interval {figure(o, low)} to {figure(o, high)}" if math.isfinite(low) else ""
         prompt = float(np.percentile(workload.prompt_tokens, 95))
         output = float(np.percentile(workload.output_tokens, 95))
         inputs = (
@@ -138,14 +140,20 @@ def objectives(plan: Plan, workload: Workload, step: Traced) -> list[Traced]:
             setting(d, "max_num_batched_tokens"),
             leaf("KV blocks", plan.chosen.memory.num_kv_blocks, "blocks", "see the tree of KV blocks"),
             leaf(step.name, step.value, "s", "see its own tree", "one of the run's steps; every step is priced so"),
-            leaf("objective", o.limit_s, "s", "asked"),
+            leaf("objective", o.limit, unit, "asked"),
         )
-        note = (
-            f"{percentile} of {o.metric} over all requests of the log, replayed step by step on {d.label}: "
-            f"{simulate_command(d)}{between}"
-        )
-        found.append(Traced(o.name, v.reached_s, "s", SIMULATION, inputs, note=note))
+        replayed = f"replayed step by step on {d.label}: {simulate_command(d)}"
+        note = f"{what(o)} over all requests of the log, {replayed}{between}"
+        found.append(Traced(o.name, v.reached, unit, SIMULATION, inputs, note=note))
     return found
+
+
+def what(o: Objective) -> str:
+    """What an objective's figure is, in words."""
+    if o.is_floor:
+        return "the share that meets every limit on times"
+    statistic = {"mean": "the mean", "max": "the maximum"}.get(o.statistic, f"percentile {o.statistic[1:]}")
+    return f"{statistic} of {o.metric}"
 
 
 def simulate_command(d: Deployment) -> str:
@@ -165,7 +173,7 @@ def replicas(plan: Plan) -> Traced:
     below = f"; with one less: {fewer[0].lost_because}" if fewer else ""
     note = f"the fewest of this shape whose simulation meets every objective, by galloping and bisection{below}"
     inputs = tuple(
-        leaf(v.objective.name, v.reached_s, "s", "see its own tree", f"limit {v.objective.limit_s:g} s")
+        leaf(v.objective.name, v.reached, "1" if v.objective.is_floor else "s", "see its own tree", asked(v.objective))
         for v in plan.chosen.verdicts
     )
     return Traced("replicas", float(d.replicas), "1", SIMULATION, inputs, note=note)

@@ -20,7 +20,7 @@ from gambrel.engine.simulation import prepared
 from gambrel.engine.workers import needed
 from gambrel.plan.safety import PREDICTION, Safety
 from gambrel.plan.slower import slower
-from gambrel.report.humanise import gib, seconds
+from gambrel.report.humanise import gib, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -256,10 +256,7 @@ def front_point(trial: Trial) -> FrontPoint:
 def miss(verdicts: tuple[Verdict, ...]) -> str:
     """The objective missed by most, in words; an empty string when all hold."""
     worst = min((v for v in verdicts if not v.met), key=lambda v: v.margin, default=None)
-    if worst is None:
-        return ""
-    o = worst.objective
-    return f"{o.name} reaches {seconds(worst.reached_s)}, limit {seconds(o.limit_s)}"
+    return "" if worst is None else outcome(worst)
 
 
 def narrowest(trial: Outcome) -> float:

@@ -116,7 +116,8 @@ def sensitivity_table(plan: Plan) -> Table | None:
         worst = min(s.worst, key=lambda v: v.margin, default=None)
         reached = "a request no longer fits the KV cache"
         if worst is not None:
-            reached = f"{worst.objective.name} {say.seconds(worst.reached_s)} of {say.limit(worst.objective.limit_s)}"
+            o = worst.objective
+            reached = f"{o.name} {say.figure(o, worst.reached)} of {say.allowed(o)}"
         lines.append((s.change, found, reached))
         status.append("met" if holds else "missed")
     sentence = "The chosen deployment as it is, steps as predicted, on traffic that differs in one respect."
@@ -276,7 +277,7 @@ def schedule_table(s: Schedule) -> Table:
 
 
 def interval_table(plan: Plan) -> Table | None:
-    """Every predicted percentile with its 80 % interval."""
+    """Every predicted percentile, and goodput where it is asked for, with its 80 % interval."""
     if not plan.intervals or not plan.chosen.latency:
         return None
     lines = []
@@ -286,6 +287,10 @@ def interval_table(plan: Plan) -> Table | None:
         if d is not None and math.isfinite(low) and math.isfinite(high):
             lines.append((f"{NAMES.get(metric, metric)} {statistic}", say.seconds(d.percentile(statistic)),
                           say.seconds(low), say.seconds(high)))  # fmt: skip
+    for v in plan.chosen.verdicts:
+        if v.objective.is_floor and v.objective.name in plan.intervals:
+            low, high = plan.intervals[v.objective.name]
+            lines.append((v.objective.name, say.share(v.reached), say.share(low), say.share(high)))
     if not lines:
         return None
     sentence = "80 % intervals: the log replayed with every step at both edges of what is known about step times."

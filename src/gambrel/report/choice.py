@@ -117,7 +117,7 @@ def plan_table(plan: Plan) -> Table:
     lines, status = [], []
     for c in shown_candidates(plan):
         simulated = c.stage == "simulated"
-        reached = {v.objective.name: v.reached_s for v in c.verdicts} if simulated else {}
+        reached = {v.objective.name: v.reached for v in c.verdicts} if simulated else {}
         big = c is plan.biggest_gpu
         verdict = _standing(plan, c) + (", biggest GPU" if big else "")
         margin = _worst_margin(c)
@@ -129,7 +129,7 @@ def plan_table(plan: Plan) -> Table:
                 say.UNKNOWN if c.pricing is None else say.dollars(c.pricing.usd_per_mtok),
                 say.percent(c.idle_share),
                 say.UNKNOWN if math.isnan(margin) else say.signed_percent(margin),
-                *(say.seconds(reached.get(o.name, math.nan)) for o in plan.slo.objectives),
+                *(say.figure(o, reached.get(o.name, math.nan)) for o in plan.slo.objectives),
                 c.lost_because or "the cheapest that holds",
             )
         )
@@ -253,16 +253,17 @@ def _cost_sentence(plan: Plan) -> str:
 def objective_table(plan: Plan) -> Table:
     """Each limit: what is reached, how sure that is, the margin, and the load at which it breaks."""
     lines, status = [], []
+    most = max((p.load for p in plan.loads), default=math.nan)
     for v in plan.chosen.verdicts:
-        low, high = plan.intervals.get(v.objective.name, (math.nan, math.nan))
-        breaks = plan.breaks_at.get(v.objective.name, math.inf)
-        most = max((p.load for p in plan.loads), default=math.nan)
+        o = v.objective
+        low, high = plan.intervals.get(o.name, (math.nan, math.nan))
+        breaks = plan.breaks_at.get(o.name, math.inf)
         lines.append(
             (
-                v.objective.name,
-                say.limit(v.objective.limit_s),
-                say.seconds(v.reached_s),
-                say.UNKNOWN if math.isnan(low) else f"{say.seconds(low)} to {say.seconds(high)}",
+                o.name,
+                say.allowed(o),
+                say.figure(o, v.reached),
+                say.UNKNOWN if math.isnan(low) else f"{say.figure(o, low)} to {say.figure(o, high)}",
                 say.signed_percent(v.margin),
                 f"{breaks:.2f}x" if math.isfinite(breaks) else f"beyond {say.multiple(most)}",
                 "met" if v.met else "missed",
@@ -275,8 +276,8 @@ def objective_table(plan: Plan) -> Table:
         "No objective was given."
         if nearest is None
         else (
-            f"The nearest limit is {nearest.objective.name}: {say.seconds(nearest.reached_s)} of "
-            f"{say.limit(nearest.objective.limit_s)}, {say.percent(nearest.margin)} to spare."
+            f"The nearest limit is {nearest.objective.name}: {say.figure(nearest.objective, nearest.reached)} of "
+            f"{say.allowed(nearest.objective)}, {say.percent(nearest.margin)} to spare."
         )
     )
     return Table("Limits", sentence, columns, tuple(lines), (False, True, True, True, True, True, False), tuple(status))

@@ -268,12 +268,13 @@ def _plan_facts(plan: Plan) -> tuple[Fact, ...]:
         facts.append(Fact("busy", say.percent(p.utilisation), "of the time, at the log's load"))
     for v in c.verdicts:
         low, high = plan.intervals.get(v.objective.name, (math.nan, math.nan))
-        sure = "" if math.isnan(low) else f"; {say.seconds(low)} to {say.seconds(high)}"
+        o = v.objective
+        sure = "" if math.isnan(low) else f"; {say.figure(o, low)} to {say.figure(o, high)}"
         facts.append(
             Fact(
-                v.objective.name,
-                say.seconds(v.reached_s),
-                f"limit {say.limit(v.objective.limit_s)}{sure}",
+                o.name,
+                say.figure(o, v.reached),
+                f"limit {say.allowed(o)}{sure}",
                 "met" if v.met else "missed",
             )
         )
@@ -310,8 +311,8 @@ def _trace_section(trace: tuple[Traced, ...]) -> Section:
 def _answers(plan: Plan) -> list[Section]:
     """How sure, the settings, what money buys: only what the plan holds."""
     growth = None if plan.outlook is None else growth_table(plan.outlook)
-    first = {o.metric: o for o in reversed(plan.slo.objectives)}
-    fronts = [cost_vs_latency(plan, first[m]) for m in dict.fromkeys(o.metric for o in plan.slo.objectives)]
+    first = {o.metric: o for o in reversed(plan.slo.limits)}
+    fronts = [cost_vs_latency(plan, first[m]) for m in dict.fromkeys(o.metric for o in plan.slo.limits)]
     sure = _kept([sure_table(plan), confidence_table(plan), sensitivity_table(plan), interval_table(plan)])
     money = _kept([*fronts, front_table(plan), price_table(plan), mode_table(plan)])
     found = [
@@ -332,7 +333,7 @@ def _sure_sentence(plan: Plan) -> str:
 
 
 def _load_section(plan: Plan) -> Section:
-    metrics = list(dict.fromkeys([*(o.metric for o in plan.slo.objectives), "ttft", "tpot"]))
+    metrics = list(dict.fromkeys([*(o.metric for o in plan.slo.limits), "ttft", "tpot"]))
     charts = [
         latency_vs_load(plan.loads, plan.slo, m, plan.breaks_at)
         for m in metrics

@@ -8,22 +8,31 @@ GB is 1e9 bytes; :func:`gib` says GiB when it means 2**30.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from gambrel.core.units import GIB
 
+if TYPE_CHECKING:
+    from gambrel.core.slo import Objective, Verdict
+
 __all__ = [
+    "allowed",
+    "asked",
     "count",
     "dollars",
+    "figure",
     "gib",
     "limit",
     "multiple",
     "num_bytes",
     "number",
+    "outcome",
     "per_hour",
     "per_mtok",
     "percent",
     "rate",
     "seconds",
+    "share",
     "signed_percent",
     "tokens",
 ]
@@ -124,6 +133,11 @@ def percent(share: float) -> str:
     return f"{value:,.0f} %"
 
 
+def share(value: float) -> str:
+    """A share of requests to the hundredth of a per cent that it reaches: ``95 %``, ``94.99 %``; never rounded up."""
+    return f"{math.floor(1e4 * value + 1e-6) / 100:g} %" if math.isfinite(value) else number(value)
+
+
 def signed_percent(share: float) -> str:
     """A share with its sign: ``+12 %``, ``-3.4 %``."""
     return f"+{percent(share)}" if share > 0 else percent(share)
@@ -139,3 +153,30 @@ def multiple(value: float) -> str:
 def rate(per_second: float, of: str = "requests") -> str:
     """Events per second: ``5.30 requests/s``."""
     return f"{number(per_second)} {of}/s"
+
+
+# Objectives
+
+
+def figure(objective: Objective, value: float) -> str:
+    """What an objective is about: ``1.25 s``, or ``95 %`` of goodput."""
+    return share(value) if objective.is_floor else seconds(value)
+
+
+def allowed(objective: Objective) -> str:
+    """A limit as people set it: ``1 s``, or ``at least 95 %`` of goodput."""
+    return f"at least {share(objective.limit)}" if objective.is_floor else limit(objective.limit)
+
+
+def asked(objective: Objective) -> str:
+    """The whole of it: ``ttft.p95<=1 s``, ``goodput>=95 %``."""
+    if objective.is_floor:
+        return f"{objective.name}>={share(objective.limit)}"
+    return f"{objective.name}<={limit(objective.limit)}"
+
+
+def outcome(verdict: Verdict) -> str:
+    """``ttft.p95 reaches 1.25 s, limit 1.00 s``."""
+    o = verdict.objective
+    bound = "floor" if o.is_floor else "limit"
+    return f"{o.name} reaches {figure(o, verdict.reached)}, {bound} {figure(o, o.limit)}"

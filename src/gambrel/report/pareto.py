@@ -42,7 +42,7 @@ def cost_vs_latency(plan: Plan, objective: Objective) -> Spec | None:
     prices = [c.usd_per_hour for c, _ in found]
     values = [v for _, v in found]
     x = log("usd", "$ per hour of the fleet", (min(prices) / 1.15, max(prices) * 1.15), prefix="$")
-    low, high = min(*values, objective.limit_s), max(*values, objective.limit_s)
+    low, high = min(*values, objective.limit), max(*values, objective.limit)
     y = log("s", f"seconds, {objective.name}", (low / 1.4, high * 1.6))
     dots = {
         "data": rows(
@@ -90,9 +90,9 @@ def cost_vs_latency(plan: Plan, objective: Objective) -> Spec | None:
         extra = best[0].usd_per_hour - plan.chosen.usd_per_hour
         sentence += f"; the fastest simulated, {best[0].deployment.label}, {say.seconds(best[1])} for "
         sentence += f"{say.per_hour(extra)} more." if extra > 0 else f"{say.per_hour(best[0].usd_per_hour)}."
-    limit = labelled_y(objective.limit_s, f"limit {say.limit(objective.limit_s)}", "s", right=True)
+    limit = labelled_y(objective.limit, f"limit {say.limit(objective.limit)}", "s", right=True)
     return chart(f"cost-vs-{objective.metric}", f"Cost against {objective.name}", sentence, [line, dots, *limit])
 
 
 def _reached(candidate: Candidate, objective: Objective) -> float:
-    return next((v.reached_s for v in candidate.verdicts if v.objective == objective), math.nan)
+    return next((v.reached for v in candidate.verdicts if v.objective == objective), math.nan)

@@ -67,7 +67,7 @@ def latency_vs_load(
     )
     values = [p.latency[metric].percentile(s) for p in points for s in shown]
     scale, unit = unit_of(values)
-    low, high = log_domain([*values, *(o.limit_s for o in limits)], room=0.16)
+    low, high = log_domain([*values, *(o.limit for o in limits)], room=0.16)
     domain = (0.0, 1.04 * max((p.load for p in points), default=1.0))
     x = linear("load", "load (multiples of the log's rate)", domain, axis={"labelExpr": f"{PLAIN_LABEL} + 'x'"})
     y = log("value", f"{LONG[metric]} ({unit})", (low / scale, high / scale))
@@ -106,7 +106,7 @@ def latency_vs_load(
     rules = [
         layer
         for o in limits
-        for layer in labelled_y(o.limit_s / scale, f"limit {o.statistic} {say.limit(o.limit_s)}", "value")
+        for layer in labelled_y(o.limit / scale, f"limit {o.statistic} {say.limit(o.limit)}", "value")
     ]
     breaks = {o.name: (breaks_at or {}).get(o.name, math.inf) for o in limits}
     marks = [(v, f"breaks at {v:.2f}x") for v in sorted(set(breaks.values())) if math.isfinite(v)]
@@ -143,7 +143,7 @@ def latency_cdf(run: Run, slo: SLO | None = None) -> Spec:
         [
             *(float(v[0]) for v in curves.values()),
             *(float(v[-1]) for v in curves.values()),
-            *(o.limit_s for o in limits),
+            *(o.limit for o in limits),
         ]
     )
     data = []
@@ -174,7 +174,7 @@ def latency_cdf(run: Run, slo: SLO | None = None) -> Spec:
             ],
         },
     }
-    marks = [(o.limit_s, f"{o.metric.upper()} {o.statistic} limit") for o in limits]
+    marks = [(o.limit, f"{o.metric.upper()} {o.statistic} limit") for o in limits]
     parts = [
         f"{NAMES[m]} {say.seconds(float(np.quantile(v, 0.5)))} at the median and "
         f"{say.seconds(float(np.quantile(v, 0.95)))} at p95"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gambrel.core.errors import WorkloadError
-from gambrel.traffic.table import Columns
+from gambrel.traffic.columns import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
-    from gambrel.traffic.table import Column, Log
+    from gambrel.traffic.columns import Column
+    from gambrel.traffic.table import Log
 
 _THREADS = 2  # each holds parse buffers of its own; two keep five million rows below half a gigabyte
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gambrel.core.errors import WorkloadError
 from gambrel.core.workload import Workload, gather
-from gambrel.traffic.table import Column
+from gambrel.traffic.columns import Column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
-    from gambrel.traffic.table import Columns, Kind, Log
+    from gambrel.traffic.columns import Columns, Kind
+    from gambrel.traffic.table import Log
 
 __all__ = ["SECONDS", "Fields", "fields_of", "need", "workload_of"]
 

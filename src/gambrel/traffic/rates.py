@@ -16,8 +16,9 @@ import numpy as np
 
 from gambrel.core.errors import WorkloadError
 from gambrel.core.workload import Workload
+from gambrel.traffic.columns import Column
 from gambrel.traffic.synthetic import MAX_REQUESTS, Lengths, gaps
-from gambrel.traffic.table import Column, inspect
+from gambrel.traffic.table import inspect
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,22 +20,23 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
 from gambrel.core.errors import WorkloadError
+from gambrel.traffic import fast
+from gambrel.traffic.columns import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from gambrel.core.step import Floats
     from gambrel.core.workload import Ints
+    from gambrel.traffic.columns import Column
 
-__all__ = ["Column", "Columns", "Log", "inspect"]
-
-Kind = Literal["tokens", "time", "number", "label", "blocks"]
+__all__ = ["Log", "inspect"]
 
 _CHUNK = 65_536  # rows turned into arrays at a time, so that a list of Python objects never holds a whole log
 _FAST_BYTES = {"csv": 8_000_000, "csv.gz": 2_000_000}  # above these DuckDB's start-up (about 0.1 s) pays
@@ -46,37 +47,6 @@ _MAGIC = {
     b"BZh": "bzip2-compressed",
     b"\xfd7zXZ": "xz-compressed",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A wanted column: its ``name`` in the file and what its cells are.
-
-    ``tokens``: whole numbers; ``number``: finite numbers; ``time``: numbers or date-times (then seconds from the
-    first row); ``label``: anything, as dense ids in order of first appearance; ``blocks``: lists of hashes.
-    """
-
-    name: str
-    kind: Kind
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Arrays of one file, by column name: float64 for tokens, numbers and times, int64 for labels.
-
-    ``blocks`` columns are (flat int64 hashes, int64[n + 1] offsets). ``dates`` names the time columns that were
-    written as dates, so that nobody scales them again.
-    """
-
-    log: Log
-    arrays: dict[str, Floats | Ints]
-    blocks: dict[str, tuple[Ints, Ints]]
-    dates: frozenset[str]
-    length: int
-
-    def refuse(self, name: str, row: int, found: str, wanted: str) -> WorkloadError:
-        """The error for data row ``row`` (0-based) of column ``name``, with the line looked up in the file."""
-        return self.log.refuse(self.log.line_of(row), name, found, wanted)
 
 
 @dataclass(frozen=True)
@@ -110,8 +80,6 @@ class Log:
 
     def read(self, columns: Sequence[Column]) -> Columns:
         """The wanted columns as arrays of one length; WorkloadError at the first cell that cannot be one."""
-        from gambrel.traffic import fast
-
         if self.kind == "parquet":
             return fast.read_parquet(self, columns) or self.read_slowly(columns)
         size = self.path.stat().st_size
@@ -190,8 +158,6 @@ class Log:
             yield line, tuple([row.get(n) for n in names])
 
     def _parquet_rows(self, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        from gambrel.traffic import fast
-
         return enumerate(fast.parquet_rows(self.path, names), 1)
 
 
@@ -214,8 +180,6 @@ def inspect(path: str | Path) -> Log:
             if head.startswith(magic):
                 raise WorkloadError(f"{path}: {what}; plain, .gz or Parquet files can be read, so decompress it first")
         if head.startswith(b"PAR1"):
-            from gambrel.traffic import fast
-
             return Log(path, "parquet", fast.parquet_names(path))
         gz = head.startswith(b"\x1f\x8b")
         with open_binary(path, gz=gz) as stream:

@@ -210,8 +210,8 @@ def whatif_answer(planned: Planned, asked: WhatIf) -> dict[str, Any]:
     facts = [
         Fact(
             v.objective.name,
-            say.seconds(v.reached_s),
-            f"limit {say.limit(v.objective.limit_s)}",
+            say.figure(v.objective, v.reached),
+            f"limit {say.allowed(v.objective)}",
             "met" if v.met else "missed",
         )
         for v in verdicts
@@ -220,8 +220,9 @@ def whatif_answer(planned: Planned, asked: WhatIf) -> dict[str, Any]:
         Fact("cost", "no price" if usd is None else say.per_hour(usd), d.label),
         Fact("$ per Mtok", "no price" if pricing is None else say.dollars(pricing.usd_per_mtok_output), "output"),
         Fact("busy", say.percent(run.utilisation), f"KV at most {say.percent(run.kv_usage_max)}"),
-        Fact("goodput", say.percent(plan.slo.goodput(run)), "of requests meet every limit"),
     ]
+    if not plan.slo.floors:
+        facts.append(Fact("goodput", say.percent(plan.slo.goodput(run)), "of requests meet every limit"))
     return {
         "facts": wire.facts(facts),
         "holds": all(v.met for v in verdicts),
@@ -246,11 +247,11 @@ def _json(planned: Planned) -> str:
 
 
 def _plan_file(planned: Planned) -> Any:
-    from gambrel.plan.file import Asked, objective_text, plan_file
+    from gambrel.plan.file import Asked, plan_file
 
     plan, asked = planned.plan, planned.asked
     question = Asked(
-        model=asked.model, source=planned.workload.source, slo=[objective_text(o) for o in plan.slo.objectives],
+        model=asked.model, source=planned.workload.source, slo=[str(o) for o in plan.slo.objectives],
         confidence=asked.confidence, spare=asked.spare,
     )  # fmt: skip
     return plan_file(plan, question, planned.workload)

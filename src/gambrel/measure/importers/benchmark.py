@@ -226,7 +226,6 @@ def imported_run(rows: Sequence[Row], *, source: str, basis: str, meta: Mapping[
     pooled = np.concatenate([*gaps, np.empty(0)])
     if not np.all(np.isfinite(pooled)) or (len(pooled) and pooled.min() < 0):
         raise WorkloadError(f"{source}: a gap between tokens is negative or not a number")
-    none = np.zeros(5)
     return Run(
         arrival_s=arrival,
         scheduled_s=np.full(n, np.nan),
@@ -237,15 +236,6 @@ def imported_run(rows: Sequence[Row], *, source: str, basis: str, meta: Mapping[
         preemptions=np.zeros(n, np.int64),
         replica=np.zeros(n, np.int64),
         itl=Histogram.of(pooled),
-        busy_s=0.0,
-        bound_by_s=none,
-        part_s=none,
-        prefill_s=0.0,
-        num_steps=0,
-        batch_mean=float("nan"),
-        batch_max=0,
-        kv_usage_mean=float("nan"),
-        kv_usage_max=float("nan"),
         origin="imported",
         basis=basis,
         meta=meta or {},

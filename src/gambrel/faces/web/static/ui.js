@@ -539,19 +539,23 @@ async function startTraffic() {
 
 // Plan --------------------------------------------------------------------------------------------------------------
 
-const METRICS = [["ttft", "TTFT"], ["tpot", "TPOT"], ["itl", "ITL"], ["e2e", "E2E"]];
+const METRICS = [["ttft", "TTFT"], ["tpot", "TPOT"], ["itl", "ITL"], ["e2e", "E2E"], ["goodput", "goodput"]];
 let planning = null, events = null, constants = null; // constants: the fit that prices a plan, if one does
 
 function sloRow(metric = "ttft", stat = "p95", limit = "1s") {
   const pick = (label, entries, chosen) => { const made = el("select", { "aria-label": label }); options(made, [["", entries]], chosen); return made; };
-  const row = el("div", { class: "slo" },
-    pick("Metric", METRICS, metric), pick("Statistic", ["p50", "p90", "p95", "p99", "mean", "max"].map((s) => [s, s]), stat),
-    el("input", { type: "text", value: limit, "aria-label": "Limit", placeholder: "1s or 50ms", required: true }),
+  const name = pick("Metric", METRICS, metric), statistic = pick("Statistic", ["p50", "p90", "p95", "p99", "mean", "max"].map((s) => [s, s]), stat);
+  const bound = el("input", { type: "text", value: limit, "aria-label": "Limit", placeholder: "1s, 50ms or 95%", required: true });
+  name.addEventListener("change", () => { // goodput is a share of requests: it has no percentile, and no seconds
+    statistic.disabled = name.value === "goodput";
+    if (statistic.disabled !== bound.value.endsWith("%")) bound.value = statistic.disabled ? "95%" : "1s";
+  });
+  const row = el("div", { class: "slo" }, name, statistic, bound,
     el("button", { type: "button", "aria-label": "Remove this objective", onclick: () => { if ($("slos").children.length > 1) row.remove(); } }, "\u00d7"));
   return row;
 }
 
-const slos = () => [...$("slos").children].map((row) => { const [metric, stat, limit] = row.querySelectorAll("select, input"); return `${metric.value}.${stat.value}<=${limit.value}`; });
+const slos = () => [...$("slos").children].map((row) => { const [metric, stat, limit] = row.querySelectorAll("select, input"); return metric.value === "goodput" ? `goodput>=${limit.value}` : `${metric.value}.${stat.value}<=${limit.value}`; });
 
 function startPlan() {
   options($("plan-model"), modelGroups(), catalog.default.model);
