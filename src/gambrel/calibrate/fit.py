@@ -66,7 +66,7 @@ class Calibration:
         parameters: in the order of :data:`gambrel.calibrate.constants.CONSTANTS`.
         points: what it was fitted to.
         default_errors, in_sample, held_out: log errors (predicted over measured) by metric, in the order of points:
-            with shipped constants, fitted, and with the constants fitted without the point.
+            with shipped constants, fitted, and with the constants fitted without the point (or without its fold).
         alike: pairs of constants that these points cannot tell apart.
         covariance: of the logarithms of the parameters.
         noise_scale: residuals over what repeatability explains; above 1 the model, not chance, is off.
@@ -133,13 +133,20 @@ def log_errors(
     return np.array(errors), names
 
 
-def calibrate(points: Sequence[Point], base: Callable[[Deployment], Efficiency], *, seed: int = 0) -> Calibration:
+def calibrate(
+    points: Sequence[Point],
+    base: Callable[[Deployment], Efficiency],
+    *,
+    seed: int = 0,
+    folds: Sequence[str] | None = None,
+) -> Calibration:
     """Fit the constants that the points' deployments depend on; wide priors where the family's are borrowed.
 
     Args:
         points: measured operating points, all on one kind of accelerator and engine.
         base: the constants a deployment has by default.
         seed: of the bootstrap.
+        folds: one name a point: points of one name are held out together; None holds out each alone.
 
     Raises:
         WorkloadError: no usable figure, a point bound by its client, or points of different accelerators or engines.
@@ -185,14 +192,15 @@ def calibrate(points: Sequence[Point], base: Callable[[Deployment], Efficiency],
         )
         for k, (n, t, w) in enumerate(zip(names, theta, wide, strict=True))
     )  # fmt: skip
-    held = np.empty_like(error)
-    for i in range(len(points)):
-        out = np.array([j == i for j, _ in where])
+    held, of = np.empty_like(error), list(range(len(points))) if folds is None else list(folds)
+    for fold in dict.fromkeys(of):
+        out = np.array([of[j] == fold for j, _ in where])
         if not out.any():
             continue
         kept = ~out
         step = _step(jacobian[kept], error[kept], noise[kept] * scale, sigma, theta)
-        held[out] = errors_at(np.clip(theta + step, -BOUND, BOUND), [points[i]])[0]
+        left_out = [p for p, name in zip(points, of, strict=True) if name == fold]
+        held[out] = errors_at(np.clip(theta + step, -BOUND, BOUND), left_out)[0]
     return Calibration(
         parameters=parameters, points=tuple(points), default_errors=_by_metric(start, where),
         in_sample=_by_metric(error, where), held_out=_by_metric(held, where), alike=_alike(names, covariance),

@@ -31,6 +31,7 @@ _MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes"
 _ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "logit_passes", "expert_shape", "request_s", "wait_steps")
 _ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire", "passes")
 _MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
+_MEASURED_VENDOR: Final = "NVIDIA"  # whose kernels the families and generic entries stand on
 _WIDEST: Final = 0.9  # one-sigma log error beyond which an interval says nothing: a factor of three either way
 # Formats without kernel tables of their own borrow the constants of the next wider one that has them.
 _BORROW: Final = (("int8", "fp8"), ("fp4", "fp8"))
@@ -230,6 +231,8 @@ def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str, fa
     spread = own if own is not None else _value(entry.get("spread_other", kernels.spread))
     if own is None and "vendor" not in entry and "spread_other" in entry:  # a borrowed family is less certain still
         spread *= max(1.0, kernels.spread / _value(constants()["spread"]["fitted"]))
+        if vendor != _MEASURED_VENDOR:
+            spread = max(spread, constants()["unseen"]["spread"])
     spread = min(spread, _WIDEST)
     first = own_first if own_first is not None else _value(entry.get("ttft_spread", 2.0 * spread))
     made = kernels.with_(

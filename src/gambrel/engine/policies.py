@@ -37,7 +37,7 @@ def vllm_v0(limits: Limits, version: str) -> Limits:
     """VLLM before V1 (0.8), chunked prefill off: prompts have steps to themselves and go first.
 
     A prompt is admitted if its blocks are free and a hundredth of all stay so; decoders that find none preempt the last
-    admitted (``vllm/core/scheduler.py`` and ``block_manager.py`` at 0.6 and 0.7, ``watermark=0.01``).
+    admitted (``vllm/core/block_manager.py`` at commit 006a839, ``watermark=0.01``).
     """
     del version
     return replace(limits, prefill_first=True, reserve_full_prompt=True, watermark_blocks=limits.num_kv_blocks // 100)

@@ -313,7 +313,7 @@ def simulate_command(
         str | None,
         typer.Option(
             "--policy",
-            help="vllm, vllm_priority, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static; "
+            help="vllm, vllm_priority, vllm_v0, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static; "
             "else that of --engine.",
         ),
     ] = None,
