@@ -412,7 +412,7 @@ class Spreads:
 
 
 def alone_sigma(held: list[list[Held]], but: list[Held] | None = None) -> float:
-    """What leaving out all rows of an engine and vendor costs: the geometric mean over entries, ``but`` one left out."""
+    """What leaving out all rows of an engine and vendor costs: geometric mean over entries, ``but`` one left out."""
     sizes = []
     for found in held:
         errors = [h.error for h in found if h.few and h.metric != "ttft"]
@@ -486,7 +486,7 @@ def unseen(held: list[list[Held]]) -> list[str]:
     return [
         "[unseen]",
         f"spread = {alone_sigma(held):.3f}",
-        'basis = "rows of an engine on a vendor\'s accelerators, predicted without any of them: geometric mean over entries"',
+        'basis = "an engine on a vendor\'s accelerators, predicted without any of its rows: geometric mean over entries"',
         f'date = "{dt.datetime.now(dt.UTC).date()}"',
         "",
     ]

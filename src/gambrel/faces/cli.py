@@ -313,8 +313,8 @@ def simulate_command(
         str | None,
         typer.Option(
             "--policy",
-            help="vllm, vllm_priority, vllm_v0, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or static; "
-            "else that of --engine.",
+            help="vllm, vllm_priority, vllm_v0, sglang, tensorrt_llm, tensorrt_llm_max_utilization, llama_cpp or "
+            "static; else that of --engine.",
         ),
     ] = None,
     prefix_caching: Annotated[
