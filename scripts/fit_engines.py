@@ -58,6 +58,7 @@ KINDS = FACTORS + TIMES
 # were measured, and much where none were; host times are known to a factor.
 TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.15, 0.3, 0.4, 0.35, 0.4, 0.8, 0.6, 0.8), strict=True))
 LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.2, 0.7, 0.4, 0.7, 0.5, 1.0, 0.6, 0.5), strict=True))
+UNSURE = 0.3  # of 8- and 4-bit matmuls on Blackwell: the tables have 8 bits scaled by block, and none of 4
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
 STEP = 0.1  # of a logarithm, for differences
@@ -79,6 +80,7 @@ FRESH = (0, 1, 2, 3, 5, 7)  # iterations that take new derivatives; the others k
 CONVERGED = 0.01  # of a logarithm
 FIGURES = ("tpot", "e2e", "output_tok_s")
 FOLDS = ("model", "gpu", "source")
+WIDEST = 0.9  # one-sigma beyond which an interval says nothing: as the catalog has it
 NARROWEST = 0.08  # one-sigma below which nothing is stated: rows repeat no better
 UNSEEN = 0.45  # one-sigma of an entry without rows, of a vendor that has others
 Z80 = 1.2815515655446004
@@ -98,6 +100,7 @@ class Entry:
     parents: tuple[str, ...] = ()
     free: tuple[str, ...] = KINDS
     inherits: float = INHERITED
+    unsure: tuple[str, ...] = ()  # what the kernel tables of its accelerators say little about
     expert_shape: float = 1.0  # between what was counted of DeepSeek-R1 (0.22) and even routing
     logit_passes: float = 6.0  # to fp32, softmax, a draw: each reads or writes the row, greedy ones less
 
@@ -120,13 +123,14 @@ class Entry:
             "tensorrt-llm",
             "mlperf",
         }
-        return np.array([(TIGHT if measured else LOOSE)[k] for k in KINDS])
+        return np.array([UNSURE if k in self.unsure else (TIGHT if measured else LOOSE)[k] for k in KINDS])
 
 
 ENTRIES = (
     Entry("vllm", "0.0", "NVIDIA", 1.0e-3, 25e-6, 20e-6, "vLLM before V1"),
     Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1"),
-    Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", ("vllm:0.8:NVIDIA",), inherits=1.0),
+    Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", ("vllm:0.8:NVIDIA",), inherits=1.0,
+          unsure=("quantised", "four_bit")),
     Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024"),
     Entry("vllm", "0.6", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM 0.6 on ROCm"),
     Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm",
@@ -134,13 +138,13 @@ ENTRIES = (
     Entry("vllm", "0.0", "xe", 2.0e-3, 40e-6, 40e-6, "vLLM on oneAPI, 2024"),
     Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI", ("vllm:0.0:xe",)),
     Entry("vllm", "0.8", "Huawei", 3.0e-3, 100e-6, 20e-6, "vLLM V1 on Ascend"),
-    Entry("sglang", "0.0", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "SGLang"),
+    Entry("sglang", "0.0", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "SGLang", unsure=("quantised", "four_bit")),
     Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm",
           ("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
     Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)"),
     Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)"),
     Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell",
-          ("tensorrt-llm:1.0:NVIDIA",), inherits=1.0),
+          ("tensorrt-llm:1.0:NVIDIA",), inherits=1.0, unsure=("quantised", "four_bit")),
     Entry("mlperf", "0.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "MLPerf submissions: TensorRT-LLM, tuned by hand",
           ("tensorrt-llm:1.0:NVIDIA",), TUNED),
     Entry("mlperf", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "MLPerf submissions: vLLM on ROCm, tuned by hand",
@@ -405,20 +409,25 @@ class Spreads:
     def stated(self, h: Held, alone: float) -> float:
         """What is said of a figure like this one; ``alone`` of one that no row of its engine and vendor is left for."""
         name = accelerator(h.gpu).name
-        sigma = max(alone, self.other) if h.few else self.of[name] if h.known else self.other
+        sigma = self.of[name] if h.known else self.other
+        if h.few and not h.kind.startswith("NVIDIA"):
+            sigma = max(sigma, alone)
         return (
             max(sigma, self.first_of.get(name, self.first) if h.known else self.first) if h.metric == "ttft" else sigma
         )
 
 
 def alone_sigma(held: list[list[Held]], but: list[Held] | None = None) -> float:
-    """What leaving out all rows of an engine and vendor costs: geometric mean over entries, ``but`` one left out."""
-    sizes = []
-    for found in held:
-        errors = [h.error for h in found if h.few and h.metric != "ttft"]
-        if found is not but and errors:
-            sizes.append(sigma80(np.array(errors), 0.5))
-    return float(np.exp(np.mean(np.log(sizes)))) if sizes else UNSEEN
+    """The sigma that holds 80 % of what leaving out all rows of an engine and vendor costs, ``but`` one's; at most 0.9.
+
+    Entries count alike, those on accelerators whose kernels were measured aside.
+    """
+    sizes = [
+        np.percentile([abs(h.error) for h in found if h.few and h.metric != "ttft"], np.arange(2.5, 100.0, 5.0))
+        for found in held
+        if found is not but and any(h.few and h.metric != "ttft" and not h.kind.startswith("NVIDIA") for h in found)
+    ]
+    return min(WIDEST, float(np.percentile(np.concatenate(sizes), 80)) / Z80) if sizes else UNSEEN
 
 
 def shrunk(held: list[Held], whole: float) -> dict[str, float]:
@@ -486,7 +495,7 @@ def unseen(held: list[list[Held]]) -> list[str]:
     return [
         "[unseen]",
         f"spread = {alone_sigma(held):.3f}",
-        'basis = "an engine on a vendor\'s accelerators, predicted without any of its rows: geometric mean over entries"',
+        'basis = "an engine on a vendor\'s accelerators without its rows: what holds 80 % of the errors, entries alike"',
         f'date = "{dt.datetime.now(dt.UTC).date()}"',
         "",
     ]
