@@ -35,6 +35,7 @@ from gambrel.calibrate.predict import Predictor, Skip
 from gambrel.calibrate.setting import deployments
 from gambrel.calibrate.suspicious import suspicious
 from gambrel.calibrate.table import read_table
+from gambrel.calibrate.tuned import task_of
 from gambrel.catalog.accelerators import accelerator
 from gambrel.catalog.efficiency import kernel_efficiency
 from gambrel.core.errors import GambrelError
@@ -256,6 +257,9 @@ def chosen(directory: Path) -> list[Row]:
     for table in sorted(directory.glob("*.csv")):
         for row in read_table(table):
             if row.quality == "D" or suspicious(row) or not set(row.measured) & set(FIGURES):
+                continue
+            task = task_of(row)
+            if task is not None and task.beams > 1:  # what beams share of the cache is assumed: compared, not fitted
                 continue
             groups[(row.source, row.model, row.gpu, row.weights, engine_key(row.engine), row.mode)].append(row)
     kept = []
@@ -495,7 +499,7 @@ def unseen(held: list[list[Held]]) -> list[str]:
     return [
         "[unseen]",
         f"spread = {alone_sigma(held):.3f}",
-        'basis = "an engine on a vendor\'s accelerators without its rows: what holds 80 % of the errors, entries alike"',
+        'basis = "engines on a vendor\'s accelerators without their rows: what holds 80 % of the errors"',
         f'date = "{dt.datetime.now(dt.UTC).date()}"',
         "",
     ]

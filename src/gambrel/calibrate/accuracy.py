@@ -7,15 +7,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from gambrel.calibrate.replay import REPLAY_HEAD
 from gambrel.calibrate.suspicious import suspicious
 from gambrel.calibrate.validate import errors_of
+from gambrel.catalog.accelerators import accelerator
 from gambrel.catalog.efficiency import constants
 from gambrel.cost.shards import fullest_rank_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from gambrel.calibrate.carried import Carried
     from gambrel.calibrate.replay import Replayed
     from gambrel.calibrate.validate import Comparison, Validation
     from gambrel.core.deployment import Deployment
@@ -205,7 +209,42 @@ def _held_out() -> list[str]:
     ]  # fmt: skip
 
 
-def accuracy_page(found: Validation, replayed: Sequence[Replayed] = (), profile: str | None = None) -> str:
+def _carried(carries: Sequence[Carried]) -> list[str]:
+    """The section on what a calibration is worth where it has not measured; none where there was no sweep."""
+    if not carries:
+        return []
+
+    def cells(of: Sequence[Carried]) -> list[str]:
+        errors = [np.concatenate([getattr(c, name) for c in of]) for name in ("shipped", "level", "model")]
+        return [f"{np.median(e):.0%} / {np.percentile(e, 90):.0%}" if len(e) else "-" for e in errors]
+
+    def row(title: Sequence[str], of: Sequence[Carried]) -> list[str]:
+        return [*title, str(sum(c.models for c in of)), str(sum(len(c.shipped) for c in of)), *cells(of)]
+
+    fast = [
+        c for c in carries
+        if accelerator(c.accelerator).vendor == "NVIDIA" and not c.accelerator.upper().startswith(_CONSUMER)
+    ]  # fmt: skip
+    return [
+        "## Calibrated", "",
+        ("Sweeps of at least six levels of one engine on one accelerator, fitted as `gambrel calibrate` fits a user's"
+         " own runs: errors of time per token, end-to-end time and throughput with the shipped constants, on each level"
+         " by a fit to the model's other levels, and on each model by a fit to the others (median / 90th percentile)."),
+        "",
+        *_table(["source", "engine", "accelerator", "models", "figures", "shipped", "unseen batch or length",
+                 "unseen model"], [
+            row(["all", "all", "NVIDIA data centre"], fast), row(["all", "all", "all"], carries),
+            *(row([c.source, c.engine, c.accelerator], [c]) for c in carries),
+        ]),
+    ]  # fmt: skip
+
+
+def accuracy_page(
+    found: Validation,
+    replayed: Sequence[Replayed] = (),
+    profile: str | None = None,
+    carries: Sequence[Carried] = (),
+) -> str:
     """The page as Markdown; ``profile`` names the file that corrected the shipped constants, if one did."""
     clean = [c for c in found.comparisons if not suspicious(c.row)]
     causes = Counter(suspicious(c.row) for c in found.comparisons if suspicious(c.row))
@@ -227,7 +266,7 @@ def accuracy_page(found: Validation, replayed: Sequence[Replayed] = (), profile:
         "## By engine and accelerator", "",
         *_grouped(found, ("engine", "accelerator", "metric"), lambda c: (c.row.engine, c.row.gpu, c.metric)),
     ]  # fmt: skip
-    lines += [*_decisions(found), *_replays(replayed), *_held_out()]
+    lines += [*_decisions(found), *_replays(replayed), *_held_out(), *_carried(carries)]
     worst = sorted(clean, key=lambda c: -abs(c.log_error))[:25]
     lines += [
         "## Bad rows", "",

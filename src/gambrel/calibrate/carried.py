@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Carried", "carried"]
 
-_LEVELS: Final = 12  # of a model at most, picked by a hash of the row's id
+_LEVELS: Final = 10  # of a model at most, picked by a hash of the row's id
 _FEWEST: Final = 6  # levels that make a sweep
-_MODELS: Final = 4  # of an engine and accelerator at most, those with most rows
+_MODELS: Final = 3  # of an engine and accelerator at most, those with most rows
 
 Group = tuple[str, str, str]
 
