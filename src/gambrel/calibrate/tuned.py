@@ -79,7 +79,9 @@ _TASKS: Final = {
 }
 _UNLIMITED: Final = Task(Limit(), Limit())
 
-_COUNT: Final = re.compile(r"(?:(\d+)\s*x\s*)?(\d+)\s*x\s*[A-Z]", re.IGNORECASE)
+_COUNT: Final = (
+    r"(?<!\w)(?:(\d+)\s*x\s*)?(\d+)\s*x\s*(?:NVIDIA\s+|AMD\s+|Instinct\s+)*"  # before the accelerator's name
+)
 _NODES: Final = re.compile(r"\b(\d+)-node", re.IGNORECASE)
 _NAMED: Final = re.compile(r"(?:^|[/;])\s*(?:virtualized\s+)?([^/;]+);\s*scenario", re.IGNORECASE)
 
@@ -108,7 +110,8 @@ def as_submitted(row: Row, find: Callable[[str], Accelerator]) -> Row:
     if not row.source.startswith("MLPerf"):
         return row
     system = row.notes.partition("; scenario")[0]
-    counts = [int(a or 1) * int(b) for a, b in _COUNT.findall(system)]
+    name = re.escape(re.split(r"[-_ ]", row.gpu, maxsplit=1)[0])
+    counts = [int(a or 1) * int(b) for a, b in re.findall(_COUNT + name, system, re.IGNORECASE)]
     nodes = _NODES.search(system)
     counted = max([row.num_gpus, *counts, int(nodes[1]) * row.num_gpus if nodes else 1])
     named, gpu = _NAMED.search(row.notes), row.gpu
