@@ -1,7 +1,8 @@
 """Compile a kernel once and keep it on disk, until anything it is made of changes.
 
 numba stamps cached machine code with the time of the kernel's own file, so an edit of the cost formula in
-:mod:`gambrel.core.step`, or of the places in :mod:`gambrel.engine.state`, would go unseen and the old code would run.
+:mod:`gambrel.core.step`, or of the places in :mod:`gambrel.engine.state` and :mod:`gambrel.engine.workers_state`, would
+go unseen and the old code would run.
 Here the stamp also holds a digest of all those parts. Where no directory can be written nothing is cached, instead
 of failing.
 """
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numba import njit
 
-from gambrel.engine import state
+from gambrel.engine import state, workers_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,13 +54,14 @@ def inlined(kernel: Any) -> Any:
 
 
 def digest(*parts: Callable[..., Any]) -> str:
-    """Bytecode and constants of the functions and their parts, and the numbers in :mod:`gambrel.engine.state`."""
+    """Bytecode and constants of the functions and their parts, and the numbers that name places."""
     said = hashlib.sha256()
     said_of = [getattr(part, "py_func", part) for part in parts]
     for part in said_of:  # grows while it is read: parts have parts
         said_of += [p for p in (getattr(q, "py_func", q) for q in _PARTS.get(part, ())) if p not in said_of]
         code = part.__code__
         said.update(repr((code.co_code, code.co_consts, code.co_names)).encode())
-    layout = {name: value for name, value in vars(state).items() if isinstance(value, int | float)}
-    said.update(repr(sorted(layout.items())).encode())
+    for places in (state, workers_state):
+        layout = {name: value for name, value in vars(places).items() if isinstance(value, int | float)}
+        said.update(repr(sorted(layout.items())).encode())
     return said.hexdigest()
