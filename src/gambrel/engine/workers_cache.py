@@ -68,9 +68,7 @@ def hold(
         blocks[slot, k] = take_block(newer[g], older[g], key_of[g], block_of[g], owner[g], place[g], left, refs[g])
     for k in range(most - state, most):
         blocks[slot, k] = take_block(newer[g], older[g], key_of[g], block_of[g], owner[g], place[g], left, refs[g])
-    shared[slot] = make_findable(
-        i, common, full, limit, blocks[slot], starts, block_of[g], key_of[g], units, offsets
-    )
+    shared[slot] = make_findable(i, common, full, limit, blocks[slot], starts, block_of[g], key_of[g], units, offsets)
 
 
 @compiled(make_findable, take_block)

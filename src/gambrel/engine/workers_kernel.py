@@ -55,12 +55,14 @@ from gambrel.engine.state import (
 from gambrel.engine.workers_cache import give_back
 from gambrel.engine.workers_rules import PARTS, arrive, choose, in_all, let_go, line_up, reserve, schedule
 from gambrel.engine.workers_state import (
+    ASKED,
     AT,
     BLOCK_SIZE,
     CACHING,
     COMING,
     COMPUTED,
     DECODE,
+    DECODERS,
     DECODES,
     DECODING,
     DONE,
@@ -71,7 +73,6 @@ from gambrel.engine.workers_state import (
     FLYING,
     FREE,
     GENERATED,
-    GONE,
     HEAD,
     HELD,
     HIT,
@@ -88,6 +89,7 @@ from gambrel.engine.workers_state import (
     NUM_WORKERS,
     NUMBER,
     OLDEST,
+    ORDER,
     OUTPUT,
     PAIRS,
     PAIRS_WINDOWED,
@@ -105,12 +107,14 @@ from gambrel.engine.workers_state import (
     READY_TAIL,
     RELEASED,
     REQUEST,
+    RESTING,
     ROLE,
     RUNNING,
     SAMPLED,
     STAGES,
     STATE,
     TAIL,
+    TO_COME,
     TOUCHED,
     WAITING,
 )
@@ -225,7 +229,7 @@ def price(limit: Any, first_rank: int, sums: Any, alike: Any, tables: Any, stage
 
 @inlined
 def leave(
-    s: int, w: int, g: int, now: float, limit: Any, counts: Any, workers: Any, ranks: Any, slots: Any, seat: Any,
+    s: int, w: int, now: float, limit: Any, counts: Any, workers: Any, slots: Any, seat: Any,
     spare: Any, last: Any, users: int, think: Any, line: Any, then: Any, times: Any, rows: Any, progress: Any,
 ) -> None:  # fmt: skip
     """An answer is complete: its slot is free, and whoever waited for it wakes when the pause is over."""
@@ -245,17 +249,15 @@ def leave(
 
 
 @inlined
-def sweep(rank: Any, running: Any, slots: Any) -> None:
-    """Those that are gone run no longer."""
-    kept = 0
-    for k in range(rank[RUNNING]):
-        s = running[k]
-        if slots[s, GONE]:
-            slots[s, GONE] = 0
-        else:
-            running[kept] = s
-            kept += 1
-    rank[RUNNING] = kept
+def rest(s: int, rank: Any, resting: Any, slots: Any) -> None:
+    """A decoder has landed and can go on, in order of admission; most often it is the last of those who can."""
+    order = slots[s, ORDER]
+    k = rank[RESTING]
+    while k > 0 and slots[resting[k - 1], ORDER] > order:
+        resting[k] = resting[k - 1]
+        k -= 1
+    resting[k] = s
+    rank[RESTING] += 1
 
 
 @inlined
@@ -279,10 +281,9 @@ def land_prompts(
     number: int, w: int, now: float, limits: Any, rule: int, fixed: Any, draws: Any, last_choice: Any,
     workers: Any, ranks: Any, first_rank: Any, worker_of: Any, batch: Any, chunks: Any, ends: Any, slots: Any,
     follow: Any, prefilled: Any, transfer_s: Any, transferred: Any, link_until: Any,
-    times: Any, rows: Any, progress: Any,
-) -> bool:  # fmt: skip
-    """A micro-batch of a prefill rank has ended: finished prompts go on to a decode worker; whether there are any."""
-    anybody = False
+    times: Any, rows: Any, progress: Any, rank: Any,
+) -> None:  # fmt: skip
+    """A micro-batch of a prefill rank has ended: finished prompts go on to a decode worker."""
     for k in range(number):
         s = batch[k]
         slots[s, IN_FLIGHT] -= 1
@@ -292,8 +293,7 @@ def land_prompts(
             continue
         i = slots[s, REQUEST]
         prefilled[i] = now
-        slots[s, GONE] = 1
-        anybody = True
+        rank[RUNNING] -= 1
         if limits[1, PULL]:
             d = choose(i, 1, limits, rule, fixed, draws, last_choice, workers, ranks, first_rank)
             slots[s, AT] = d
@@ -302,7 +302,6 @@ def land_prompts(
             workers[worker_of[d], TOUCHED] = 1
         else:
             progress[NUM_EVENTS] = push(times, rows, progress[NUM_EVENTS], transferred[i], i)
-    return anybody
 
 
 @inlined
@@ -315,11 +314,11 @@ def bucket_of(gap: float, bits: Any, bits_int: Any) -> int:
 @inlined
 def land(
     number: int, w: int, g: int, now: float, limit: Any, counts: Any, sums_s: Any, histogram: Any,
-    workers: Any, ranks: Any, batch: Any, ends: Any, slots: Any, seat: Any, spare: Any, token_s: Any,
+    workers: Any, rank: Any, resting: Any, batch: Any, ends: Any, slots: Any, seat: Any, spare: Any, token_s: Any,
     first: Any, last: Any, preemptions: Any, paused: Any, users: int, think: Any, line: Any, then: Any,
     times: Any, rows: Any, progress: Any, bits: Any, bits_int: Any, memory: Any,
-) -> bool:  # fmt: skip
-    """A micro-batch has ended: each decoder has a token, and each prompt that is complete; whether anybody has all.
+) -> None:  # fmt: skip
+    """A micro-batch has ended: each decoder has a token, and each prompt that is complete.
 
     Most gaps between tokens are alike, so they are counted together, but added up one by one.
     """
@@ -327,14 +326,21 @@ def land(
     usual = -1.0
     bucket = 0
     alike = 0
-    anybody = False
+    tokens = 0
     for k in range(number):
         s = batch[k]
-        slots[s, IN_FLIGHT] -= 1
         decoding = slots[s, DECODING] != 0
-        if not decoding and not ends[k]:
-            continue
+        if not decoding:
+            slots[s, IN_FLIGHT] -= 1
+            if not ends[k]:
+                continue
+            slots[s, DECODING] = 1
+            rank[DECODERS] += 1
+            rank[ASKED] += slots[s, OUTPUT]
+            rank[TO_COME] += slots[s, OUTPUT] - slots[s, GENERATED]
         generated = slots[s, GENERATED] + 1
+        slots[s, GENERATED] = generated
+        tokens += 1
         if generated == 1:
             i = slots[s, REQUEST]
             first[i] = now
@@ -352,27 +358,25 @@ def land(
                 bucket = bucket_of(gap, bits, bits_int)
             alike += 1
         token_s[s] = now
-        slots[s, DECODING] = 1
-        slots[s, GENERATED] = generated
-        if generated == slots[s, OUTPUT]:
-            slots[s, GONE] = 1
-            anybody = True
-            if limit[CACHING]:
-                full = slots[s, COMPUTED] // limit[BLOCK_SIZE]
-                ranks[g, FREE] += give_back(
-                    slots[s, REQUEST], s, g, slots[s, HELD], full, True, limit[STATE], memory
-                )  # fmt: skip
-            else:
-                ranks[g, FREE] += slots[s, HELD] + limit[STATE]
-            if limit[PROMISE]:
-                ranks[g, PROMISED] -= in_all(slots[s, PROMPT], generated, limit)
-            leave(
-                s, w, g, now, limit, counts, workers, ranks, slots, seat, spare, last, users, think, line, then,
-                times, rows, progress,
-            )  # fmt: skip
+        if generated < slots[s, OUTPUT]:
+            rest(s, rank, resting, slots)
+            continue
+        if limit[CACHING]:
+            full = slots[s, COMPUTED] // limit[BLOCK_SIZE]
+            rank[FREE] += give_back(slots[s, REQUEST], s, g, slots[s, HELD], full, True, limit[STATE], memory)
+        else:
+            rank[FREE] += slots[s, HELD] + limit[STATE]
+        if limit[PROMISE]:
+            rank[PROMISED] -= in_all(slots[s, PROMPT], generated, limit)
+        rank[RUNNING] -= 1
+        rank[DECODERS] -= 1
+        rank[ASKED] -= generated
+        leave(
+            s, w, now, limit, counts, workers, slots, seat, spare, last, users, think, line, then, times, rows, progress
+        )  # fmt: skip
+    rank[TO_COME] -= tokens
     histogram[bucket] += alike
     sums_s[GAP_TOTAL] = gap_total
-    return anybody
 
 
 @inlined
@@ -426,7 +430,7 @@ def observe(
 
 
 @compiled(
-    *PARTS, step_parts, decode_terms, decode_parts, answers_cost, batch_cost, price, leave, sweep, send, land_prompts,
+    *PARTS, step_parts, decode_terms, decode_parts, answers_cost, batch_cost, price, leave, rest, send, land_prompts,
     bucket_of, land, account, observe, pop, push,
 )  # fmt: skip
 def serve(
@@ -456,7 +460,7 @@ def serve(
     n = len(prompt)
     pools = len(limits)
     (
-        progress, clock, workers, ranks, first_rank, worker_of, share, idle_since, running,
+        progress, clock, workers, ranks, first_rank, worker_of, share, idle_since, resting,
         fly_request, fly_chunk, fly_ends, fly_number, fly_until, lands, stage_until, link_until, sums,
         bits, bits_int, last_choice, stage_s, row,
         slots, spare, token_s, come, coming, over, times, rows,
@@ -497,21 +501,21 @@ def serve(
                 workers[w, TOUCHED] = 1
                 for g in range(first_rank[w], first_rank[w] + limits[p, RANKS]):
                     if limits[p, ROLE] == PREFILL:
-                        anybody = land_prompts(
+                        land_prompts(
                             fly_number[g, place], w, now, limits, rule, fixed, draws, last_choice,
                             workers, ranks, first_rank, worker_of,
                             fly_request[g, place], fly_chunk[g, place], fly_ends[g, place], slots,
                             follow, prefilled, transfer_s, transferred, link_until, times, rows, progress,
+                            ranks[g],
                         )  # fmt: skip
                     else:
-                        anybody = land(
+                        land(
                             fly_number[g, place], w, g, now, limits[p], ints[p], floats[p], histogram[p],
-                            workers, ranks, fly_request[g, place], fly_ends[g, place], slots, seat, spare, token_s,
+                            workers, ranks[g], resting[g], fly_request[g, place], fly_ends[g, place],
+                            slots, seat, spare, token_s,
                             first, last, preemptions, paused, users, think, line, then, times, rows, progress,
                             bits, bits_int, memory,
                         )  # fmt: skip
-                    if anybody:
-                        sweep(ranks[g], running[g], slots)
             lands[w] = fly_until[w, workers[w, OLDEST]] if workers[w, FLYING] > 0 else NEVER
 
         while progress[NUM_EVENTS] > 0 and times[0] <= now:
@@ -563,8 +567,9 @@ def serve(
                         if 0.0 <= idle_since[g] < now:
                             share[g, 0] = SHARE_FIRST
                         schedule(
-                            g, now, limit, ranks[g], running[g], share[g],
+                            g, now, limit, ranks[g], resting[g], share[g],
                             fly_request[g, place], fly_chunk[g, place], fly_ends[g, place], sums[g],
+                            fly_request[g], fly_number[g], workers[w, OLDEST], workers[w, FLYING],
                             slots, seat, spare, token_s,
                             prompt, output, follow, scheduled, first, preemptions, paused, hits,
                             transfer_s, transferred, link_until, worker_of, come, coming, over, memory,
@@ -577,7 +582,7 @@ def serve(
                             let_go(come[k], limits, workers, ranks, worker_of, slots, memory)
                         for k in range(1, over[0] + 1):
                             leave(
-                                over[k], w, g, now, limit, ints[p], workers, ranks, slots, seat, spare, last,
+                                over[k], w, now, limit, ints[p], workers, slots, seat, spare, last,
                                 users, think, line, then, times, rows, progress,
                             )  # fmt: skip
                         for k in range(1, coming[0] + 1):

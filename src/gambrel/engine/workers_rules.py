@@ -17,7 +17,9 @@ from gambrel.engine.compiled import inlined
 from gambrel.engine.state import LEAST, POWER, RETRACT_STEPS, SHARE_DECAY, SHARE_LEAST
 from gambrel.engine.workers_cache import find, give_back, grow, hold
 from gambrel.engine.workers_state import (
+    ADMITTED,
     ALONG,
+    ASKED,
     AT,
     BATCH_SEQS,
     BLOCK_SIZE,
@@ -28,6 +30,7 @@ from gambrel.engine.workers_state import (
     COMING,
     COMPUTED,
     DECODE,
+    DECODERS,
     DECODES,
     DECODING,
     DONE,
@@ -35,7 +38,6 @@ from gambrel.engine.workers_state import (
     FREE,
     GENERATED,
     GIVEN,
-    GONE,
     HEAD,
     HELD,
     HIT,
@@ -52,6 +54,7 @@ from gambrel.engine.workers_state import (
     NUM_TOKENS,
     NUM_WORKERS,
     NUMBER,
+    ORDER,
     OUTPUT,
     PAIRS,
     PAIRS_WINDOWED,
@@ -68,6 +71,7 @@ from gambrel.engine.workers_state import (
     READY,
     READY_TAIL,
     REQUEST,
+    RESTING,
     ROLE,
     RUNNING,
     SAMPLED,
@@ -76,6 +80,7 @@ from gambrel.engine.workers_state import (
     STATE,
     STATIC,
     TAIL,
+    TO_COME,
     TOUCHED,
     TURN,
     WAITING,
@@ -242,43 +247,71 @@ def let_go(s: int, limits: Any, workers: Any, ranks: Any, worker_of: Any, slots:
 
 
 @inlined
+def evict(
+    s: int, g: int, now: float, limit: Any, rank: Any, slots: Any, token_s: Any, follow: Any, preemptions: Any,
+    memory: Any,
+) -> None:  # fmt: skip
+    """A sequence that runs gives way: its blocks are free, and it waits before all others."""
+    i = slots[s, REQUEST]
+    if limit[CACHING]:
+        full = slots[s, COMPUTED] // limit[BLOCK_SIZE]
+        rank[FREE] += give_back(i, s, g, slots[s, HELD], full, False, limit[STATE], memory)
+    else:
+        rank[FREE] += slots[s, HELD] + limit[STATE]
+    if slots[s, DECODING]:
+        rank[DECODERS] -= 1
+        rank[ASKED] -= slots[s, OUTPUT]
+        rank[TO_COME] -= slots[s, OUTPUT] - slots[s, GENERATED]
+    slots[s, HELD] = 0
+    slots[s, COMPUTED] = 0
+    slots[s, DECODING] = 0
+    if slots[s, GENERATED] == 0 and preemptions[i] == 0:
+        token_s[s] = now  # its first token is late by what follows
+    preemptions[i] += 1
+    follow[i] = rank[LATEST]
+    rank[LATEST] = i
+    rank[PREEMPTED] += 1
+    rank[RUNNING] -= 1
+    rank[LOST] = 1
+
+
+@inlined
+def is_last(s: int, flown: Any, flown_number: Any, oldest: int, flying: int, slots: Any) -> bool:
+    """Whether nobody in flight was admitted after a sequence."""
+    for m in range(oldest, oldest + flying):
+        place = m % len(flown_number)
+        for k in range(flown_number[place]):
+            if slots[flown[place, k], ORDER] > slots[s, ORDER]:
+                return False
+    return True
+
+
+@inlined
 def shed(
-    k: int, need: int, g: int, now: float, limit: Any, rank: Any, running: Any,
+    k: int, need: int, g: int, now: float, limit: Any, rank: Any, resting: Any,
+    flown: Any, flown_number: Any, oldest: int, flying: int,
     slots: Any, token_s: Any, follow: Any, preemptions: Any, memory: Any,
 ) -> bool:  # fmt: skip
-    """The last admitted behind the first ``k`` give way until ``need`` blocks are free, at last the ``k``-th itself.
+    """The last admitted of those who rest behind place ``k`` give way until ``need`` blocks are free, at last itself.
 
-    Whether they are free for the ``k``-th; those in flight cannot give way, so it waits for them.
+    Whether they are free for the one at ``k``; those in flight cannot give way, so it waits for them.
     """
     while need > rank[FREE]:
-        j = rank[RUNNING] - 1
-        while j >= k and slots[running[j], IN_FLIGHT]:
+        j = rank[RESTING] - 1
+        while j > k and slots[resting[j], IN_FLIGHT]:
             j -= 1
-        if j < k and rank[RUNNING] > k:
+        s = resting[j]
+        if j == k and (
+            rank[RESTING] > k + 1
+            or slots[s, IN_FLIGHT]
+            or not is_last(s, flown, flown_number, oldest, flying, slots)
+        ):  # fmt: skip
             return False
-        s = running[j]
-        if slots[s, IN_FLIGHT]:
-            return False
-        for m in range(j, rank[RUNNING] - 1):
-            running[m] = running[m + 1]
-        rank[RUNNING] -= 1
-        i = slots[s, REQUEST]
-        if limit[CACHING]:
-            full = slots[s, COMPUTED] // limit[BLOCK_SIZE]
-            rank[FREE] += give_back(i, s, g, slots[s, HELD], full, False, limit[STATE], memory)
-        else:
-            rank[FREE] += slots[s, HELD] + limit[STATE]
-        slots[s, HELD] = 0
-        slots[s, COMPUTED] = 0
-        slots[s, DECODING] = 0
-        if slots[s, GENERATED] == 0 and preemptions[i] == 0:
-            token_s[s] = now  # its first token is late by what follows
-        preemptions[i] += 1
-        follow[i] = rank[LATEST]
-        rank[LATEST] = i
-        rank[PREEMPTED] += 1
-        rank[LOST] = 1
-        if j == k - 1:
+        for m in range(j, rank[RESTING] - 1):
+            resting[m] = resting[m + 1]
+        rank[RESTING] -= 1
+        evict(s, g, now, limit, rank, slots, token_s, follow, preemptions, memory)
+        if j == k:
             return False
     return True
 
@@ -304,7 +337,8 @@ def join(s: int, chunk: int, emits: bool, limit: Any, rank: Any, batch: Any, chu
 
 @inlined
 def go_on(
-    g: int, turn: int, now: float, limit: Any, rank: Any, running: Any, batch: Any, chunks: Any, ends: Any, total: Any,
+    g: int, turn: int, now: float, limit: Any, rank: Any, resting: Any, batch: Any, chunks: Any, ends: Any, total: Any,
+    flown: Any, flown_number: Any, oldest: int, flying: int,
     slots: Any, token_s: Any, follow: Any, preemptions: Any, memory: Any,
 ) -> None:  # fmt: skip
     """Those who run go on, in order of admission: a decoder by a token, a prompt by what the budget has left.
@@ -319,50 +353,52 @@ def go_on(
     decodes = 0
     kv = 0
     kv_windowed = 0
+    kept = 0
     k = 0
-    while k < rank[RUNNING] and rank[BUDGET] > 0 and rank[NUMBER] < most:
-        s = running[k]
-        k += 1
+    while k < rank[RESTING] and rank[BUDGET] > 0 and rank[NUMBER] < most:
+        s = resting[k]
         decoding = slots[s, DECODING] != 0
         if prompts_first and decoding != (turn == 2):
+            resting[kept] = s
+            kept += 1
+            k += 1
             continue
         before = slots[s, COMPUTED]
-        chunk = 1
-        left = 1
-        if decoding:
-            if slots[s, IN_FLIGHT]:
-                continue
-        else:
-            left = slots[s, PROMPT] + slots[s, GENERATED] - before
-            if left == 0:  # the last of its prompt is in flight
-                continue
-            chunk = min(left, rank[BUDGET])
+        left = 1 if decoding else slots[s, PROMPT] + slots[s, GENERATED] - before
+        chunk = min(left, rank[BUDGET])
         held = slots[s, HELD]
+        need = 0
         if before + chunk > held * bs:
             need = (before + chunk + bs - 1) // bs - held
             if need > rank[FREE] and not shed(
-                k, need, g, now, limit, rank, running, slots, token_s, follow, preemptions, memory
-            ):
+                k, need, g, now, limit, rank, resting, flown, flown_number, oldest, flying,
+                slots, token_s, follow, preemptions, memory,
+            ):  # fmt: skip
                 break
             rank[FREE] -= need
             slots[s, HELD] = held + need
-        else:
-            need = 0
         if caching and (need > 0 or not decoding):
             full = -1 if decoding else (before + chunk) // bs
             grow(slots[s, REQUEST], s, g, held, need, full, slots[s, PROMPT] // bs, memory)
+        k += 1
         if not decoding:
             join(s, chunk, chunk == left, limit, rank, batch, chunks, ends, slots, total)
+            if chunk < left:
+                resting[kept] = s
+                kept += 1
             continue
         keys = before + 1
         decodes += 1
         kv += keys
         kv_windowed += min(keys, window) if window > 0 else keys
         slots[s, COMPUTED] = keys
-        slots[s, IN_FLIGHT] = 1
         batch[rank[NUMBER]] = s
         rank[NUMBER] += 1
         rank[BUDGET] -= 1
+    for m in range(k, rank[RESTING]):
+        resting[kept] = resting[m]
+        kept += 1
+    rank[RESTING] = kept
     total[DECODES] += decodes
     total[SAMPLED] += decodes
     total[KV] += kv
@@ -370,26 +406,26 @@ def go_on(
 
 
 @inlined
-def estimate(rank: Any, running: Any, share: Any, slots: Any) -> None:
+def estimate(rank: Any, share: Any) -> None:
     """What is kept free for decoders after a step of theirs, as a share of what they have still to generate."""
     if rank[LOST]:
-        number = 0
-        done = 0
-        asked = 0
-        for k in range(rank[RUNNING]):
-            s = running[k]
-            if slots[s, DECODING]:
-                number += 1
-                done += slots[s, GENERATED]
-                asked += slots[s, OUTPUT]
-        share[0] = min((done + RETRACT_STEPS * number) / (asked + 1), 1.0)
+        done = rank[ASKED] - rank[TO_COME]
+        share[0] = min((done + RETRACT_STEPS * rank[DECODERS]) / (rank[ASKED] + 1), 1.0)
     else:
         share[0] = max(share[0] - SHARE_DECAY, SHARE_LEAST)
 
 
 @inlined
+def enlist(s: int, rank: Any, slots: Any) -> None:
+    """A sequence runs from now on, the last in order of admission."""
+    rank[ADMITTED] += 1
+    slots[s, ORDER] = rank[ADMITTED]
+    rank[RUNNING] += 1
+
+
+@inlined
 def receive(
-    now: float, limit: Any, rank: Any, running: Any, batch: Any, total: Any, slots: Any, seat: Any, token_s: Any,
+    now: float, limit: Any, rank: Any, batch: Any, total: Any, slots: Any, seat: Any, token_s: Any,
     follow: Any, first: Any, preemptions: Any, paused: Any, over: Any,
 ) -> None:  # fmt: skip
     """The first of those whose prompts have come over runs, in blocks of its own, or is ``over`` with its first token."""
@@ -416,14 +452,15 @@ def receive(
             over[0] += 1
             over[over[0]] = s
             return
-    running[rank[RUNNING]] = s
-    rank[RUNNING] += 1
+    enlist(s, rank, slots)
+    rank[DECODERS] += 1
+    rank[ASKED] += output
+    rank[TO_COME] += output - slots[s, GENERATED]
     total[DECODES] += 1
     total[SAMPLED] += 1
     total[KV] += keys
     total[KV_WINDOWED] += min(keys, limit[WINDOW]) if limit[WINDOW] > 0 else keys
     slots[s, COMPUTED] = keys
-    slots[s, IN_FLIGHT] = 1
     batch[rank[NUMBER]] = s
     rank[NUMBER] += 1
     rank[BUDGET] -= 1
@@ -480,7 +517,7 @@ def settle(i: int, g: int, prompt: Any, output: Any, slots: Any, seat: Any, spar
 
 @inlined
 def board(
-    i: int, again: bool, g: int, now: float, limit: Any, rank: Any, running: Any, share: Any, batch: Any, chunks: Any,
+    i: int, again: bool, g: int, now: float, limit: Any, rank: Any, resting: Any, share: Any, batch: Any, chunks: Any,
     ends: Any, total: Any, slots: Any, seat: Any, spare: Any, prompt: Any, output: Any, follow: Any, scheduled: Any,
     hits: Any, memory: Any,
 ) -> bool:  # fmt: skip
@@ -511,11 +548,7 @@ def board(
         return False
     if limit[PROMPTS_FIRST] and limit[ROLE] != PREFILL:
         new = output[i] - generated
-        to_come = 0
-        for k in range(rank[RUNNING]):
-            if slots[running[k], DECODING]:
-                to_come += slots[running[k], OUTPUT] - slots[running[k], GENERATED]
-        kept = (rank[FREE] - evictable) * bs - rank[NEW] - share[0] * to_come
+        kept = (rank[FREE] - evictable) * bs - rank[NEW] - share[0] * rank[TO_COME]
         if rank[RUNNING] > 0 and tokens - hit + new + bs >= kept:
             return False
         rank[NEW] += new
@@ -534,15 +567,18 @@ def board(
     slots[s, COMPUTED] = hit
     slots[s, HIT] = hit
     slots[s, HELD] = found + need
-    running[rank[RUNNING]] = s
-    rank[RUNNING] += 1
+    enlist(s, rank, slots)
+    if hit + chunk < tokens:
+        resting[rank[RESTING]] = s
+        rank[RESTING] += 1
     join(s, chunk, hit + chunk == tokens, limit, rank, batch, chunks, ends, slots, total)
     return True
 
 
 @inlined
 def schedule(
-    g: int, now: float, limit: Any, rank: Any, running: Any, share: Any, batch: Any, chunks: Any, ends: Any, total: Any,
+    g: int, now: float, limit: Any, rank: Any, resting: Any, share: Any, batch: Any, chunks: Any, ends: Any, total: Any,
+    flown: Any, flown_number: Any, oldest: int, flying: int,
     slots: Any, seat: Any, spare: Any, token_s: Any,
     prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, preemptions: Any, paused: Any, hits: Any,
     transfer_s: Any, transferred: Any, link_until: Any, worker_of: Any, come: Any, coming: Any, over: Any, memory: Any,
@@ -551,7 +587,7 @@ def schedule(
 
     Left to the caller, the number of each in its first entry: slots of prompts that have ``come`` over in no time,
     requests that were given blocks and are ``coming``, slots of answers that are ``over`` with the token that came
-    along. ``memory`` is that of :mod:`gambrel.engine.workers_cache`, ``spare`` the unused slots after their number.
+    along. In flight are ``flying`` micro-batches of the ``flown``, from the ``oldest``. ``memory`` is that of :mod:`gambrel.engine.workers_cache`, ``spare`` the unused slots after their number.
     """
     for k in range(NUM_SUMS):
         total[k] = 0
@@ -573,7 +609,7 @@ def schedule(
             while rank[BUDGET] > 0 and rank[RUNNING] < limit[NUM_SEQS] and rank[NUMBER] < limit[BATCH_SEQS]:
                 if rank[READY] >= 0:
                     receive(
-                        now, limit, rank, running, batch, total, slots, seat, token_s, follow, first, preemptions,
+                        now, limit, rank, batch, total, slots, seat, token_s, follow, first, preemptions,
                         paused, over,
                     )  # fmt: skip
                     continue
@@ -588,21 +624,21 @@ def schedule(
                     ):  # fmt: skip
                         break
                 elif not board(
-                    i, again, g, now, limit, rank, running, share, batch, chunks, ends, total, slots, seat, spare,
+                    i, again, g, now, limit, rank, resting, share, batch, chunks, ends, total, slots, seat, spare,
                     prompt, output, follow, scheduled, hits, memory,
                 ):  # fmt: skip
                     break
         elif turn == 0 or (limit[PROMPTS_FIRST] and rank[NUMBER] == 0):
             go_on(
-                g, turn, now, limit, rank, running, batch, chunks, ends, total, slots, token_s, follow, preemptions,
-                memory,
+                g, turn, now, limit, rank, resting, batch, chunks, ends, total, flown, flown_number, oldest, flying,
+                slots, token_s, follow, preemptions, memory,
             )  # fmt: skip
             if turn == 2:
-                estimate(rank, running, share, slots)
+                estimate(rank, share)
 
 
 PARTS = (
     pairs_within, find, give_back, grow, hold, line_up, landing, in_all, promised, choose_rank, choose, arrive, reserve,
-    let_go, shed, join, go_on, estimate, receive, fetch, settle, board, schedule,
+    let_go, evict, is_last, shed, join, go_on, estimate, enlist, receive, fetch, settle, board, schedule,
 )  # fmt: skip
 """What a kernel that calls them is made of."""

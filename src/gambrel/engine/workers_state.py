@@ -69,8 +69,13 @@ BOTH, PREFILL, DECODE = range(3)
     NUMBER,  # sequences in the micro-batch that is being formed
     BUDGET,  # tokens it may still have
     NEW,  # tokens that those whose prompts end in it have still to generate
+    RESTING,  # running sequences that can go on: decoders that are not in flight, prompts with more to compute
+    ADMITTED,  # admissions so far
+    DECODERS,  # running ones, in flight or not
+    ASKED,  # tokens they generate in all
+    TO_COME,  # of these, still to be generated
     NUM_RANK,
-) = range(16)
+) = range(21)
 
 # Places in a slot; a line of the processor's cache holds one.
 (
@@ -78,8 +83,8 @@ BOTH, PREFILL, DECODE = range(3)
     GENERATED,
     HELD,  # blocks where it runs
     DECODING,
-    IN_FLIGHT,
-    GONE,  # leaves the running ones
+    IN_FLIGHT,  # chunks of its prompt
+    ORDER,  # number of its admission to that rank
     HIT,  # tokens found in the prefix cache that have not been sent on yet
     AT,  # rank where it waits or runs after its prompt is done
     SENDER,  # prefill rank that holds its blocks
