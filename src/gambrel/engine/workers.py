@@ -8,7 +8,7 @@ pool of one rank and one stage remains, :mod:`gambrel.engine.simulation` serves 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -226,7 +226,7 @@ def _lines(users: int, fixed: Indices, number: int, n: int) -> tuple[Indices, In
 
 
 def _turns(workload: Workload, requests: Requests) -> tuple[int, Indices, Indices]:
-    """How many rows arrive by themselves, which if not the first, and the row after each; the others have no arrival."""
+    """How many rows arrive by themselves, which if not the first, the row after each; others lose their arrival."""
     if workload.after is None:
         return 0 if requests.users else len(workload), np.empty(0, np.int32), np.empty(0, np.int32)
     then = np.full(len(workload), -1, np.int32)
@@ -261,14 +261,19 @@ def serve(
             f"routing {routing!r} does not go with pipeline stages, data-parallel attention or pools of their own; "
             f"known there: round_robin, session_sticky, {', '.join(LOOKING)}"
         )
-    caching = pools[0].limits.prefix_caching
-    prefixes = Prefixes.of(workload, pools[0].limits.block_size) if caching else Prefixes.none(0)
-    if caching and len(prefixes.sizes) == 0:
-        # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
-        plain = tuple(replace(pool, limits=replace(pool.limits, prefix_caching=False)) for pool in pools)
-        played = serve(plain, workload, transfer=transfer, routing=routing, series=series, watch=watch)
-        if not played.requests.preemptions.any() or (watch is not None and watch.stop[0]):
-            return played
+    prefixes = Prefixes.none(0)
+    if pools[0].limits.prefix_caching:
+        if workload.prefix_blocks is not None:
+            prefixes = Prefixes.of(workload, pools[0].limits.block_size)
+        if len(prefixes.sizes) == 0:
+            # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
+            prefixes = Prefixes.none(0)
+            plain = tuple(replace(pool, limits=replace(pool.limits, prefix_caching=False)) for pool in pools)
+            played = serve(plain, workload, transfer=transfer, routing=routing, series=series, watch=watch)
+            if not played.requests.preemptions.any() or (watch is not None and watch.stop[0]):
+                return played
+            del played
+            prefixes = Prefixes.none(len(workload))
     requests = Requests.of(workload, prefixes, None if watch is None else watch.stop)
     if watch is not None:
         watch.requests = requests

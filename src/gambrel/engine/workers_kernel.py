@@ -20,8 +20,8 @@ flight. The plain replica is a worker of one rank and one stage; the scheduling 
   prefill worker and reaches a decode worker: links are first come, first served.
 
 Arrays, one row each: ``limits`` by pool, ``workers``, ``ranks``, ``slots``; their places are named in
-:mod:`gambrel.engine.workers_state`. How a rank forms a micro-batch is in :mod:`gambrel.engine.workers_rules`. This
-module imports numba; import it only where a simulation starts.
+:mod:`gambrel.engine.workers_state`. How a rank forms a micro-batch is in :mod:`gambrel.engine.workers_batch_kernel`.
+This module imports numba; import it only where a simulation starts.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from gambrel.engine.state import (
     USED_MAX,
     USED_S,
 )
+from gambrel.engine.workers_batch_kernel import PARTS, arrive, choose, in_all, let_go, line_up, reserve, schedule
 from gambrel.engine.workers_cache import give_back
-from gambrel.engine.workers_rules import PARTS, arrive, choose, in_all, let_go, line_up, reserve, schedule
 from gambrel.engine.workers_state import (
     ASKED,
     AT,

@@ -26,7 +26,7 @@ __all__ = ["Room"]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Arrays of workers and ranks (``fixed``), one row a slot (``slots``), the events, the prefix caches, lists by slot."""
+    """Arrays of workers and ranks (``fixed``), slots, events, prefix caches, and of the lists of slots there."""
 
     fixed: tuple[Any, ...]
     slots: tuple[Any, ...]

@@ -182,7 +182,7 @@ def choose(
         w = first + (fixed[i] if len(fixed) > 0 else i) % number
     workers[w, GIVEN] += 1
     last_choice[pool] = w - first
-    return choose_rank(w, limit, workers, ranks, first_rank)
+    return int(choose_rank(w, limit, workers, ranks, first_rank))
 
 
 @inlined
@@ -428,7 +428,7 @@ def receive(
     now: float, limit: Any, rank: Any, batch: Any, total: Any, slots: Any, seat: Any, token_s: Any,
     follow: Any, first: Any, preemptions: Any, paused: Any, over: Any,
 ) -> None:  # fmt: skip
-    """The first of those whose prompts have come over runs, in blocks of its own, or is ``over`` with its first token."""
+    """The first whose prompt has come over runs, in blocks of its own, or is ``over`` with its first token."""
     i = rank[READY]
     s = seat[i]
     prompt = slots[s, PROMPT]
@@ -587,7 +587,8 @@ def schedule(
 
     Left to the caller, the number of each in its first entry: slots of prompts that have ``come`` over in no time,
     requests that were given blocks and are ``coming``, slots of answers that are ``over`` with the token that came
-    along. In flight are ``flying`` micro-batches of the ``flown``, from the ``oldest``. ``memory`` is that of :mod:`gambrel.engine.workers_cache`, ``spare`` the unused slots after their number.
+    along. In flight are ``flying`` micro-batches of the ``flown``, from the ``oldest``. ``memory`` is that of
+    :mod:`gambrel.engine.workers_cache`, ``spare`` the unused slots after their number.
     """
     for k in range(NUM_SUMS):
         total[k] = 0
