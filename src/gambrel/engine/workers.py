@@ -305,7 +305,8 @@ def serve(
     )  # fmt: skip
     while not loop(*arguments, room.arguments()):
         room = room.doubled(n)
-    seat[np.isnan(requests.last)] = 0  # stopped before they ended
+    if watch is not None and watch.stop[0]:
+        seat[np.isnan(requests.last)] = 0  # these have not ended
     taken = int(room.progress[at.NUM_SAMPLED])
     sampled = Series(*(row[:taken].copy() for row in samples)) if series else None
     return Played(requests, seat, prefilled, transferred, ints, floats, histogram, sampled)

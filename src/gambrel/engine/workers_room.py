@@ -43,7 +43,8 @@ class Room:
         """
         per_worker = np.repeat(np.arange(len(limits)), limits[:, at.NUM_WORKERS])  # pool of each worker
         per_rank = np.repeat(per_worker, limits[per_worker, at.RANKS])  # pool of each rank
-        number = min(2 * int(limits[per_rank, at.NUM_SEQS].sum()), len(requests.prompt))
+        seqs = limits[per_rank, at.NUM_SEQS]
+        number = min(int(seqs.sum() + seqs[per_rank == 0].sum()), len(requests.prompt))  # who runs, who may be admitted
         caching = limits[:, at.CACHING] > 0
         some = number if caching.any() else 0
         state = int(limits[caching, at.STATE].max(initial=0))
