@@ -30,6 +30,8 @@ from gambrel.engine import state as at
 from gambrel.engine.workers import Pool, Transfer, serve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gambrel.core.step import StepTable
 
 REQUESTS = 200_000
@@ -148,20 +150,25 @@ def policies(table: StepTable, limits: Limits) -> None:
         )
 
 
+def shapes(table: StepTable, limits: Limits) -> dict[str, tuple[tuple[Pool, ...], int]]:
+    """Pools, stages and ranks, each with how many times the load of the plain replica it bears."""
+    nothing = np.zeros(4 * table.max_tokens + 1)
+    ranks = RankTable(table, nothing, nothing, nothing, nothing)
+    plain, four = Pool(table, limits), Pool(table, limits, 4)
+    return {
+        "prefill and decode": ((plain, plain), 1),
+        "four and four": ((four, four), 4),
+        "four stages": ((Pool(table, limits, 1, 1, (0.25,) * 4),), 4),
+        "four ranks": ((Pool(ranks, limits, 1, 4),), 4),
+    }
+
+
 def workers(table: StepTable, limits: Limits) -> None:
     """Pools, stages and ranks, each with the load per accelerator of the plain replica; target 0.3 M a second."""
     prompt, output = LOADS["short chat"]
     rate = SHARE * saturation_rate(table, limits, prompt, output)
     n = REQUESTS // 4
-    nothing = np.zeros(4 * table.max_tokens + 1)
-    ranks = RankTable(table, nothing, nothing, nothing, nothing)
-    plain = Pool(table, limits)
-    for name, pools, times in (
-        ("prefill and decode", (plain, plain), 1),
-        ("four and four", (Pool(table, limits, 4), Pool(table, limits, 4)), 4),
-        ("four stages", (Pool(table, limits, 1, 1, (0.25,) * 4),), 4),
-        ("four ranks", (Pool(ranks, limits, 1, 4),), 4),
-    ):
+    for name, (pools, times) in shapes(table, limits).items():
         workload = poisson(n, rate * times, prompt, output)
         transfer = Transfer(np.full(n, 1e-3)) if len(pools) > 1 else None
         seconds = float("inf")
@@ -207,17 +214,31 @@ def plain_scheduler(table: StepTable, limits: Limits) -> None:
     print(f"watching a replay takes {min(times[True]) / min(times[False]) - 1:+.1%} of its time, target below 3 %")
 
 
-def memory(table: StepTable, limits: Limits) -> None:
-    """Bytes a request while replaying, the workload's own three columns included."""
+def peak_bytes(rate: float, serve_all: Callable[[Workload], object]) -> float:
+    """Bytes a request while ``serve_all`` serves a workload, which is made before and counts."""
     prompt, output = LOADS["short chat"]
     tracemalloc.start()
-    workload = poisson(REQUESTS, 100.0, prompt, output)
+    workload = poisson(REQUESTS, rate, prompt, output)
     tracemalloc.reset_peak()
-    played = replay(table, limits, workload, series=True)
+    serve_all(workload)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    each = peak / len(played.requests.last)
-    print(f"memory        {each:6.1f} bytes a request, target 100: ratio {100 / each:5.2f}")
+    return peak / REQUESTS
+
+
+def memory(table: StepTable, limits: Limits) -> None:
+    """Bytes a request while replaying, the workload's own three columns included, and the seconds of transfers."""
+    rate = SHARE * saturation_rate(table, limits, *LOADS["short chat"])
+    found = {"plain": peak_bytes(100.0, lambda workload: replay(table, limits, workload, series=True))}
+    for name, (pools, times) in shapes(table, limits).items():
+
+        def serve_all(workload: Workload, pools: tuple[Pool, ...] = pools) -> None:
+            transfer = Transfer(np.full(REQUESTS, 1e-3)) if len(pools) > 1 else None
+            serve(pools, workload, transfer=transfer, series=True)
+
+        found[name] = peak_bytes(rate * times, serve_all)
+    for name, each in found.items():
+        print(f"memory, {name:18s} {each:6.1f} bytes a request, target 100: ratio {100 / each:5.2f}")
 
 
 def cold() -> None:

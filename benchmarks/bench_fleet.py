@@ -81,25 +81,25 @@ def turns(table: StepTable, limits: Limits) -> None:
 
 
 def fleets(table: StepTable, limits: Limits) -> None:
-    """A day of a million requests; the looks of an autoscaler take as long for an everyday log of 180,000."""
-    workload = from_rates(day(12.0, 1.8), CHAT)
-    n = len(workload)
+    """A day of a million requests, and an everyday one of 180,000, which has as many looks of an autoscaler."""
+    kpa = Autoscale(12.0, rule="kpa", min_replicas=0, max_replicas=16)
     cases = {
         "fixed fleet of 8": {"replicas": 8},
         "hpa, 1 to 16": {"autoscale": Autoscale(12.0, max_replicas=16), "start_up_s": 120.0},
-        "kpa, 0 to 16": {
-            "autoscale": Autoscale(12.0, rule="kpa", min_replicas=0, max_replicas=16),
-            "start_up_s": 120.0,
-        },
+        "kpa, 0 to 16": {"autoscale": kpa, "start_up_s": 120.0},
         "failures every two hours": {"replicas": 8, "failures": Failures(7200.0), "start_up_s": 120.0},
     }
-    for routing in ("round_robin", "least_outstanding"):
-        for name, settings in cases.items():
-            line(
-                f"{name}, {routing}", n,
-                timed(lambda s=settings, r=routing: serve_fleet(table, limits, workload, routing=r, **s)),  # type: ignore[misc]
-                0.3,
-            )  # fmt: skip
+    for log, rate in (("", 12.0), ("sparse, ", 180_000 / 86_400)):
+        workload = from_rates(day(rate, 1.8), CHAT)
+        for routing in ("round_robin", "least_outstanding"):
+            for name, settings in cases.items():
+                line(
+                    f"{log}{name}, {routing}", len(workload),
+                    timed(
+                        lambda w=workload, s=settings, r=routing: serve_fleet(table, limits, w, routing=r, **s)  # type: ignore[misc]
+                    ),
+                    0.3,
+                )  # fmt: skip
 
 
 def shards(model: str, gpu: str, tp: int, *, whole: bool) -> None:

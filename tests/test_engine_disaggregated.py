@@ -7,6 +7,7 @@ transferred, first, last), 5 determinism.
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from gambrel.cost import Roofline
 from gambrel.engine import Limits, replay, simulate
 from gambrel.engine import state as at
 from gambrel.engine.workers import LOOKING, Played, Pool, Transfer, serve, worker_run
+from gambrel.engine.workers_room import Room
 from test_engine_prefix import shared
 
 PREFILL, DECODE = range(2)
@@ -171,6 +173,19 @@ def test_a_link_carries_one_prompt_at_a_time(rule: int) -> None:
         both = replace(pool, workers=workers)
         played = serve((both, both), burst, transfer=rules(np.full(20, 0.5))[rule])
         assert played.transferred.max() == pytest.approx(0.01 + expected)
+
+
+def test_slots_grow_with_the_prompts_that_wait_for_a_slow_link() -> None:
+    """Two run at a time, but three hundred are done with their prompts before the link has carried ten."""
+    n = 300
+    burst = Workload(np.zeros(n), np.full(n, 10), np.full(n, 3))
+    pool = Pool(constant_table(0.01, 64, 2), Limits(2, 64, NEVER_MIND))
+    with patch.object(Room, "doubled", autospec=True, side_effect=Room.doubled) as grown:
+        played = serve((pool, pool), burst, transfer=Transfer(np.full(n, 0.5)))
+    assert grown.call_count > 3
+    assert played.transferred.max() == pytest.approx(0.01 + 0.5 * n)
+    assert played.ints[DECODE, at.FINISHED] == n
+    assert (played.ints[:, at.FREE_BLOCKS] == NEVER_MIND).all()
 
 
 def test_chunks_are_sent_while_the_next_is_computed() -> None:

@@ -18,9 +18,9 @@ from engine_cases import POLICIES, Case, affine_table, cases, constant_table, ha
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.slo import SLO
 from gambrel.core.workload import Workload
-from gambrel.engine import Limits, replay
+from gambrel.engine import Limits, autoscaling, replay
 from gambrel.engine import state as at
-from gambrel.engine.autoscaling import Autoscale, Look
+from gambrel.engine.autoscaling import Autoscale, Kpa, Look
 from gambrel.engine.dispatch import Dispatch
 from gambrel.engine.fleet import Failures, FleetRun, cold_start_s, least_fixed, serve_fleet
 from test_engine_fleet_turns import chained
@@ -150,7 +150,7 @@ def test_blocks_and_requests_are_conserved(fleet: Fleet) -> None:
         assert (day.replicas.ints[:, at.FREE_BLOCKS] == day.limits.num_kv_blocks).all()
         assert day.num_finished == len(day.asked) == day.counts.sum()
         assert day.num_held == 0
-        assert not any(day.outstanding)
+        assert (day.counts == day.replicas.ints[:, at.FINISHED]).all()
 
 
 def test_a_lost_replica_has_forgotten_everything() -> None:
@@ -317,6 +317,32 @@ def test_kpa_as_its_configuration_says() -> None:
     assert min(wanted[33:61]) >= 8  # and nothing is taken away for a minute
     assert wanted[-1] == 4  # then at most half at once
     assert looks(scale, [(0, 2, 0, 5.0), (60, 2, 0, 0.0), (89, 2, 0, 0.0), (90, 2, 0, 0.0)])[1:] == [1, 1, 0]
+
+
+class Asked:
+    """Knative's rule, asked from outside at every look."""
+
+    def __init__(self, scale: Autoscale) -> None:
+        self.rule = Kpa(scale)
+
+    def wanted(self, look: Look) -> int:
+        return self.rule.wanted(look)
+
+
+@given(st.integers(0, 2), st.sampled_from(["concurrency", "kv"]), st.floats(0.0, 30.0), st.integers(0, 99))
+@settings(max_examples=20)
+def test_it_does_not_matter_who_asks_the_rule(low: int, metric: str, start_up_s: float, seed: int) -> None:
+    """Looks taken in the loop, which only stops where the fleet changes, are those taken one by one."""
+    table, limits, workload = affine_table(256, 8), Limits(8, 256, 200), poisson(300, 1.5, 40, 20, seed)
+    target = 0.05 if metric == "kv" else 1.0
+    scale = Autoscale(target, metric, "kpa", min_replicas=low, max_replicas=4, window_s=20.0)
+    inside = serve_fleet(table, limits, workload, autoscale=scale, start_up_s=start_up_s)
+    with patch.dict(autoscaling.RULES, {"kpa": Asked}):
+        outside = serve_fleet(table, limits, workload, autoscale=scale, start_up_s=start_up_s)
+    assert inside.run.last_token_s.tobytes() == outside.run.last_token_s.tobytes()
+    assert [repr(x) for x in inside.lives] == [repr(x) for x in outside.lives]
+    for name in ("time_s", "ready", "starting", "leaving", "in_flight", "held", "kv_usage"):
+        assert getattr(inside.timeline, name).tobytes() == getattr(outside.timeline, name).tobytes(), name
 
 
 @given(

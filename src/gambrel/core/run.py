@@ -135,8 +135,9 @@ class Run:
         preemptions: int64 or int32 times a request was evicted and recomputed.
         paused_s: float32[n, 2] seconds lost to that before the first token (from the first eviction to that token) and
             after it (gaps between tokens in which it was evicted and recomputed), or None where nobody counted.
-        cached_tokens: int64 prompt tokens found in a prefix cache when first scheduled, or None where nobody counted.
-        replica: int64 which replica served it.
+        cached_tokens: int64 or int32 prompt tokens found in a prefix cache when first scheduled, or None where nobody
+            counted.
+        replica: int64 or int32 which replica served it.
         itl: pooled gaps between tokens.
         busy_s: seconds of engine steps, summed over replicas.
         bound_by_s: float64[5] busy seconds by binding cause, in the order of ``CAUSES``.
@@ -161,7 +162,7 @@ class Run:
     prompt_tokens: Ints
     output_tokens: Ints
     preemptions: Ints | npt.NDArray[np.int32]
-    replica: Ints
+    replica: Ints | npt.NDArray[np.int32]
     itl: Histogram
     busy_s: float = 0.0
     bound_by_s: Floats = field(default_factory=lambda: np.zeros(len(CAUSES)))
@@ -172,7 +173,7 @@ class Run:
     batch_max: int = 0
     kv_usage_mean: float = float("nan")
     kv_usage_max: float = float("nan")
-    cached_tokens: Ints | None = None
+    cached_tokens: Ints | npt.NDArray[np.int32] | None = None
     paused_s: npt.NDArray[np.float32] | None = None
     worked_until_s: float | None = None
     replicas: int = 1

@@ -23,14 +23,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from gambrel.core.errors import DeploymentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["METRICS", "RULES", "Autoscale", "Look", "Rule"]
+__all__ = ["METRICS", "RULES", "Autoscale", "Kpa", "Look", "Rule"]
 
 METRICS = ("concurrency", "kv")
 
@@ -169,66 +171,33 @@ class Hpa:
         return math.ceil(total / self.scale.target - 1e-9)
 
 
-class Window:
-    """The mean of what was seen in the last so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.seen: deque[tuple[float, float]] = deque()
-        self.sum = 0.0
-
-    def mean(self, now: float, value: float) -> float:
-        """With what is seen now."""
-        self.seen.append((now, value))
-        self.sum += value
-        while self.seen[0][0] <= now - self.seconds:
-            self.sum -= self.seen.popleft()[1]
-        if len(self.seen) == 1:
-            self.sum = value  # nothing is left of rounding
-        return max(self.sum, 0.0) / len(self.seen)
-
-
 class Kpa:
-    """Knative's autoscaler."""
+    """Knative's autoscaler: what :func:`gambrel.engine.autoscaling_kernel.kpa` remembers, which decides."""
 
     PANIC_WINDOW, PANIC_RATIO = 0.1, 2.0
     UP, DOWN = 1000.0, 2.0  # at most so many times as many, or as few, at once
     GRACE_S = 30.0
 
     def __init__(self, scale: Autoscale) -> None:
-        self.scale = scale
         window_s = scale.window_s or 60.0
-        self.stable, self.panic = Window(window_s), Window(self.PANIC_WINDOW * window_s)
-        self.idle_s = scale.idle_s or window_s + self.GRACE_S
-        self.activation_s = scale.activation_s or 0.0
-        self.busy_s = 0.0
-        self.poll_s = 0.0
-        self.panic_s = -math.inf
-        self.held = 0  # replicas that panic does not let go
+        self.settings = np.array(
+            [scale.target, scale.min_replicas, scale.max_replicas, window_s, self.PANIC_WINDOW * window_s,
+             scale.idle_s or window_s + self.GRACE_S, scale.activation_s or 0.0, self.PANIC_RATIO, self.UP, self.DOWN]
+        )  # fmt: skip
+        self.state = np.array([0.0, 0.0, 0.0, 0.0, -math.inf, 0.0])
+        self.times, self.values = np.zeros((2, 2, math.ceil(window_s / scale.every_s) + 2))
+        self.marks = np.zeros((2, 2), np.int64)  # of both windows: the first look, and how many there are
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """In the order of the kernel."""
+        return self.settings, self.state, self.times, self.values, self.marks
 
     def wanted(self, look: Look) -> int:
-        """Replicas wanted from now on."""
-        scale, now = self.scale, look.time_s
-        stable_mean, panic_mean = self.stable.mean(now, look.total), self.panic.mean(now, look.total)
-        if look.busy:
-            self.busy_s = now
-        if look.ready + look.starting == 0:
-            if now < self.poll_s or not look.busy:
-                return 0
-            self.poll_s = now + self.activation_s
-        elif scale.min_replicas == 0 and now - self.busy_s >= self.idle_s:
-            return 0
-        ready = max(look.ready, 1)
-        most, least = math.ceil(self.UP * ready), math.floor(look.ready / self.DOWN)
-        wanted = min(max(math.ceil(stable_mean / scale.target - 1e-9), least), most)
-        if panic_mean / scale.target / ready >= self.PANIC_RATIO:
-            self.panic_s = now
-        if now - self.panic_s < self.stable.seconds:
-            burst = min(math.ceil(panic_mean / scale.target - 1e-9), most)
-            wanted = self.held = max(self.held, wanted, burst, look.ready)
-        else:
-            self.held = 0
-        return min(max(wanted, scale.min_replicas, 1), scale.max_replicas)
+        """Replicas wanted from now on; looks come as regularly as the scale says, or less often."""
+        from gambrel.engine.autoscaling_kernel import kpa
+
+        return int(kpa(look.time_s, look.ready, look.starting, look.total, look.busy, *self.arguments))
 
 
 RULES: dict[str, Callable[[Autoscale], Rule]] = {"hpa": Hpa, "kpa": Kpa}

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from numba import njit
 
-from gambrel.engine import state
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,7 +23,7 @@ _PARTS: dict[Callable[..., Any], tuple[Callable[..., Any], ...]] = {}
 
 
 def compiled(*parts: Callable[..., Any], allocates: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator: numba's ``njit``, cached under a digest of the function, ``parts`` it calls, and the state's layout.
+    """A decorator: numba's ``njit``, cached under a digest of the function and the ``parts`` it calls.
 
     No fastmath: the oracle must see the same bits. No parallel: a replica is sequential. Kernels that make no arrays
     do without reference counts, which would take more time than a step when one kernel calls another.
@@ -53,13 +51,13 @@ def inlined(kernel: Any) -> Any:
 
 
 def digest(*parts: Callable[..., Any]) -> str:
-    """Bytecode and constants of the functions and their parts, and the numbers in :mod:`gambrel.engine.state`."""
+    """Bytecode and constants of the functions and their parts, and the numbers that they name, such as places."""
     said = hashlib.sha256()
     said_of = [getattr(part, "py_func", part) for part in parts]
     for part in said_of:  # grows while it is read: parts have parts
         said_of += [p for p in (getattr(q, "py_func", q) for q in _PARTS.get(part, ())) if p not in said_of]
         code = part.__code__
-        said.update(repr((code.co_code, code.co_consts, code.co_names)).encode())
-    layout = {name: value for name, value in vars(state).items() if isinstance(value, int | float)}
-    said.update(repr(sorted(layout.items())).encode())
+        named = [(name, part.__globals__[name]) for name in code.co_names if name in part.__globals__]
+        numbers = [(name, value) for name, value in named if isinstance(value, int | float)]
+        said.update(repr((code.co_code, code.co_consts, code.co_names, numbers)).encode())
     return said.hexdigest()

@@ -21,7 +21,6 @@ from gambrel.engine.state import (
     BEFORE,
     DECODED,
     FINISHED,
-    FREE_BLOCKS,
     LEAST,
     NEVER,
     NEXT,
@@ -172,6 +171,14 @@ class Dispatch:
 
         loop(time, *self.arguments)
 
+    def watch(self, *looks: Any) -> tuple[int, bool, int]:
+        """Serve from look to look: see :func:`gambrel.engine.fleet_kernel.watch`, which takes ``looks`` first."""
+        loop: Callable[..., tuple[int, bool, int]]
+        from gambrel.engine.fleet_kernel import watch as loop
+
+        r = self.replicas
+        return loop(*looks, len(self.asked), self.counts, r.ints, r.floats, self.cursor, self.arguments)
+
     @cached_property
     def arguments(self) -> tuple[Any, ...]:
         """In the order of the kernel, behind the time; the arrays change, the tuple does not."""
@@ -211,16 +218,6 @@ class Dispatch:
     def num_held(self) -> int:
         """Requests that wait for any replica to be up."""
         return int(self.cursor[NUM_HELD])
-
-    @property
-    def outstanding(self) -> list[int]:
-        """Requests given to each replica and unfinished; steps that began count as done."""
-        return (self.counts - self.replicas.ints[:, FINISHED]).tolist()  # type: ignore[no-any-return]  # of an int64 array
-
-    @property
-    def free_blocks(self) -> list[int]:
-        """KV blocks of each replica that are free."""
-        return self.replicas.ints[:, FREE_BLOCKS].tolist()  # type: ignore[no-any-return]  # likewise
 
     def release_held(self, time: float) -> None:
         """Let those who were held arrive at ``time``, in order."""

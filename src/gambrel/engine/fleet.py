@@ -23,11 +23,11 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.units import SECONDS_PER_HOUR
-from gambrel.engine.autoscaling import Look
+from gambrel.engine.autoscaling import Autoscale, Kpa, Look
 from gambrel.engine.dispatch import Dispatch
 from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.simulation import Replay, check_fits, prepared, run_of, special
-from gambrel.engine.state import CLOCK, FINISHED, Replicas, Requests
+from gambrel.engine.state import CLOCK, FINISHED, NEVER, Replicas, Requests
 from gambrel.engine.workers import needed
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from gambrel.core.slo import SLO
     from gambrel.core.step import CostModel, Floats, StepTable
     from gambrel.core.workload import Ints, Workload
-    from gambrel.engine.autoscaling import Autoscale
     from gambrel.engine.state import Limits
 
 __all__ = [
@@ -54,6 +53,8 @@ __all__ = [
     "simulate_fleet",
 ]
 
+ALONE, ASKED, KPA = range(3)  # as in the kernel, which is not to be imported before a replay starts
+_LOOKS = 64  # at most in one go, for an interrupt is heard in between
 _LOSSES_MAX = 1000  # losses of work without a request ended in between, from which a fleet is taken to get nowhere
 
 
@@ -198,7 +199,10 @@ class _Day:
         self.serial = 0
         self.losses = self.ended = 0
         self.retries = np.zeros(len(served.asked), np.int64)
-        self.samples: list[tuple[float, ...]] = []
+        self.kpa = self.rule if isinstance(self.rule, Kpa) else Kpa(Autoscale(1.0))  # the kernel wants one in any case
+        self.decides = ALONE if self.rule is None else KPA if self.rule is self.kpa else ASKED
+        self.rows, self.seen = np.empty((_LOOKS, 7)), np.zeros(2)
+        self.samples: list[Floats] = []
         for time, number in failures.at:
             self.expect(start_s + time, "struck", number, None)
         for _ in range(fixed if scale is None else scale.first):
@@ -279,24 +283,29 @@ class _Day:
             if not self.busy(life) and self.clock(life) <= now:
                 self.gone(life, max(life.leave_s, self.clock(life)), "left")
 
-    def look(self, now: float) -> None:
-        """What a controller sees, kept as a sample; and what it then does."""
-        self.sweep(now)
+    def serve(self, k: int) -> tuple[int, bool, int]:
+        """Serve from look ``k`` on until there is something to do; how many looks, whether to act on the last, how."""
         staying = self.staying()
         ready = [x.replica for x in staying if x.is_ready]
-        outstanding, free = self.served.outstanding, self.served.free_blocks
-        held = self.served.num_held
-        blocks = self.served.limits.num_kv_blocks
-        usage = sum(1.0 - free[r] / blocks for r in ready)
-        self.samples.append(
-            (now, len(ready), len(staying) - len(ready), len(self.alive) - len(staying),
-             sum(outstanding) + held, held, usage / len(ready) if ready else 0.0)
+        found = self.served.watch(
+            k, self.start_s, self.every_s, self.events[0][0] if self.events else NEVER, self.horizon_s,
+            self.decides, self.scale is not None and self.scale.metric == "kv",
+            np.array(ready, np.int64), len(staying) - len(ready), np.array([x.replica for x in self.leaving], np.int64),
+            self.served.limits.num_kv_blocks, self.rows, self.seen, self.kpa.arguments,
         )  # fmt: skip
-        if self.rule is None or self.scale is None:
+        self.samples.append(self.rows[: found[0]].copy())
+        return found
+
+    def act(self, now: float, wanted: int) -> None:
+        """Do what a look at ``now`` asks for."""
+        self.sweep(now)
+        if self.rule is None:
             return
-        work = sum(outstanding[r] for r in ready) + held
-        total = usage if self.scale.metric == "kv" else float(work)
-        wanted = self.rule.wanted(Look(now, len(ready), len(staying) - len(ready), total, work > 0))
+        staying = self.staying()
+        if self.decides == ASKED:
+            ready = sum(x.is_ready for x in staying)
+            total, busy = self.seen.tolist()
+            wanted = self.rule.wanted(Look(now, ready, len(staying) - ready, total, bool(busy)))
         for _ in range(min(wanted - len(staying), len(self.free))):
             self.start(now)
         for life in staying[: max(len(staying) - wanted, 0)]:
@@ -330,16 +339,16 @@ class _Day:
         n = len(self.served.asked)
         k = 0
         while True:
-            tick = self.start_s + k * self.every_s
-            now = min(tick, self.events[0][0]) if self.events else tick
-            self.served.until(now)
-            done = self.served.num_finished == n
-            if done and now >= self.horizon_s:
-                break
-            self.handle(now)
-            if now >= tick:
-                self.look(now)
-                k += 1
+            looks, acts, wanted = self.serve(k)
+            k += looks
+            if acts:
+                self.act(self.start_s + (k - 1) * self.every_s, wanted)
+            else:
+                tick = self.start_s + k * self.every_s
+                now = min(tick, self.events[0][0]) if self.events else tick
+                if now >= self.horizon_s and self.served.num_finished == n:
+                    break
+                self.handle(now)
             if self.losses >= _LOSSES_MAX:
                 raise DeploymentError(
                     f"{_LOSSES_MAX:,} failures in a row struck before any request could end, "
@@ -393,7 +402,7 @@ def serve_fleet(
             break
     ints, floats, histogram = Replicas.total([served.replicas])
     run = run_of(Replay(requests, served.assigned, ints, floats, histogram, None, table), limits, number, basis)
-    columns = np.array(day.samples, np.float64).reshape(-1, 7).T
+    columns = np.concatenate(day.samples).T
     whole = [column.astype(np.int64) for column in columns[1:6]]
     lives = tuple(day.lives)
     return FleetRun(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gambrel.core.step import pairs_within, step_parts
+from gambrel.engine.autoscaling_kernel import kpa
 from gambrel.engine.compiled import compiled
 from gambrel.engine.heap_kernel import pop, push
 from gambrel.engine.kernel import advance, sample
@@ -28,6 +29,7 @@ from gambrel.engine.state import (
     CLOCK,
     DECODES,
     FINISHED,
+    FREE_BLOCKS,
     FREE_SLOTS,
     LEAST,
     NEVER,
@@ -49,9 +51,14 @@ __all__ = [
     "TURNS",
     "pick",
     "serve_until",
+    "watch",
 ]
 
 TURNS, STICKY = -1, -2  # rules that look at nothing, beside those of the state
+
+ALONE, ASKED, KPA = range(
+    3
+)  # who decides how many replicas there are: nobody, the caller at every look, Knative's rule
 
 # Places in the cursor.
 (
@@ -200,3 +207,59 @@ def serve_until(
         order[row] = cursor[NUM_SENT]
         cursor[NUM_SENT] += 1
         hand_over(row, choice, counts, ends, follow, ints)
+
+
+@compiled(serve_until, kpa)
+def watch(
+    first: int, origin: float, every: float, event: float, horizon: float, decides: int, by_blocks: bool,
+    ready: Any, starting: int, leaving: Any, num_kv_blocks: int, rows: Any, seen: Any, rule: Any,
+    num_requests: int, counts: Any, ints: Any, floats: Any, cursor: Any, served: Any,
+) -> Any:  # fmt: skip
+    """Serve, and look at ``origin`` and every so many seconds from there on, until there is something to do.
+
+    That is at an ``event`` or, when all have ended, the ``horizon``, before a look there; or after a look, if a replica
+    that was told to leave is empty, the caller ``decides`` (ASKED) or Knative's rule (KPA) wants other than there is.
+    ``first`` is the number of the next look. ``ready`` int64[k] replicas that stay, in order, beside those that are
+    ``starting``; ``leaving`` int64[k] others. Each look is a row of ``rows`` float64[m, 7]: time, ready, starting,
+    leaving, requests in flight, held, KV usage; what the rule saw of the last is in ``seen`` float64[2]: the metric, in
+    all, KV usage if ``by_blocks``, and whether there is work. ``rule`` is that of
+    :func:`gambrel.engine.autoscaling_kernel.kpa`, ``served`` what :func:`serve_until` takes behind the time.
+    Returns how many looks there were, whether the last of them waits for the caller, and how many replicas are wanted.
+    """
+    number = 0
+    wanted = len(ready) + starting
+    while number < len(rows):
+        now = origin + (first + number) * every
+        serve_until(min(now, event), *served)
+        in_flight = 0
+        finished = 0
+        for r in range(len(counts)):
+            in_flight += counts[r] - ints[r, FINISHED]
+            finished += ints[r, FINISHED]
+        if event <= now or (finished == num_requests and now >= horizon):
+            return number, False, wanted
+        held = cursor[NUM_HELD]
+        work = held
+        usage = 0.0
+        for r in ready:
+            work += counts[r] - ints[r, FINISHED]
+            usage += 1.0 - ints[r, FREE_BLOCKS] / num_kv_blocks
+        staying = 0
+        for r in leaving:
+            if counts[r] > ints[r, FINISHED] or floats[r, CLOCK] > now:
+                staying += 1
+        rows[number, 0] = now
+        rows[number, 1] = len(ready)
+        rows[number, 2] = starting
+        rows[number, 3] = staying
+        rows[number, 4] = in_flight + held
+        rows[number, 5] = held
+        rows[number, 6] = usage / len(ready) if len(ready) > 0 else 0.0
+        number += 1
+        seen[0] = usage if by_blocks else work
+        seen[1] = work > 0
+        if decides == KPA:
+            wanted = kpa(now, len(ready), starting, seen[0], work > 0, *rule)
+        if decides == ASKED or staying < len(leaving) or wanted != len(ready) + starting:
+            return number, True, wanted
+    return number, True, wanted

@@ -197,7 +197,7 @@ class Requests:
     ``scheduled``, ``first``, ``last`` float64 seconds, NaN until they happen; ``preemptions`` int32.
     ``paused`` float32[n, 2] seconds lost to preemption before the first token (from the first eviction to that token)
     and after it (gaps between tokens in which the request was evicted and recomputed).
-    ``cached`` int64: tokens of the prompt found in the prefix cache at first admission; ``prefixes``: what they share.
+    ``cached`` int32: tokens of the prompt found in the prefix cache at first admission; ``prefixes``: what they share.
     ``users`` above 0 make the arrivals of a closed loop, with pauses of ``think`` float64 seconds after each row, or
     none where it is empty. ``rank`` int64: place in the order of priority and arrival, and ``deadline`` float64 seconds
     on the clock at which the client gives up, or None. ``stop`` bool[1]: somebody watches, and may end the replay.
@@ -212,7 +212,7 @@ class Requests:
     last: Floats
     preemptions: npt.NDArray[np.int32]
     paused: npt.NDArray[np.float32]
-    cached: Ints
+    cached: npt.NDArray[np.int32]
     prefixes: Prefixes
     users: int
     think: Floats
@@ -241,7 +241,7 @@ class Requests:
             np.full(n, np.nan),
             np.zeros(n, np.int32),
             np.zeros((n, 2), np.float32),
-            np.zeros(n, np.int64),
+            np.zeros(n, np.int32),
             prefixes,
             min(workload.closed_loop, n),
             np.empty(0) if workload.think_s is None else np.ascontiguousarray(workload.think_s, dtype=np.float64),

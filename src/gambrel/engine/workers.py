@@ -8,12 +8,13 @@ pool of one rank and one stage remains, :mod:`gambrel.engine.simulation` serves 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.run import Histogram, PoolUse, Run, Series
+from gambrel.engine import workers_state as at
 from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.routing import looking
 from gambrel.engine.state import (
@@ -40,13 +41,17 @@ from gambrel.engine.state import (
     Requests,
     bucket_edges,
 )
-from gambrel.engine.workers_room import make_room
+from gambrel.engine.workers_room import Room
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from gambrel.core.deployment import Deployment
     from gambrel.core.step import Floats, RankTable, StepTable
     from gambrel.core.workload import Ints, Workload
     from gambrel.engine.watch import Watch
+
+    Indices = npt.NDArray[np.int32]
 
 __all__ = ["Played", "Pool", "Transfer", "needed", "rank_limits", "serve", "worker_run"]
 
@@ -93,7 +98,7 @@ class Played:
     """What the kernel left behind; sums have one row a pool, ``prefilled`` and ``transferred`` one entry a request."""
 
     requests: Requests
-    replica: Ints
+    replica: Indices
     prefilled: Floats
     transferred: Floats
     ints: Ints
@@ -120,8 +125,11 @@ def rank_limits(limits: Limits, deployment: Deployment) -> Limits:
     )
 
 
-def _stacked(pools: tuple[Pool, ...]) -> tuple[Any, ...]:
-    """The tables of all stages of all pools as arrays with one row a stage, padded to the longest."""
+def _stacked(pools: tuple[Pool, ...]) -> tuple[tuple[Floats, ...], npt.NDArray[np.bool_]]:
+    """The tables of all stages of all pools as arrays with one row a stage, padded to the longest.
+
+    And which of them have the same table of their own as the stage before.
+    """
     own: list[StepTable] = []
     shared: list[tuple[Floats, Floats, Floats, Floats]] = []
     from gambrel.core.step import RankTable
@@ -141,15 +149,12 @@ def _stacked(pools: tuple[Pool, ...]) -> tuple[Any, ...]:
             row[: len(array)] = array
         return out
 
-    return (
-        *(rows([table.arrays()[k] for table in own]) for k in range(9)),
-        *(rows([s[k] for s in shared]) for k in range(4)),
-    )
+    ours = tuple(rows([table.arrays()[k] for table in own]) for k in range(9))
+    alike = np.array([k > 0 and all(np.array_equal(a[k], a[k - 1]) for a in ours) for k in range(len(own))])
+    return (*ours, *(rows([s[k] for s in shared]) for k in range(4))), alike
 
 
 def _limit_rows(pools: tuple[Pool, ...], transfer: Transfer | None) -> Ints:
-    from gambrel.engine import workers_kernel as at
-
     rows = np.zeros((len(pools), at.NUM_LIMITS), np.int64)
     stage = worker = 0
     for p, (row, pool) in enumerate(zip(rows, pools, strict=True)):
@@ -187,36 +192,49 @@ def _limit_rows(pools: tuple[Pool, ...], transfer: Transfer | None) -> Ints:
     return rows
 
 
-def _fixed(workload: Workload, requests: Requests, routing: str) -> Ints:
-    """Which worker serves each row where the rule looks at nothing, before the modulo."""
-    rows = np.arange(len(workload), dtype=np.int64)
+def _fixed(workload: Workload, requests: Requests, routing: str) -> Indices:
+    """Which worker serves each row where the rule looks at nothing, before the modulo; empty for the row itself."""
+    if routing in LOOKING:
+        return np.empty(0, np.int32)
     if requests.users:
-        return rows % requests.users
+        return np.arange(len(workload), dtype=np.int32) % np.int32(requests.users)
     if routing != "session_sticky":
-        return rows
+        return np.empty(0, np.int32)
     if workload.session is None:
         raise WorkloadError(
             f"{workload.source or workload.name}: routing session_sticky needs a session column; "
             "name one when reading the log, or route by least_outstanding"
         )
     _, first, session = np.unique(np.asarray(workload.session, np.int64), return_index=True, return_inverse=True)
-    turn = np.empty(len(first), np.int64)
+    turn = np.empty(len(first), np.int32)
     turn[np.argsort(first)] = np.arange(len(first))
     return turn[session]
 
 
-def _lines(requests: Requests, fixed: Ints, number: int) -> tuple[Ints, Ints, Ints]:
+def _lines(users: int, fixed: Indices, number: int, n: int) -> tuple[Indices, Indices, Indices]:
     """The rows that each line of users asks one after the other: line of a row, row after a row, first of a line."""
-    n = len(fixed)
-    line = fixed % number
-    after = np.full(n, n, np.int64)
-    cursor = np.full(number, n, np.int64)
-    if requests.users:
-        for k in range(number):
-            own = np.flatnonzero(line == k)
-            after[own[:-1]] = own[1:]
-            cursor[k] = own[0] if len(own) else n
+    if not users:
+        return (np.empty(0, np.int32),) * 3
+    line = fixed % np.int32(number) if len(fixed) else np.zeros(n, np.int32)
+    after = np.full(n, n, np.int32)
+    cursor = np.full(number, n, np.int32)
+    for k in range(number):
+        own = np.flatnonzero(line == k)
+        after[own[:-1]] = own[1:]
+        cursor[k] = own[0] if len(own) else n
     return line, after, cursor
+
+
+def _turns(workload: Workload, requests: Requests) -> tuple[int, Indices, Indices]:
+    """How many rows arrive by themselves, which if not the first, the row after each; others lose their arrival."""
+    if workload.after is None:
+        return 0 if requests.users else len(workload), np.empty(0, np.int32), np.empty(0, np.int32)
+    then = np.full(len(workload), -1, np.int32)
+    waits = np.flatnonzero(workload.after >= 0)
+    then[workload.after[waits]] = waits
+    requests.arrival[waits] = NEVER
+    opens = np.flatnonzero(workload.after < 0).astype(np.int32)
+    return len(opens), opens, then
 
 
 def serve(
@@ -243,51 +261,55 @@ def serve(
             f"routing {routing!r} does not go with pipeline stages, data-parallel attention or pools of their own; "
             f"known there: round_robin, session_sticky, {', '.join(LOOKING)}"
         )
-    caching = pools[0].limits.prefix_caching
-    prefixes = Prefixes.of(workload, pools[0].limits.block_size) if caching else Prefixes.none(len(workload))
-    if caching and len(prefixes.sizes) == 0:
-        # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
-        plain = tuple(replace(pool, limits=replace(pool.limits, prefix_caching=False)) for pool in pools)
-        played = serve(plain, workload, transfer=transfer, routing=routing, series=series, watch=watch)
-        if not played.requests.preemptions.any() or (watch is not None and watch.stop[0]):
-            return played
+    prefixes = Prefixes.none(0)
+    if pools[0].limits.prefix_caching:
+        if workload.prefix_blocks is not None:
+            prefixes = Prefixes.of(workload, pools[0].limits.block_size)
+        if len(prefixes.sizes) == 0:
+            # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
+            prefixes = Prefixes.none(0)
+            plain = tuple(replace(pool, limits=replace(pool.limits, prefix_caching=False)) for pool in pools)
+            played = serve(plain, workload, transfer=transfer, routing=routing, series=series, watch=watch)
+            if not played.requests.preemptions.any() or (watch is not None and watch.stop[0]):
+                return played
+            del played
+            prefixes = Prefixes.none(len(workload))
     requests = Requests.of(workload, prefixes, None if watch is None else watch.stop)
     if watch is not None:
         watch.requests = requests
     n = len(workload)
-    fixed = _fixed(workload, requests, routing)
     rule = LOOKING.get(routing, -1)
-    number = 1 if rule >= 0 else pools[0].workers
-    opens = np.arange(0 if requests.users else n)
-    then = np.full(n, -1, np.int64)
-    if workload.after is not None:
-        waits = np.flatnonzero(workload.after >= 0)
-        then[workload.after[waits]] = waits
-        opens = np.flatnonzero(workload.after < 0)
-        requests.arrival[waits] = NEVER
-    line, after, cursor = _lines(requests, fixed if rule < 0 else np.zeros(n, np.int64), number)
+    fixed = _fixed(workload, requests, routing)
+    line, after, cursor = _lines(requests.users, fixed, 1 if rule >= 0 else pools[0].workers, n)
+    turns = _turns(workload, requests)
     draws = np.stack([looking(requests, pool.workers, rule)[1] for pool in pools])
     draws[1:] = draws[1:, ::-1]  # no request draws alike in both pools
-    prefilled, transferred = np.full(n, np.nan), np.full(n, np.nan)
-    replica = np.zeros(n, np.int64)
+    nobody = 0 if transfer is None else n  # where there is one pool nothing comes over
+    prefilled, transferred = np.full(nobody, np.nan), np.full(nobody, np.nan)
+    seat = np.zeros(n, np.int32)
     ints = np.zeros((len(pools), NUM_INTS), np.int64)
     floats = np.zeros((len(pools), NUM_FLOATS))
     histogram = np.zeros((len(pools), NUM_BUCKETS), np.int64)
     every = max(workload.span_s / 2048, 1e-3) if series else NEVER
     samples = np.zeros((4, NUM_SAMPLES_MAX if series else 2))
     limits = _limit_rows(pools, transfer)
-    taken = loop(
+    room = Room.of(limits, requests, line, int((turns[2] >= 0).sum()), every)
+    arguments = (
         *_stacked(pools), limits, requests.users, requests.think, line, after, cursor,
-        opens, then, rule, fixed, draws,
+        *turns, rule, fixed, draws,
         requests.arrival, requests.prompt, requests.output, requests.follow,
         requests.scheduled, requests.first, requests.last, requests.preemptions, requests.paused,
         requests.cached, requests.prefixes.units, requests.prefixes.offsets,
-        prefilled, transferred, np.zeros(n) if transfer is None else transfer.seconds, replica,
-        ints, floats, histogram, samples, every,
-        np.zeros(1, np.bool_) if requests.stop is None else requests.stop, make_room(limits, requests),
+        prefilled, transferred, np.empty(0) if transfer is None else transfer.seconds, seat,
+        ints, floats, histogram, samples, np.zeros(1, np.bool_) if requests.stop is None else requests.stop,
     )  # fmt: skip
+    while not loop(*arguments, room.arguments()):
+        room = room.doubled(n)
+    if watch is not None and watch.stop[0]:
+        seat[np.isnan(requests.last)] = 0  # these have not ended
+    taken = int(room.progress[at.NUM_SAMPLED])
     sampled = Series(*(row[:taken].copy() for row in samples)) if series else None
-    return Played(requests, replica, prefilled, transferred, ints, floats, histogram, sampled)
+    return Played(requests, seat, prefilled, transferred, ints, floats, histogram, sampled)
 
 
 def worker_run(played: Played, pools: tuple[Pool, ...], basis: str = "") -> Run:
