@@ -101,9 +101,9 @@ def test_beams_cost_decoding_and_no_prompts(monkeypatch: pytest.MonkeyPatch) -> 
     """GPT-J answers with four beams: fewer tokens that count than with one, more than a quarter."""
     row = replace(ROW, model="EleutherAI/gpt-j-6b", prompt_tokens=math.nan, output_tokens=math.nan)
     beams = Predictor(default_price(), Models(), accelerator)(row)
-    assert beams.deployment.draft_tokens == 3
+    assert beams.deployment.draft_tokens == 1
     task = task_of(row)
     assert task is not None
-    monkeypatch.setitem(tuned._TASKS, "gpt-j-6b", replace(task, beams=1))
+    monkeypatch.setitem(tuned._TASKS, "gpt-j-6b", replace(task, beams=1, together=1))
     one = Predictor(default_price(), Models(), accelerator)(row).figures["output_tok_s"]
     assert one / 4 < beams.figures["output_tok_s"] < one

@@ -178,12 +178,14 @@ class Predictor:
     def _tuned(self, row: Row, options: list[Deployment], task: Task) -> Prediction:
         """The most tokens per second that any arrangement and batch limit gives within the scenario's limit.
 
-        Beams of one answer read its prompt's cache once and advance together: as guesses that never hold.
+        Beams that read their prompt's cache together advance as guesses that never hold, the others as longer answers.
         """
         limit = limit_of(row, task)
         prompt, output = row_lengths(row)
+        apart = task.beams // task.together
+        output *= apart
         tried = []
-        for d in (d.with_(draft_tokens=task.beams - 1, acceptance=0.0) for d in options):
+        for d in (d.with_(draft_tokens=task.together - 1, acceptance=0.0) for d in options):
             for sequences in _TRIED:
                 each = d.with_(max_num_seqs=sequences, max_num_batched_tokens=max(sequences, d.max_num_batched_tokens))
                 tokens, step, held = self._saturation(each, prompt, output)
@@ -199,7 +201,7 @@ class Predictor:
         if best <= 0.0:
             raise Skip("no arrangement keeps the scenario's limits")
         constants = self._compiled(found)[2].efficiency
-        return Prediction(row, found, {"output_tok_s": best}, constants.spread, constants.ttft_spread, "tuned")
+        return Prediction(row, found, {"output_tok_s": best / apart}, constants.spread, constants.ttft_spread, "tuned")
 
     def _saturation(self, deployment: Deployment, prompt: float, output: float) -> tuple[float, float, float]:
         """(tokens per second, mean time per token, sequences in flight) of one saturated replica, remembered."""

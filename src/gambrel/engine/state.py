@@ -176,16 +176,17 @@ class Limits:
         held = np.random.default_rng(0).geometric(1.0 - self.acceptance, num) - 1
         return np.minimum(held, self.draft_tokens).astype(np.int64)
 
-    def arguments(self, *, specialised: bool = True) -> tuple[Any, ...]:
-        """In the order of the kernels; ``specialised`` ones are compiled without ``prefill_first`` where it is None.
+    @property
+    def order(self) -> int:
+        """0 where steps mix prompts and decoders, 1 where prompts go first, 2 where room is kept as well."""
+        return 1 + self.keep_share if self.prefill_first else 0
 
-        It is 0 where steps mix prompts and decoders, 1 where prompts go first, 2 where room is kept as well.
-        """
-        prompts_first = (1 + self.keep_share) if self.prefill_first else 0
+    def arguments(self, *, specialised: bool = True) -> tuple[Any, ...]:
+        """In the order of the kernels; ``specialised`` ones are compiled for mixed steps where ``order`` is None."""
         return (
             self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
             self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching,
-            self.promise_output, self.static_batch, (prompts_first or None) if specialised else prompts_first,
+            self.promise_output, self.static_batch, (self.order or None) if specialised else self.order,
         )  # fmt: skip
 
 

@@ -166,11 +166,11 @@ def _limit_rows(pools: tuple[Pool, ...], transfer: Transfer | None) -> Ints:
         row[at.NUM_BLOCKS] = limits.num_kv_blocks
         row[at.BLOCK_SIZE] = limits.block_size
         row[at.CHUNKED] = limits.chunked_prefill
-        row[at.WHOLE_PROMPT] = limits.reserve_full_prompt
+        row[at.WHOLE_PROMPT] = limits.reserve_full_prompt or role == at.PREFILL
         row[at.WATERMARK] = limits.watermark_blocks
         row[at.PROMISE] = limits.promise_output
         row[at.STATIC] = limits.static_batch
-        row[at.PROMPTS_FIRST] = limits.prefill_first and role != at.DECODE
+        row[at.PROMPTS_FIRST] = 0 if role == at.DECODE else limits.order
         row[at.BATCH_SEQS] = pool.batch_seqs or limits.max_num_seqs
         row[at.RANKS] = pool.ranks
         row[at.STAGES] = len(pool.shares)

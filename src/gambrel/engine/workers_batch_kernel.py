@@ -42,6 +42,7 @@ from gambrel.engine.workers_state import (
     HELD,
     HIT,
     IN_FLIGHT,
+    KEEPS,
     KEPT_TOKENS,
     KV,
     KV_WINDOWED,
@@ -546,7 +547,7 @@ def board(
         room += limit[WATERMARK]
     if room > rank[FREE] or not promised(prompt[i], output[i], limit, rank):
         return False
-    if limit[PROMPTS_FIRST] and limit[ROLE] != PREFILL:
+    if limit[PROMPTS_FIRST] == KEEPS and limit[ROLE] != PREFILL:
         new = output[i] - generated
         kept = (rank[FREE] - evictable) * bs - rank[NEW] - share[0] * rank[TO_COME]
         if rank[RUNNING] > 0 and tokens - hit + new + bs >= kept:
