@@ -402,10 +402,14 @@ def sigma80(errors: Floats, few: float = 0.3) -> float:
 
 @dataclass(frozen=True)
 class Spreads:
-    """Stated one-sigma log errors of an entry: on its accelerators one by one, elsewhere, and the same of TTFT."""
+    """Stated one-sigma log errors of an entry: on its accelerators one by one, elsewhere, and the same of TTFT.
+
+    ``board``: elsewhere among boards that meet over PCIe or in pairs, which no kernel table but the L40S's speaks for.
+    """
 
     known: float
     other: float
+    board: float
     first: float
     of: dict[str, float]
     first_of: dict[str, float]
@@ -413,7 +417,7 @@ class Spreads:
     def stated(self, h: Held, alone: float) -> float:
         """What is said of a figure like this one; ``alone`` of one that no row of its engine and vendor is left for."""
         name = accelerator(h.gpu).name
-        sigma = self.of[name] if h.known else self.other
+        sigma = self.of[name] if h.known else self.board if accelerator(h.gpu).board else self.other
         if h.few and not h.kind.startswith("NVIDIA"):
             sigma = max(sigma, alone)
         return (
@@ -452,8 +456,10 @@ def spreads(held: list[Held]) -> Spreads:
     known = sigma80(np.array([h.error for h in models]))
     gpus = np.array([h.error for h in held if h.by == "gpu" and h.metric != "ttft" and not h.few])
     other = max(known, sigma80(gpus) if len(gpus) else 1.5 * max(known, 0.2))
+    boards = [h.error for h in held if h.by == "gpu" and h.metric != "ttft" and not h.few and accelerator(h.gpu).board]
+    board = max(other, sigma80(np.array(boards), other))
     first = max(known, sigma80(np.array([h.error for h in firsts]), 0.6))
-    return Spreads(known, other, first, shrunk(models, known), shrunk(firsts, first))
+    return Spreads(known, other, board, first, shrunk(models, known), shrunk(firsts, first))
 
 
 def inline(table: dict[str, float]) -> str:
@@ -480,6 +486,7 @@ def document(s: Solution, held: list[Held]) -> list[str]:
             lines.append(f"held_out_{by} = {np.median(size):.3f}")
         found = spreads(held)
         lines += [f"spread = {found.known:.3f}", f"spread_other = {found.other:.3f}"]
+        lines += [f"spread_board = {found.board:.3f}"]
         lines += [f"ttft_spread = {found.first:.3f}", f"spreads = {inline(found.of)}"]
         lines.append(f"ttft_spreads = {inline(found.first_of)}")
     else:

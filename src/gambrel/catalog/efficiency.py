@@ -224,11 +224,14 @@ def is_measured(accelerator: Accelerator) -> bool:
 
 
 @cache
-def _made(kernels: Efficiency, engine: str, version: str | None, vendor: str, family: str, name: str) -> Efficiency:
+def _made(
+    kernels: Efficiency, engine: str, version: str | None, vendor: str, family: str, name: str, *, board: bool
+) -> Efficiency:
     entry, phrase = engine_entry(engine, version, vendor, family)
     own, own_first = entry.get("spreads", {}).get(name), entry.get("ttft_spreads", {}).get(name)
     host = {k: _value(entry[k]) for k in _ENGINE_FIELDS if k in entry}
-    spread = own if own is not None else _value(entry.get("spread_other", kernels.spread))
+    elsewhere = entry.get("spread_other", kernels.spread)
+    spread = own if own is not None else _value(entry.get("spread_board", elsewhere) if board else elsewhere)
     if own is None and "vendor" not in entry and "spread_other" in entry:  # a borrowed family is less certain still
         spread *= max(1.0, kernels.spread / _value(constants()["spread"]["fitted"]))
         if vendor != _MEASURED_VENDOR:
@@ -254,5 +257,5 @@ def efficiency(accelerator: Accelerator, engine: str = "vllm", version: str | No
     """
     return _made(
         kernel_efficiency(accelerator), engine, version or None, accelerator.vendor, accelerator.family,
-        accelerator.name,
+        accelerator.name, board=accelerator.board,
     )  # fmt: skip

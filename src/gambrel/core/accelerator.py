@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Accelerator", "Price"]
 
+_PAIR = 2  # accelerators that a bridge joins
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -102,6 +104,11 @@ class Accelerator:
 
     def __hash__(self) -> int:
         return hash(self.name)  # peak_flops, a mapping, has no hash; equal accelerators have equal names
+
+    @property
+    def board(self) -> bool:
+        """Whether more than two of them meet over PCIe alone: workstation, edge and PCIe server boards."""
+        return not self.link_bandwidth or self.link_domain == _PAIR
 
     def math_format(self, wanted: str) -> str | None:
         """The math format the device runs weights of math ``wanted`` in, or None if it cannot.
