@@ -195,6 +195,7 @@ class _Day:
         self.leaving: list[Life] = []
         self.order: list[Life] | None = None
         self.free = list(range(len(served.counts)))
+        self.used_until = np.full(len(served.counts), start_s)  # by number: when its last life ended or will have
         self.events: list[tuple[float, int, str, int, Life | None]] = []
         self.serial = 0
         self.losses = self.ended = 0
@@ -215,7 +216,8 @@ class _Day:
 
     def begin(self, now: float) -> Life:
         """Ask for a replica."""
-        life = Life(heapq.heappop(self.free), now)
+        number = heapq.heappop(self.free)
+        life = Life(number, max(now, float(self.used_until[number])))
         self.lives.append(life)
         self.alive[life.replica] = life
         self.order = None
@@ -234,6 +236,7 @@ class _Day:
     def gone(self, life: Life, now: float, end: str) -> None:
         """A replica is paid for no longer."""
         life.end_s, life.end = now, end
+        self.used_until[life.replica] = now
         self.served.up[life.replica] = False
         self.served.forget(life.replica)
         self.leaving = [x for x in self.leaving if x is not life]
@@ -244,7 +247,7 @@ class _Day:
     def start(self, now: float) -> None:
         """Ask for a replica that takes its time."""
         life = self.begin(now)
-        self.expect(now + self.start_up_s, "ready", life.replica, life)
+        self.expect(life.asked_s + self.start_up_s, "ready", life.replica, life)
 
     def fail(self, life: Life, now: float) -> None:
         """Lose a replica at the end of its step; one that was wanted starts again."""
@@ -310,11 +313,11 @@ class _Day:
             self.start(now)
         for life in staying[: max(len(staying) - wanted, 0)]:
             self.served.up[life.replica] = False
-            life.leave_s = now
+            life.leave_s = max(now, life.asked_s)  # a failure asks for another at the end of its step
             self.order = None
             self.leaving.append(life)
             if not life.is_ready:
-                self.gone(life, now, "cancelled")
+                self.gone(life, life.leave_s, "cancelled")
         self.sweep(now)
 
     def handle(self, now: float) -> None:
