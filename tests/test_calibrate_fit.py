@@ -92,6 +92,29 @@ def test_one_stream_cannot_tell_bandwidth_from_host_time() -> None:
     assert pairs or not alone.identifiable["bandwidth"]
 
 
+def test_a_level_that_cannot_be_ruins_no_other(fitted: Calibration) -> None:
+    points = measured_levels()
+    wild = {"tpot": points[3].measured["tpot"], "ttft": Figure(points[3].measured["ttft"].value * 20.0)}
+    spoiled = calibrate([*points[:3], Point("wild", points[3].deployment, points[3].workload, wild), *points[4:]], base)
+    assert np.abs(spoiled.held_out["ttft"])[3] > 2.0  # the level itself is told apart, not bent to
+    for metric in ("tpot", "ttft"):
+        others = np.delete(np.abs(spoiled.held_out[metric]), 3)
+        assert np.median(others) < np.median(np.abs(fitted.held_out[metric])) + 0.05
+    assert spoiled.multiples["compute"] == pytest.approx(TRUTH["compute"], rel=0.15)
+
+
+def test_points_of_one_name_are_left_out_together() -> None:
+    points = measured_levels()
+    short = calibrate([p for p, (u, _, _) in zip(points, LEVELS, strict=True) if u > 1], base)
+    folded = calibrate(points, base, folds=["one" if u == 1 else "many" for u, _, _ in LEVELS])
+    multiples = short.multiples
+    asked = [simulated(p.deployment, Roofline(p.deployment, moved(base(p.deployment), multiples)), p.workload, ASKED)
+             for p in points[:2]]  # fmt: skip
+    for metric in ("tpot", "ttft"):
+        unseen = [float(np.log(a[metric] / p.measured[metric].value)) for a, p in zip(asked, points, strict=False)]
+        assert folded.held_out[metric][:2] == pytest.approx(unseen, abs=0.03)
+
+
 def test_a_level_bound_by_its_client_is_refused() -> None:
     points = measured_levels()[:2]
     bound = Point("c512", points[0].deployment, points[0].workload, points[0].measured, client_bound=True)

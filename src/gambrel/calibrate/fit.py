@@ -38,6 +38,8 @@ _NOISE: Final = {"tpot": 0.02, "e2e": 0.03, "output_tok_s": 0.03, "ttft": 0.08}
 _STEP: Final = 0.02  # of a logarithm, for differences through the simulator
 _Z95: Final = 1.96
 _BOOTSTRAPS: Final = 400
+_ROBUST: Final = 3.0  # widths of the noise from which an error counts by its size, not by its square
+_MISFIT: Final = 1.5  # residuals over repeatability from which the fit is made again with what they say
 _TOLD: Final = 0.6  # of the prior's width: what is left of it where measurements decided a constant
 _ALIKE: Final = 0.9  # correlation from which two constants cannot be told apart
 
@@ -166,23 +168,32 @@ def calibrate(
     start, where = errors_at(np.zeros(len(names)))
     if not where:
         raise WorkloadError("nothing to fit: no point has a measured ttft, tpot, e2e or output_tok_s")
-    noise = np.array([_NOISE[m] for _, m in where])
+    repeatability = np.array([_NOISE[m] for _, m in where])
 
-    def residuals(theta: Floats) -> Floats:
-        return np.concatenate([errors_at(theta)[0] / noise, theta / sigma])
+    def fitted(begin: Floats, width: Floats, subset: Sequence[Point] = points) -> Floats:
+        def residuals(theta: Floats) -> Floats:
+            return np.concatenate([errors_at(theta, subset)[0] / width, theta / sigma])
 
-    found = least_squares(
-        residuals, np.zeros(len(names)), bounds=(-BOUND, BOUND), loss="soft_l1", f_scale=3.0,
-        diff_step=[_STEP] * len(names), x_scale=sigma, max_nfev=12,
-    )  # fmt: skip
-    theta = np.asarray(found.x, dtype=np.float64)
+        found = least_squares(
+            residuals, begin, bounds=(-BOUND, BOUND), loss="soft_l1", f_scale=_ROBUST,
+            diff_step=[_STEP] * len(names), x_scale=sigma, max_nfev=12,
+        )  # fmt: skip
+        return np.asarray(found.x, dtype=np.float64)
+
+    theta = fitted(np.zeros(len(names)), repeatability)
     error = errors_at(theta)[0]
-    jacobian = _jacobian(lambda t: errors_at(t)[0], theta)
     # residuals are judged by their median, so that one bad point does not widen every interval
-    scale = max(1.0, float(1.4826 * np.median(np.abs(error / noise))) * math.sqrt(len(error) / max(1, len(error) - 2)))
-    covariance = _covariance(jacobian, noise * scale, sigma)
+    typical = float(1.4826 * np.median(np.abs(error / repeatability)))
+    scale = max(1.0, typical * math.sqrt(len(error) / max(1, len(error) - 2)))
+    width = repeatability * scale
+    if scale > _MISFIT:  # the model, not chance, is off: points tell less than their repeatability, the prior more
+        theta = fitted(theta, width)
+        error = errors_at(theta)[0]
+    noise = width * _doubt(error / width)
+    jacobian = _jacobian(lambda t: errors_at(t)[0], theta)
+    covariance = _covariance(jacobian, noise, sigma)
     wide = np.maximum(
-        _Z95 * np.sqrt(np.diag(covariance)), _bootstrap(jacobian, error, noise * scale, sigma, theta, where, seed)
+        _Z95 * np.sqrt(np.diag(covariance)), _bootstrap(jacobian, error, noise, sigma, theta, where, seed)
     )
     first = base(points[0].deployment)
     parameters = tuple(
@@ -197,10 +208,12 @@ def calibrate(
         out = np.array([of[j] == fold for j, _ in where])
         if not out.any():
             continue
-        kept = ~out
-        step = _step(jacobian[kept], error[kept], noise[kept] * scale, sigma, theta)
+        without = np.clip(theta + _step(jacobian[~out], error[~out], noise[~out], sigma, theta), -BOUND, BOUND)
+        if folds is not None:  # many points at once are too much for one linear step
+            kept = [p for p, name in zip(points, of, strict=True) if name != fold]
+            without = fitted(without, width[~out], kept)
         left_out = [p for p, name in zip(points, of, strict=True) if name == fold]
-        held[out] = errors_at(np.clip(theta + step, -BOUND, BOUND), left_out)[0]
+        held[out] = errors_at(without, left_out)[0]
     return Calibration(
         parameters=parameters, points=tuple(points), default_errors=_by_metric(start, where),
         in_sample=_by_metric(error, where), held_out=_by_metric(held, where), alike=_alike(names, covariance),
@@ -230,6 +243,11 @@ def _jacobian(errors: Callable[[Floats], Floats], theta: Floats) -> Floats:
 def _covariance(jacobian: Floats, noise: Floats, sigma: Floats) -> Floats:
     scaled = jacobian / noise[:, None]
     return np.asarray(np.linalg.inv(scaled.T @ scaled + np.diag(1.0 / sigma**2)))
+
+
+def _doubt(scaled: Floats) -> Floats:
+    """Factor on each error's width that makes squares at this point weigh as the robust loss does."""
+    return np.asarray((1.0 + (scaled / _ROBUST) ** 2) ** 0.25)
 
 
 def _step(jacobian: Floats, error: Floats, noise: Floats, sigma: Floats, theta: Floats) -> Floats:
