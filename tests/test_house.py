@@ -151,17 +151,22 @@ def test_front_door_is_light() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the resource module")
 def test_help_is_instant() -> None:
-    # Processor time, the best of five: the wall clock also measures whatever else the machine is doing.
+    # Processor time, the best of five, as a multiple of what a few modules of the standard library take in the same run:
+    # 2.0 to 2.5 (0.2 s), while numpy, scipy or numba alone would double it. Seconds would measure the machine.
     import resource
 
-    seconds = []
-    for _ in range(5):
+    def takes(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found = run(sys.executable, "-c", "from gambrel.faces.cli import main; main()", "--help")
+        found = run(sys.executable, "-c", *arguments)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         assert found.returncode == 0, found.stderr
-    assert min(seconds) <= 0.3
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    ours, theirs = [], []
+    for _ in range(5):
+        ours.append(takes("from gambrel.faces.cli import main; main()", "--help"))
+        theirs.append(takes("import asyncio, decimal, email.mime.text, http.client, logging.config, unittest.mock"))
+    assert min(ours) <= 3.0 * min(theirs)
 
 
 def test_import_of_the_library_is_light() -> None:
