@@ -151,7 +151,7 @@ def test_front_door_is_light() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the resource module")
 def test_help_is_instant() -> None:
-    # Processor time, the best of five, as a multiple of what a few modules of the standard library take in the same run:
+    # Processor time, best of five, as a multiple of what a few modules of the standard library take in the same run,
     # 2.0 to 2.5 (0.2 s), while numpy, scipy or numba alone would double it. Seconds would measure the machine.
     import resource
 
