@@ -70,13 +70,8 @@ COUNTED = 12.0  # rows that a source, model and accelerator count for at most
 ITERATIONS = 10
 FARTHEST = 1.0  # of a logarithm that one iteration moves a constant
 INHERITED = 0.5  # share of its parent's way that an entry starts from
-TUNED = (
-    "bandwidth",
-    "compute",
-    "kv",
-    "passes",
-    "expert_shape",
-)  # what rows that state neither arrangement nor batch can tell apart
+# What rows that state neither arrangement nor batch can tell apart.
+TUNED = ("bandwidth", "compute", "kv", "passes", "expert_shape")
 FRESH = (0, 1, 2, 3, 5, 7)  # iterations that take new derivatives; the others keep the last, near enough to go on with
 CONVERGED = 0.01  # of a logarithm
 FIGURES = ("tpot", "e2e", "output_tok_s")

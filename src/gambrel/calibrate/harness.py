@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from gambrel.calibrate.tuned import task_of
+from gambrel.calibrate.tuned import lognormal, task_of
 from gambrel.core.workload import Workload
 
 if TYPE_CHECKING:
@@ -33,14 +33,6 @@ def _uniform(rng: np.random.Generator, low: float, high: float, n: int) -> Ints:
     return np.maximum(1, np.rint(rng.uniform(low, high, n))).astype(np.int64)
 
 
-def _lognormal(rng: np.random.Generator, mean: float, cv: float, n: int) -> Ints:
-    """Lengths of conversations: lognormal with the given mean, which the draw keeps exactly up to rounding."""
-    sigma = math.sqrt(math.log1p(cv * cv))
-    drawn = rng.lognormal(0.0, sigma, n)
-    found: Ints = np.maximum(1, np.rint(drawn * (mean / drawn.mean()))).astype(np.int64)
-    return found
-
-
 def _lengths(row: Row, prompt: float, output: float, n: int) -> tuple[Ints, Ints]:
     """Prompt and output tokens of ``n`` requests as the harness draws them; fixed where nothing else is known."""
     rng = np.random.default_rng(zlib.crc32(row.id.encode()))
@@ -53,7 +45,7 @@ def _lengths(row: Row, prompt: float, output: float, n: int) -> tuple[Ints, Ints
         spread = _ANSWER_CAP - output
         return _uniform(rng, prompt * 0.35, prompt * 1.65, n), _uniform(rng, output - spread, output + spread, n)
     if "ShareGPT" in row.notes and not row.source.startswith("AccelMark"):
-        return _lognormal(rng, prompt, 1.0, n), _lognormal(rng, output, 0.8, n)
+        return lognormal(rng, prompt, 1.0, n), lognormal(rng, output, 0.8, n)
     return (
         np.full(n, max(1, round(prompt)), np.int64),
         np.full(n, max(1, round(output)), np.int64),

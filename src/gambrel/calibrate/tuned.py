@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gambrel.core.run import Run
     from gambrel.core.workload import Ints
 
-__all__ = ["Limit", "Task", "as_submitted", "highest_rate", "limit_of", "task_of"]
+__all__ = ["Limit", "Task", "as_submitted", "drawn", "highest_rate", "limit_of", "lognormal", "task_of"]
 
 _SPREAD: Final = 0.6  # of lengths over their mean; their distribution is not published with the rows
 _REQUESTS: Final = 1000  # of one trial at least: ten of them lie beyond the 99th percentile
@@ -126,17 +126,18 @@ def as_submitted(row: Row, find: Callable[[str], Accelerator]) -> Row:
     return row if (counted, gpu) == (row.num_gpus, row.gpu) else replace(row, num_gpus=counted, gpu=gpu)
 
 
+def lognormal(rng: np.random.Generator, mean: float, cv: float, n: int) -> Ints:
+    """int64[n]: lengths with the given mean, which the draw keeps up to rounding, and spread over it."""
+    sigma = math.sqrt(math.log1p(cv * cv))
+    drawn = rng.lognormal(0.0, sigma, n)
+    found: Ints = np.maximum(1, np.rint(drawn * (mean / drawn.mean()))).astype(np.int64)
+    return found
+
+
 def drawn(seed: int, prompt: float, output: float, n: int, rate: float = math.inf) -> Workload:
     """``n`` requests of a task: lognormal lengths of these means, Poisson arrivals (at once if infinite)."""
     rng = np.random.default_rng(seed)
-    sigma = math.sqrt(math.log1p(_SPREAD * _SPREAD))
-
-    def lengths(mean: float) -> Ints:
-        values = rng.lognormal(0.0, sigma, n)
-        found: Ints = np.maximum(1, np.rint(values * (mean / values.mean()))).astype(np.int64)
-        return found
-
-    prompts, outputs = lengths(prompt), lengths(output)
+    prompts, outputs = lognormal(rng, prompt, _SPREAD, n), lognormal(rng, output, _SPREAD, n)
     gaps = rng.exponential(1.0 / rate, n) if math.isfinite(rate) else np.zeros(n)
     return Workload(np.cumsum(gaps), prompts, outputs, name="submission")
 

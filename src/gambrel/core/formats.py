@@ -146,7 +146,7 @@ WEIGHT_FORMATS: Final[Mapping[str, WeightFormat]] = MappingProxyType(
                 (1, 0),
                 4,
                 source="The Llama 3 Herd of Models (arXiv 2407.21783), 6.2: attention is not quantised; nor are the"
-                " first and last layer there, which count as quantised here (0.8 % of Llama-3.1-405B's bytes)",
+                " first and last layer there, which count as quantised here (1.1 % of Llama-3.1-405B's bytes)",
                 feed_forward_only=True,
             ),
             # DeepSeek V4: fp8 blocks, routed experts in fp4 with a scale per 32.

@@ -182,7 +182,10 @@ class Mixer:
 
 
 def _log_gamma(x: Any) -> Any:
-    """The logarithm of the gamma function of a positive number or array: Stirling's series eight further on."""
+    """The logarithm of the gamma function of a positive number or array: Stirling's series eight further on.
+
+    scipy has one, but takes a second to load, several times what a prediction takes.
+    """
     import numpy as np  # here, because a model is read in milliseconds and numpy is not
 
     below = np.log(x * (x + 1.0) * (x + 2.0) * (x + 3.0)) + np.log((x + 4.0) * (x + 5.0) * (x + 6.0) * (x + 7.0))

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from gambrel.core.efficiency import Efficiency
     from gambrel.core.model import Layer
 
-__all__ = ["activation_bytes", "held_bytes", "memory_budget", "require_fit"]
+__all__ = ["ACTIVATION_BYTES", "LOGIT_BYTES", "activation_bytes", "held_bytes", "memory_budget", "require_fit"]
 
-_ACTIVATION_BYTES = 2  # activations are 16-bit
-_LOGIT_BYTES = 4  # logits are sampled in fp32, and the sampler works on a copy
+ACTIVATION_BYTES = 2  # activations are 16-bit
+LOGIT_BYTES = 4  # logits are sampled in fp32, and the sampler works on a copy
 _LOGIT_COPIES = 2
 _RESIDUALS = 2  # hidden-sized buffers alive together: residual, and a block's input or output (norms work in place)
 _ENDLESS = 1 << 17  # tokens over which a state is spread where no model states a longest context
@@ -55,7 +55,7 @@ def _layer_activation_bytes(layer: Layer, deployment: Deployment) -> float:
     if layer.moe is not None:
         inner = max((t.rows for t in layer.tensors if t.role is Role.EXPERT), default=0)
         routed = layer.moe.top_k * (3 * inner / deployment.tp + hidden / deployment.ep)
-    return _ACTIVATION_BYTES * (max((dense + widest) / groups, routed) + _RESIDUALS * hidden / groups)
+    return ACTIVATION_BYTES * (max((dense + widest) / groups, routed) + _RESIDUALS * hidden / groups)
 
 
 def activation_bytes(deployment: Deployment) -> float:
@@ -63,7 +63,7 @@ def activation_bytes(deployment: Deployment) -> float:
     model = deployment.model
     layer = max((_layer_activation_bytes(layer, deployment) for _, layer in model.layers), default=0.0)
     rows = min(deployment.max_num_seqs, deployment.max_num_batched_tokens)
-    logits = rows / deployment.attention_dp * model.vocab_size * _LOGIT_BYTES * _LOGIT_COPIES
+    logits = rows / deployment.attention_dp * model.vocab_size * LOGIT_BYTES * _LOGIT_COPIES
     return deployment.max_num_batched_tokens * layer + logits
 
 

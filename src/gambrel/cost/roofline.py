@@ -17,7 +17,7 @@ import numpy as np
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, StepTable, step_parts
 from gambrel.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, pool_wire, send_s, wire
-from gambrel.cost.memory import held_bytes, memory_budget
+from gambrel.cost.memory import ACTIVATION_BYTES, LOGIT_BYTES, held_bytes, memory_budget
 from gambrel.cost.shards import Kernel, check_parallel, rank_attention, rank_head, rank_kernels
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["FORMS", "Roofline", "round_max"]
 
 FORMS = ("serial", "max")
-_ACTIVATION_BYTES = 2
-_LOGIT_BYTES = 4  # tokens are drawn from logits in fp32, of the whole vocabulary on one rank
 _PASSES_BACK = 2  # a vector is read and written
 _ROWS_KEPT = 512  # one-step tables remembered: the named points of a curve ask for the same ones at every context
 
@@ -187,16 +185,16 @@ class Roofline:
             for n, layer in d.model.layers:
                 if layer.moe is not None:
                     share = min(1.0, layer.moe.top_k / d.attention_dp)
-                    there = 1 if share < 1.0 and d.weight_format.math == "fp8" else _ACTIVATION_BYTES
+                    there = 1 if share < 1.0 and d.weight_format.math == "fp8" else ACTIVATION_BYTES
                     vectors = tokens * (share * d.model.hidden_size)
                     seconds = seconds + n * all_to_all_s(vectors * there, d.tp, every)
-                    seconds = seconds + n * all_to_all_s(vectors * _ACTIVATION_BYTES, d.tp, every)
+                    seconds = seconds + n * all_to_all_s(vectors * ACTIVATION_BYTES, d.tp, every)
         return seconds
 
     def _reduces(self, tokens: Floats) -> Floats:
         """Seconds of all-reduces after layers and embedding, and of sends between pipeline stages."""
         d = self._deployment
-        message = tokens * (d.model.hidden_size * _ACTIVATION_BYTES)
+        message = tokens * (d.model.hidden_size * ACTIVATION_BYTES)
         reduces = 1 + sum(n * layer.all_reduces for n, layer in d.model.layers)
         width = d.tp // d.attention_dp
         seconds = reduces * all_reduce_s(message / d.attention_dp, width, wire(d.accelerator, width, self.efficiency))
@@ -207,7 +205,7 @@ class Roofline:
     def _overhead(self, tokens: Floats) -> Floats:
         """Host seconds of a step, and small operations of every layer: a floor, or vectors through memory."""
         d, eff = self._deployment, self.efficiency
-        vector = d.model.hidden_size * _ACTIVATION_BYTES / d.accelerator.memory_bandwidth
+        vector = d.model.hidden_size * ACTIVATION_BYTES / d.accelerator.memory_bandwidth
         passes = eff.layer_passes / d.attention_dp + eff.layer_passes_tp / d.tp
         small = np.maximum(eff.layer_s, tokens * (passes * vector))
         return np.asarray((eff.step_s + d.model.num_layers * small) * (tokens > 0))
@@ -238,12 +236,12 @@ class Roofline:
             lines[11] += n * part.flops_per_token / (eff.prefill_mfu_max * peak)
             lines[13] += state
             lines[17] += n * part.flops_per_token / (eff.decode_attention_mfu * peak)
-        lines[14] = eff.seq_s + eff.logit_passes * d.model.vocab_size * _LOGIT_BYTES / bandwidth
+        lines[14] = eff.seq_s + eff.logit_passes * d.model.vocab_size * LOGIT_BYTES / bandwidth
         lines[15] = 1.0 if self.form == "max" else 0.0
         width = d.tp // d.attention_dp
         if width > 1:
             inner = wire(d.accelerator, width, eff)
-            row = d.model.vocab_size * _ACTIVATION_BYTES / d.attention_dp
+            row = d.model.vocab_size * ACTIVATION_BYTES / d.attention_dp
             lines[16] = all_gather_s(row, width, inner) - inner.alpha_s
         return lines
 

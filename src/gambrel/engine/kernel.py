@@ -53,6 +53,7 @@ from gambrel.engine.state import (
     GAP_TOTAL,
     GENERATED,
     JOINED,
+    KEEPS_SHARE,
     LAST_FINISHED,
     NEVER,
     NEXT,
@@ -241,7 +242,7 @@ def advance(
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
     chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
-    promise_output: bool, static_batch: bool, prefill_first: Any,
+    promise_output: bool, static_batch: bool, step_order: Any,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, slots: Any, token_s: Any, ring: Any, crossings: Any, offsets: Any,
@@ -252,8 +253,8 @@ def advance(
     ``pause`` stops after a step in which a request ended: whoever waited for its answer may act on it.
     """
     mask = ring.shape[1] - 1
-    prompts_first = prefill_first is not None  # known when compiled: the order of a step costs nothing
-    keep_share = prompts_first and prefill_first == 2
+    prompts_first = step_order is not None  # known when compiled: the order of a step costs nothing
+    keep_share = prompts_first and step_order == KEEPS_SHARE
     windowed = window > 0
     state = ints[replica, STATE_BLOCKS]
 

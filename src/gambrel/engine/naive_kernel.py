@@ -28,6 +28,7 @@ from gambrel.engine.state import (
     FINISHED,
     FREE_BLOCKS,
     GAP_TOTAL,
+    KEEPS_SHARE,
     NEXT,
     NUM_BUCKETS,
     PART_S,
@@ -78,7 +79,7 @@ def replay(
     head: Any, head_compute: Any, head_weights: Any, lines: Any, window: int,
     max_num_seqs: int, max_num_batched_tokens: int, num_kv_blocks: int, block_size: int,
     chunked_prefill: bool, reserve_full_prompt: bool, watermark_blocks: int, prefix_caching: bool,
-    promise_output: bool, static_batch: bool, prefill_first: int,
+    promise_output: bool, static_batch: bool, step_order: int,
     arrival: Any, prompt: Any, output: Any, follow: Any, scheduled: Any, first: Any, last: Any, preemptions: Any,
     paused: Any, hits: Any, units: Any, unit_offsets: Any, unit_sizes: Any,
     ints: Any, floats: Any, histogram: Any, bits: Any, bits_int: Any,
@@ -267,7 +268,7 @@ def replay(
                             if promised + whole > num_kv_blocks:
                                 break
                             promised += whole
-                        if prefill_first == 2:
+                        if step_order == KEEPS_SHARE:
                             new = output[i] - generated[i]
                             to_come = 0
                             for k in range(num_running):
@@ -326,12 +327,12 @@ def replay(
                         num_running += 1
                         num_scheduled += 1
                         budget -= chunk
-            elif turn == 0 or (prefill_first > 0 and num_scheduled == 0):
+            elif turn == 0 or (step_order > 0 and num_scheduled == 0):
                 k = 0
                 while k < num_running and budget > 0:
                     i = running[k]
                     k += 1
-                    if prefill_first > 0 and decoding[i] != (turn == 2):
+                    if step_order > 0 and decoding[i] != (turn == 2):
                         continue
                     chunk = prompt[i] + generated[i] - computed[i]
                     if decoding[i] and draft_tokens > 0:

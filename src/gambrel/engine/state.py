@@ -125,6 +125,8 @@ RETRACT_STEPS = 20
 
 LEAST, POWER, PREFIX = range(3)  # rules of routing that look at the replicas
 
+KEEPS_SHARE = 2  # the order of a step (see Limits) under which a share of answers to come is kept free
+
 NUM_SAMPLES_MAX = 4096
 NEVER = float("inf")
 
@@ -177,16 +179,16 @@ class Limits:
         return np.minimum(held, self.draft_tokens).astype(np.int64)
 
     @property
-    def order(self) -> int:
-        """0 where steps mix prompts and decoders, 1 where prompts go first, 2 where room is kept as well."""
-        return 1 + self.keep_share if self.prefill_first else 0
+    def step_order(self) -> int:
+        """0 where steps mix prompts and decoders, 1 where prompts go first, KEEPS_SHARE where room is kept as well."""
+        return (KEEPS_SHARE if self.keep_share else 1) if self.prefill_first else 0
 
     def arguments(self, *, specialised: bool = True) -> tuple[Any, ...]:
-        """In the order of the kernels; ``specialised`` ones are compiled for mixed steps where ``order`` is None."""
+        """In the kernels' order; ``specialised`` ones are compiled for mixed steps where ``step_order`` is None."""
         return (
             self.max_num_seqs, self.max_num_batched_tokens, self.num_kv_blocks, self.block_size,
             self.chunked_prefill, self.reserve_full_prompt, self.watermark_blocks, self.prefix_caching,
-            self.promise_output, self.static_batch, (self.order or None) if specialised else self.order,
+            self.promise_output, self.static_batch, (self.step_order or None) if specialised else self.step_order,
         )  # fmt: skip
 
 

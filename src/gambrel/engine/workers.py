@@ -170,7 +170,7 @@ def _limit_rows(pools: tuple[Pool, ...], transfer: Transfer | None) -> Ints:
         row[at.WATERMARK] = limits.watermark_blocks
         row[at.PROMISE] = limits.promise_output
         row[at.STATIC] = limits.static_batch
-        row[at.PROMPTS_FIRST] = 0 if role == at.DECODE else limits.order
+        row[at.PROMPTS_FIRST] = 0 if role == at.DECODE else limits.step_order
         row[at.BATCH_SEQS] = pool.batch_seqs or limits.max_num_seqs
         row[at.RANKS] = pool.ranks
         row[at.STAGES] = len(pool.shares)

@@ -14,7 +14,7 @@ from numba import njit
 
 from gambrel.core.step import pairs_within
 from gambrel.engine.compiled import inlined
-from gambrel.engine.state import LEAST, POWER, RETRACT_STEPS, SHARE_DECAY, SHARE_LEAST
+from gambrel.engine.state import KEEPS_SHARE, LEAST, POWER, RETRACT_STEPS, SHARE_DECAY, SHARE_LEAST
 from gambrel.engine.workers_cache import find, give_back, grow, hold
 from gambrel.engine.workers_state import (
     ADMITTED,
@@ -42,7 +42,6 @@ from gambrel.engine.workers_state import (
     HELD,
     HIT,
     IN_FLIGHT,
-    KEEPS,
     KEPT_TOKENS,
     KV,
     KV_WINDOWED,
@@ -547,7 +546,7 @@ def board(
         room += limit[WATERMARK]
     if room > rank[FREE] or not promised(prompt[i], output[i], limit, rank):
         return False
-    if limit[PROMPTS_FIRST] == KEEPS and limit[ROLE] != PREFILL:
+    if limit[PROMPTS_FIRST] == KEEPS_SHARE and limit[ROLE] != PREFILL:
         new = output[i] - generated
         kept = (rank[FREE] - evictable) * bs - rank[NEW] - share[0] * rank[TO_COME]
         if rank[RUNNING] > 0 and tokens - hit + new + bs >= kept:

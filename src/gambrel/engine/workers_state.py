@@ -22,7 +22,7 @@ BOTH, PREFILL, DECODE = range(3)
     WATERMARK,
     PROMISE,
     STATIC,
-    PROMPTS_FIRST,  # the order of gambrel.engine.state.Limits
+    PROMPTS_FIRST,  # the step_order of gambrel.engine.state.Limits
     BATCH_SEQS,  # sequences in one micro-batch
     RANKS,  # of a worker
     STAGES,
@@ -39,8 +39,6 @@ BOTH, PREFILL, DECODE = range(3)
     CACHING,
     NUM_LIMITS,
 ) = range(26)
-
-KEEPS = 2  # the order under which room is kept for a share of what is still to be generated
 
 # Places in a row of workers.
 (
