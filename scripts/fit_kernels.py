@@ -277,8 +277,11 @@ def constants(where: Path) -> dict[str, dict[str, Fit]]:
         fits: dict[str, Fit | None] = {
             "matmul.bf16": gemm(tables["gemm"], device, "bfloat16"),
             "matmul.fp8": gemm(tables["gemm"], device, "fp8"),
+            # scaled by block; on the L40S and the B200 these were timed on a fallback, 7 and 13 times slower
+            "matmul.fp8_block": gemm(tables["gemm"], device, "fp8_block") if device.family == "hopper" else None,
             "grouped.bf16": grouped(tables["moe"], device, "bfloat16"),
             "grouped.fp8": grouped(tables["moe"], device, "fp8"),
+            "grouped.fp8_block": grouped(tables["moe"], device, "fp8_block"),
             "decode_attention": decode_attention(tables["decode_attention"], device),
             "prefill_attention": prefill_attention(tables["prefill_attention"], device),
             "all_reduce": all_reduce(tables["allreduce"], device),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gambrel.calibrate.accelmark import again, answers, caches, prompts, sent, suite_of
 from gambrel.calibrate.tuned import lognormal, task_of
 from gambrel.core.workload import Workload
 
@@ -26,7 +27,6 @@ __all__ = ["row_lengths", "stream_interval", "workload_of"]
 _ROUNDS: Final = 10  # requests per user of a closed loop, as InferenceX sends
 _MOST: Final = 20_000  # requests of one replay: enough for any figure compared here
 _INFERENCEX_RANGE: Final = 0.8  # its RANDOM_RANGE_RATIO
-_ANSWER_CAP: Final = 512  # of AccelMark's suites
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, n: int) -> Ints:
@@ -41,9 +41,9 @@ def _lengths(row: Row, prompt: float, output: float, n: int) -> tuple[Ints, Ints
             _uniform(rng, prompt * _INFERENCEX_RANGE, prompt, n),
             _uniform(rng, output * _INFERENCEX_RANGE, output, n),
         )
-    if row.source.startswith("AccelMark") and "suite D" not in row.notes:
-        spread = _ANSWER_CAP - output
-        return _uniform(rng, prompt * 0.35, prompt * 1.65, n), _uniform(rng, output - spread, output + spread, n)
+    suite = suite_of(row)
+    if suite is not None and output < suite.longest:  # answers end by themselves or at the suite's limit
+        return prompts(rng, prompt, n), answers(rng, output, suite.longest, n)
     if "ShareGPT" in row.notes and not row.source.startswith("AccelMark"):
         return lognormal(rng, prompt, 1.0, n), lognormal(rng, output, 0.8, n)
     return (
@@ -85,12 +85,19 @@ def workload_of(row: Row, *, saturating: int = 256) -> Workload | None:
         row: of a table.
         saturating: sequences a replica can hold; an unbounded queue sends enough to keep that many busy.
     """
+    made = _sent_once(row, saturating)
+    return made if made is None or suite_of(row) is None or not caches(row) else again(made)
+
+
+def _sent_once(row: Row, saturating: int) -> Workload | None:
+    """The requests of one run."""
     prompt, output = row_lengths(row)
     if not (prompt >= 1.0 and output >= 1.0):
         return None
+    suite = suite_of(row)
     if row.mode == "concurrency" and row.load > 0.0 and math.isfinite(row.load):
         users = min(_MOST, max(1, round(row.load)))
-        n = min(_MOST, max(users * _ROUNDS, 4))
+        n = min(_MOST, sent(row, suite) if suite else max(users * _ROUNDS, 4))
         p, g = _lengths(row, prompt, output, n)
         return Workload(np.zeros(n), p, g, name=row.id, has_arrivals=False, closed_loop=users)
     if row.mode == "rate" and row.load > 0.0 and math.isfinite(row.load):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
+from gambrel.calibrate.accelmark import WARMING
 from gambrel.calibrate.harness import row_lengths, stream_interval, workload_of
 from gambrel.calibrate.setting import TUNED, deployments
 from gambrel.calibrate.table import MODES
@@ -81,6 +82,17 @@ def simulated(
         else:
             found[metric] = read_figure(run, metric, figure.statistic)
     return found
+
+
+def _counted(run: Run, workload: Workload) -> Run:
+    """A run without the requests that only warmed a cache."""
+    if workload.kind is None or WARMING not in workload.kinds:
+        return run
+    kept = workload.kind != workload.kinds.index(WARMING)
+    columns = ("arrival_s", "scheduled_s", "first_token_s", "last_token_s", "prompt_tokens", "output_tokens",
+               "preemptions", "replica", "cached_tokens", "paused_s", "kind")  # fmt: skip
+    rows = {name: getattr(run, name) for name in columns}
+    return replace(run, **{name: values[kept] for name, values in rows.items() if values is not None})
 
 
 def _reason(message: str) -> str:
@@ -262,7 +274,7 @@ class Predictor:
         assumed = "" if memory.num_kv_blocks >= needed else "memory: taken to hold one request, as it ran"
         limits = limits_of(deployment, replace(memory, num_kv_blocks=max(memory.num_kv_blocks, needed)))
         played = replay(table, limits, workload, replicas=deployment.replicas, routing="round_robin")
-        return run_of(played, limits, deployment.replicas), assumed
+        return _counted(run_of(played, limits, deployment.replicas), workload), assumed
 
     @staticmethod
     def _read(run: Run, row: Row, metric: str, figure: Figure, *, static: bool) -> float:

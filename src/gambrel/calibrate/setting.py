@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from gambrel.calibrate.accelmark import suite_limits, suite_of
 from gambrel.calibrate.names import Models, device, engine_key, engine_version, kv_name, weights_name
 from gambrel.calibrate.tuned import as_submitted
 from gambrel.core.deployment import Deployment
@@ -79,11 +80,15 @@ def layout(row: Row, accelerator: Accelerator, *, counted_once: bool = False) ->
     return Layout(gpus, tp, pp, ep, attention_dp)
 
 
+def _release(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version; the newest where there is none."""
+    return tuple([int(n) for n in re.findall(r"\d+", version)[:2]] or [99])
+
+
 def engine_limits(engine: str, version: str, accelerator: Accelerator, *, offline: bool) -> tuple[int, int, float]:
     """(``max_num_seqs``, ``max_num_batched_tokens``, share of memory) that an engine takes when nobody says."""
     large = accelerator.memory_bytes >= _LARGE and not accelerator.name.startswith("a100")
-    numbers = [int(n) for n in re.findall(r"\d+", version)[:2]]
-    release = tuple(numbers or [99])
+    release = _release(version)
     if engine == "sglang":
         memory = accelerator.memory_bytes / GIB
         chunk = 2048 if memory < 35 else 4096 if memory < 60 else 8192 if memory < 160 else 16384
@@ -132,7 +137,11 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     )):  # fmt: skip
         placed = layout(row, accelerator, counted_once=True)
     sequences, tokens, share = engine_limits(engine, version, accelerator, offline=row.mode == "offline")
-    tokens = _prompt_tokens(row, engine, tokens)
+    suite = suite_of(row)
+    if suite is not None and engine == "vllm":
+        sequences, tokens = suite_limits(suite, _release(version), (sequences, tokens), offline=row.mode == "offline")
+    else:
+        tokens = _prompt_tokens(row, engine, tokens)
     if row.max_num_seqs:
         sequences = min(max(row.max_num_seqs, 1), _MOST_SEQS)
     if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:

@@ -34,6 +34,8 @@ _MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
 _MEASURED_VENDOR: Final = "NVIDIA"  # whose kernels the families and generic entries stand on
 _WIDEST: Final = 0.9  # one-sigma log error beyond which an interval says nothing: a factor of three either way
 # Formats without kernel tables of their own borrow the constants of the next wider one that has them.
+_BLOCK: Final = "fp8_block"  # 8-bit weights with a scale per block
+_BLOCK_TIMED: Final = "hopper"
 _BORROW: Final = (("int8", "fp8"), ("fp4", "fp8"))
 
 
@@ -57,7 +59,19 @@ def _matmuls(section: Mapping[str, Any]) -> tuple[tuple[str, Matmul], ...]:
     for math_format, wider in _BORROW:
         if math_format not in found and wider in found:
             found[math_format] = found[wider]
+    if "fp8" in found and _BLOCK not in found:
+        found[_BLOCK] = _by_block(found["fp8"])
     return tuple(sorted(found.items()))
+
+
+def _by_block(whole: Matmul) -> Matmul:
+    """What a family's 8-bit matmuls reach with a scale per block, where its own were not timed: as on Hopper."""
+    timed = constants()["families"][_BLOCK_TIMED]["matmul"]
+
+    def share(field: str) -> float:
+        return _value(timed[_BLOCK][field]) / _value(timed["fp8"][field])
+
+    return replace(whole, **{field: getattr(whole, field) * share(field) for field in _MATMUL_FIELDS})
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -151,7 +165,7 @@ def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: fl
     least = _value(half["mfu_max"]) if name in half["accelerators"] else 0.0
 
     def faster(m: Matmul, math_format: str, mfu: float) -> Matmul:
-        gain = max(power, least / mfu) if math_format in half["formats"] else power
+        gain = max(power, least / mfu) if math_format.removesuffix("_block") in half["formats"] else power
         return replace(m, mfu_max=min(1.0, m.mfu_max * gain), bw_max=min(_MOST_BANDWIDTH, m.bw_max * share))
 
     plateau = {n: m.mfu_max for n, m in base.matmul}

@@ -16,6 +16,9 @@ from gambrel.core.errors import DeploymentError
 __all__ = ["Efficiency", "Matmul", "ideal"]
 
 _SIXTEEN_BIT = frozenset({"bf16", "fp16"})
+_BLOCK_SCALED = {"fp8": "fp8_block"}
+"""Weight formats with a scale per block of the matrix: their kernels multiply it in as they go, and have constants of
+their own under this name."""
 
 
 def _check(constants: Any, fractions: tuple[str, ...]) -> None:
@@ -52,6 +55,11 @@ class Matmul:
         _check(self, fractions=("mfu_max", "bw_max"))
         if self.rounding > 1.0:
             raise DeploymentError(f"Matmul.rounding must lie within 0 to 1, got {self.rounding!r}")
+
+
+def _scaled_so(table: dict[str, Matmul], math_format: str, weights: str) -> Matmul | None:
+    """The constants of weights with a scale per block, where they are multiplied in the format they are stored in."""
+    return table.get(_BLOCK_SCALED[weights]) if weights in _BLOCK_SCALED and weights == math_format else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +133,15 @@ class Efficiency:
             raise DeploymentError("Efficiency.matmul needs a 'bf16' entry: it stands in for formats that have none")
 
     def matmul_for(self, math_format: str, weights: str = "") -> Matmul:
-        """The constants for a math format, a weight format's own where it has them."""
+        """The constants for a math format, those of weights scaled by block where the format is such."""
         table = dict(self.matmul)
-        return table.get(weights) or table.get(math_format) or table["bf16"]
+        return _scaled_so(table, math_format, weights) or table.get(math_format) or table["bf16"]
 
     def grouped_for(self, math_format: str, weights: str = "") -> Matmul:
         """The constants of grouped expert matmuls."""
         table = dict(self.grouped)
         return (
-            table.get(weights)
+            _scaled_so(table, math_format, weights)
             or table.get(math_format)
             or table.get("bf16")
             or self.matmul_for(math_format, weights)

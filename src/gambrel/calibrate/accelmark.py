@@ -1,0 +1,134 @@
+"""AccelMark's suites as its harness runs them: limits of the engine, lengths of the requests, prompts that come again.
+
+The harness starts vLLM inside its own process. Offline runs hand it ``max_num_seqs``; the asynchronous engine behind
+all other runs is given none, and in that context vLLM V1 takes 128 sequences and 2,048 tokens a step on every
+accelerator, half or less of what its server takes. The same prompts are sent in every run and at every rate, so from
+the second time on V1, which caches prefixes unless told not to, computes almost nothing of them wherever the cache
+holds them all.
+
+Source: repository FreedomIntelligence/AccelMark at 5797fc4 (``suites/*/suite.json``, ``loadgen/loadgen.py``, the
+runners of vLLM), read 2026-11-29; vLLM's ``EngineArgs`` and ``SchedulerConfig``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gambrel.calibrate.table import Row
+    from gambrel.core.workload import Ints, Workload
+
+__all__ = ["WARMING", "Suite", "again", "answers", "caches", "prompts", "sent", "suite_limits", "suite_of"]
+
+WARMING: Final = "warming"
+"""The kind of requests that only fill a cache: what they took is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What a suite fixes: ``max_model_len``, the longest answer, and how many prompts there are by kind of run."""
+
+    model_len: int
+    longest: int
+    offline: int
+    online: int
+    alone: int
+    sustained: int
+
+
+_STANDARD: Final = Suite(4096, 512, 100, 300, 150, 100)
+_SUITES: Final = {
+    "A": _STANDARD,
+    "B": replace(_STANDARD, online=200, alone=50),
+    "C": replace(_STANDARD, alone=100),
+    "D": Suite(30208, 256, 50, 200, 100, 50),
+    "E": replace(_STANDARD, offline=150),
+    "F": Suite(2048, 256, 200, 300, 150, 200),
+    "G": replace(_STANDARD, alone=50),
+}
+_OFFLINE_SEQS: Final = 512  # the runners' max_num_seqs for vLLM's LLM class
+_ASYNC: Final = (128, 2048)  # SchedulerConfig's defaults, which the context of an embedded asynchronous engine gets
+_EARLIER: Final = (256, 2048)  # before V1: sequences, and prompt tokens of a step where no prompt may be longer
+_CACHING_SINCE: Final = (0, 8)
+_BLOCK: Final = 16  # tokens
+_APART_S: Final = 1e6  # between a pass that warms the cache and the one that counts: longer than any takes
+
+# Prompt lengths over their mean at some of their quantiles: the data set's, in characters.
+_AT: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+_LENGTHS: Final = (0.25, 0.29, 0.44, 0.84, 1.51, 2.18, 2.5)
+_ANSWERS: Final = 0.582  # one-sigma of the logarithm of an answer's length: half are under 310 tokens, 99 % under 1,200
+
+
+def suite_of(row: Row) -> Suite | None:
+    """The suite of a row; None for rows of other sources."""
+    said = re.search(r"suite ([A-G])\b", row.notes)
+    return _SUITES[said.group(1)] if said and row.source.startswith("AccelMark") else None
+
+
+def suite_limits(suite: Suite, release: tuple[int, ...], limits: tuple[int, int], *, offline: bool) -> tuple[int, int]:
+    """(``max_num_seqs``, ``max_num_batched_tokens``) under the harness; ``limits`` are the engine's own defaults."""
+    if release < _CACHING_SINCE:
+        sequences, tokens = _EARLIER
+        return _OFFLINE_SEQS if offline else sequences, max(tokens, suite.model_len)
+    return (_OFFLINE_SEQS, limits[1]) if offline else _ASYNC
+
+
+def caches(row: Row) -> bool:
+    """Whether prompts of a row's suite are found again: V1 looks for prefixes unless its settings say not to."""
+    numbers = [int(n) for n in re.findall(r"\d+", row.engine_version)[:2]]
+    return tuple(numbers) >= _CACHING_SINCE and not row.engine.lower().startswith("1cat")
+
+
+def prompts(rng: np.random.Generator, mean: float, n: int) -> Ints:
+    """int64[n]: prompt lengths drawn as the data set's are spread, with the given mean."""
+    drawn = np.interp(rng.uniform(size=n), _AT, _LENGTHS)
+    found: Ints = np.maximum(1, np.rint(drawn * (mean / drawn.mean()))).astype(np.int64)
+    return found
+
+
+def answers(rng: np.random.Generator, mean: float, longest: int, n: int) -> Ints:
+    """int64[n]: answers that end by themselves, lognormal, or at ``longest`` tokens; their mean is the one given."""
+    drawn = rng.lognormal(0.0, _ANSWERS, n)
+    low, high = 1.0, 1e6
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if np.minimum(drawn * middle, longest).mean() < mean else (low, middle)
+    found: Ints = np.maximum(1, np.rint(np.minimum(drawn * low, longest))).astype(np.int64)
+    return found
+
+
+def sent(row: Row, suite: Suite) -> int:
+    """How many prompts a run of a row's kind sends before it begins again."""
+    if row.mode == "offline":
+        return suite.offline
+    if row.mode == "rate":
+        return suite.online
+    return suite.alone if row.load <= 1.0 else suite.sustained
+
+
+def again(workload: Workload) -> Workload:
+    """The requests of a workload sent twice, their blocks named, so that a cache that holds them finds the second lot.
+
+    The first lot is of the kind ``WARMING``; rows come one lot after the other.
+    """
+    n, shift = len(workload), 0.0 if workload.closed_loop else _APART_S
+    blocks = workload.prompt_tokens // _BLOCK
+    offsets = np.concatenate([[0], np.cumsum(blocks)])
+    names = np.arange(offsets[-1])
+    lead = np.cumsum(np.concatenate([blocks, blocks]))
+    return replace(
+        workload,
+        arrival_s=np.concatenate([workload.arrival_s, workload.arrival_s + shift]),
+        prompt_tokens=np.tile(workload.prompt_tokens, 2),
+        output_tokens=np.tile(workload.output_tokens, 2),
+        prefix_blocks=np.tile(names, 2),
+        prefix_offsets=np.concatenate([[0], lead]).astype(np.int64),
+        prefix_block_tokens=_BLOCK,
+        kind=np.repeat([0, 1], n),
+        kinds=(WARMING, "counted"),
+    )
