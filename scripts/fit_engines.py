@@ -62,18 +62,19 @@ LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.2, 0.7, 0.4, 0.7, 0.5, 1.0, 
 UNSURE = 0.3  # of 8- and 4-bit matmuls on Blackwell: the tables have 8 bits scaled by block, and none of 4
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
-STEP = 0.1  # of a logarithm, for differences
+STEP = 0.05  # of a logarithm, for differences
 ROWS_A_GROUP = (
     16  # rows of one source, model, accelerator, format and engine that are used at most: enough to see all shapes
 )
 COUNTED = 12.0  # rows that a source, model and accelerator count for at most
-ITERATIONS = 10
+ITERATIONS = 12
 FARTHEST = 1.0  # of a logarithm that one iteration moves a constant
 INHERITED = 0.5  # share of its parent's way that an entry starts from
 # What rows that state neither arrangement nor batch can tell apart.
 TUNED = ("bandwidth", "compute", "kv", "passes", "expert_shape")
-FRESH = (0, 1, 2, 3, 5, 7)  # iterations that take new derivatives; the others keep the last, near enough to go on with
-CONVERGED = 0.01  # of a logarithm
+TRIES = 6  # of a step, each more damped
+LEAST_DAMPING = 0.05
+CONVERGED = 0.002  # of the loss
 FIGURES = ("tpot", "e2e", "output_tok_s")
 FOLDS = ("model", "gpu", "source")
 WIDEST = 0.9  # one-sigma beyond which an interval says nothing: as the catalog has it
@@ -236,14 +237,17 @@ class Problem:
         return str(getattr(self.rows[k], key))
 
     def weights(self, found: Figures) -> Floats:
-        """Huber's weights, times a share that keeps a large source from shouting: a group counts as 12 rows at most."""
+        """Huber's weights, times the rows' shares."""
+        size = np.abs(found.error) / NOISE
+        return self.shares(found) * np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-9))
+
+    def shares(self, found: Figures) -> Floats:
+        """What each figure counts, so that no large source shouts: a group counts as 12 rows at most."""
         keys = [(self.rows[k].source, self.rows[k].model, self.rows[k].gpu) for k in found.row]
         count: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         for key in keys:
             count[key] += 1
-        share = np.array([min(1.0, COUNTED / count[key]) for key in keys])
-        size = np.abs(found.error) / NOISE
-        return share * np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-9))
+        return np.array([min(1.0, COUNTED / count[key]) for key in keys])
 
 
 def chosen(directory: Path) -> list[Row]:
@@ -292,42 +296,72 @@ class Solution:
     request_s: float = 0.0
     wait_steps: float = 0.0
 
-    def step(self, keep: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """(step, covariance) of Gauss-Newton on the weighted errors of ``keep`` and the prior."""
+    def loss(self, found: Figures, theta: Floats) -> float:
+        """What the fit makes least: Huber's loss of the errors, in squared noises, and the prior's of the constants."""
+        size = np.abs(found.error) / NOISE
+        rows = np.where(size <= HUBER, size**2, HUBER * (2.0 * size - HUBER)) * self.problem.shares(found)
+        return float(rows.sum() + (((theta - self.centre) / self.problem.entry.sigma) ** 2).sum())
+
+    def step(self, keep: npt.NDArray[np.bool_], damping: float = 0.0) -> tuple[Floats, Floats]:
+        """(step, covariance) of Gauss-Newton on the weighted errors of ``keep`` and the prior.
+
+        ``damping`` shortens the step, constant by constant as much as the others would have to make up for it.
+        """
         precision = 1.0 / self.problem.entry.sigma**2
         jacobian = self.jacobian[keep]
         weighted = jacobian * self.weight[keep][:, None]
         normal = weighted.T @ jacobian / NOISE**2 + np.diag(precision)
+        normal += damping * np.diag(np.diag(normal))
         right = -weighted.T @ self.found.error[keep] / NOISE**2 - precision * (self.theta - self.centre)
         covariance = np.linalg.inv(normal)
         return np.asarray(covariance @ right), np.asarray(covariance)
 
 
+def slopes(problem: Problem, theta: Floats, found: Figures) -> Floats:
+    """Derivatives of the errors with respect to every constant that is free, by differences: (figures, constants)."""
+    jacobian = np.zeros((len(found.row), len(KINDS)))
+    for kind in (KINDS.index(k) for k in problem.entry.free):
+        moved = theta.copy()
+        moved[kind] += STEP
+        jacobian[:, kind] = (problem.figures(moved).error - found.error) / STEP
+    return jacobian
+
+
 def fitted(problem: Problem, centre: Floats, iterations: int) -> Solution:
-    """Damped Gauss-Newton from the prior's centre."""
+    """Gauss-Newton from the prior's centre, damped (Levenberg and Marquardt) until a step makes the fit better.
+
+    Rates end at their peaks, so the errors have kinks that an undamped step jumps over to and fro.
+    """
     n = len(KINDS)
     s = Solution(problem, centre, centre.copy(), np.diag(problem.entry.sigma**2), np.zeros((0, n)),
                  Figures(np.zeros(0), [], [], np.zeros((0, 4))), np.zeros(0))  # fmt: skip
     if not problem.rows:
         return s
-    start, iteration = time.perf_counter(), 0
-    for iteration in range(iterations):
-        s.found = problem.figures(s.theta)
+    start, damping = time.perf_counter(), 0.0
+    s.found = problem.figures(s.theta)
+    loss = s.loss(s.found, s.theta)
+    for _ in range(iterations):
         s.weight = problem.weights(s.found)
-        if iteration in FRESH:
-            s.jacobian = np.zeros((len(s.found.row), n))
-        for kind in (KINDS.index(k) for k in problem.entry.free if iteration in FRESH):
-            moved = s.theta.copy()
-            moved[kind] += STEP
-            s.jacobian[:, kind] = (problem.figures(moved).error - s.found.error) / STEP
-        step, s.covariance = s.step(np.ones(len(s.found.row), dtype=bool))
-        if iteration == iterations - 1 or np.abs(step).max() < CONVERGED:
+        s.jacobian = slopes(problem, s.theta, s.found)
+        everything = np.ones(len(s.found.row), dtype=bool)
+        before = loss
+        for _ in range(TRIES):
+            step, _ = s.step(everything, damping)
+            trial = s.theta + np.clip(step, -FARTHEST, FARTHEST)
+            made = problem.figures(trial)
+            if len(made.row) == len(s.found.row) and s.loss(made, trial) < loss:
+                s.theta, s.found, loss = trial, made, s.loss(made, trial)
+                damping /= 4.0
+                break
+            damping = max(4.0 * damping, LEAST_DAMPING)
+        if before - loss < CONVERGED * before:
             break
-        s.theta = s.theta + np.clip(step, -FARTHEST, FARTHEST) * (1.0 if iteration < 4 else 0.6)
+    s.weight, s.jacobian = problem.weights(s.found), slopes(problem, s.theta, s.found)
+    _, s.covariance = s.step(np.ones(len(s.found.row), dtype=bool))
     s.request_s, s.wait_steps = first_tokens(s.found.first)
     size = np.abs(np.expm1(s.found.error))
     print(f"{problem.entry.name}: {len(size)} figures, {np.median(size):.1%} / {np.percentile(size, 90):.0%}, "
-          f"{iteration + 1} iterations, {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+          f"loss {loss:.1f}, {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
     return s
 
 
@@ -363,13 +397,14 @@ class Held:
 def held_out(s: Solution) -> list[Held]:
     """Every figure, simulated with constants fitted without its model, its accelerator, its source."""
     problem, found = s.problem, []
+    whole, _ = s.step(np.ones(len(s.found.row), dtype=bool))  # nothing, but at a kink
     for by in FOLDS:
         groups = np.array([problem.named(by, k) for k in range(len(problem.rows))])
         mine = np.array([groups[k] for k in s.found.row])
         for group in np.unique(groups):
             step, _ = s.step(mine != group)
             alone = bool(np.all(mine == group))
-            theta = s.centre if alone else s.theta + np.clip(step, -2.0, 2.0)
+            theta = s.centre if alone else s.theta + np.clip(step - whole, -2.0, 2.0)
             out = [k for k in range(len(problem.rows)) if groups[k] == group]
             made = problem.figures(theta, out)
             gpus = {problem.rows[k].gpu for k in range(len(problem.rows)) if groups[k] != group}

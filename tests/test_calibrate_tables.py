@@ -148,3 +148,9 @@ def test_a_table_without_its_columns_is_one_clear_line(tmp_path: Path) -> None:
     path.write_text("id,gpu\n1,h100\n")
     with pytest.raises(WorkloadError, match="no column model, mode"):
         read_table(path)
+
+
+def test_makers_who_publish_blocks_of_eight_bits_have_them() -> None:
+    h100 = accelerator("h100-sxm")
+    assert weights_name("fp8", Models()("Qwen/Qwen3.5-397B-A17B"), h100) == "fp8"
+    assert weights_name("fp8", Models()("meta-llama/Llama-3.1-70B"), h100) == "fp8-tensor"

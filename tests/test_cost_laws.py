@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_factory import A100, ACCELERATORS, H100, deepseek_like, dense, llama_8b, llama_on_h100
-from gambrel.catalog.accelerators import accelerators
+from gambrel.catalog.accelerators import accelerator, accelerators
 from gambrel.catalog.efficiency import constants, efficiency
 from gambrel.core.deployment import Deployment
 from gambrel.core.efficiency import Efficiency, Matmul, ideal
@@ -406,3 +406,16 @@ def test_a_lower_ridge_shortens_the_compute_ramp() -> None:
     assert efficiency(slow).matmul_for("bf16").mfu_half_tokens == pytest.approx(
         efficiency(A100).matmul_for("bf16").mfu_half_tokens / 4, rel=0.01
     )
+
+
+def test_weights_with_a_scale_per_block_have_kernels_of_their_own() -> None:
+    """Where they are multiplied in 8 bits; per-tensor scales and other math keep the format's constants."""
+    h100, b200 = efficiency(accelerator("h100-sxm")), efficiency(accelerator("b200-sxm"))
+    block, whole = h100.matmul_for("fp8", "fp8"), h100.matmul_for("fp8", "fp8-tensor")
+    assert block.mfu_max < whole.mfu_max
+    assert block.bw_half_bytes > whole.bw_half_bytes
+    assert h100.grouped_for("fp8", "fp8") != h100.grouped_for("fp8", "fp8-tensor")
+    assert h100.matmul_for("bf16", "fp8") == h100.matmul_for("bf16")
+    own, borrowed = b200.matmul_for("fp8", "fp8-tensor"), b200.matmul_for("fp8", "fp8")  # not timed: Hopper's shares
+    assert borrowed.mfu_max / own.mfu_max == pytest.approx(block.mfu_max / whole.mfu_max, rel=0.01)
+    assert ideal().matmul_for("fp8", "fp8") == ideal().matmul_for("fp8")

@@ -220,16 +220,37 @@ class MoE:
         missed = _log_gamma(rest + tokens) - _log_gamma(whole + tokens) + _log_gamma(whole) - _log_gamma(rest)
         return -self.num_experts * np.expm1(np.minimum(missed, 0.0))
 
+    def touched(self, tokens: Any, ranks: int, shape: float = math.inf) -> Any:
+        """Expected number of distinct experts on the one of ``ranks`` expert-parallel ranks that has most of them.
+
+        The slowest rank sets the time of a layer. Each of a rank's ``E / ranks`` experts is touched or not, so their
+        number is near enough normal; it is never more than there are, nor than tokens are routed. Even routing
+        (infinite ``shape``) is taken as even over the ranks too.
+        """
+        import numpy as np
+
+        mean = self.distinct(tokens, shape) / ranks
+        if ranks <= 1 or math.isinf(shape):
+            return mean
+        own = self.num_experts / ranks
+        spread = np.sqrt(np.maximum(mean * (1.0 - mean / own), 0.0))
+        most = np.maximum(mean + _largest_of(ranks) * spread, np.asarray(tokens) > 0)
+        return np.minimum(np.minimum(most, own), np.maximum(mean, tokens * self.top_k))
+
     def busiest(self, ranks: int, shape: float = math.inf) -> float:
         """Tokens of the busiest of ``ranks`` expert-parallel ranks over the mean rank's, popularity spread as above.
 
-        A rank's share is a sum over its experts, near enough normal; the largest of ``n`` of those lies about the
-        ``(n - 3/8) / (n + 1/4)`` quantile (Blom 1958).
+        A rank's share is a sum over its experts, near enough normal.
         """
         if ranks <= 1 or math.isinf(shape):
             return 1.0
         spread = math.sqrt(ranks / (self.num_experts * shape))
-        return min(float(ranks), 1.0 + spread * NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25)))
+        return min(float(ranks), 1.0 + spread * _largest_of(ranks))
+
+
+def _largest_of(number: int) -> float:
+    """Where the largest of so many normal draws lies, in their standard deviations (Blom 1958)."""
+    return NormalDist().inv_cdf((number - 0.375) / (number + 0.25))
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class Roofline:
             half = eff.bw_half_bytes if kernel.flops_per_token else 0.0
             compute = kernel.flops_per_token / peak * (tokens + eff.mfu_half_tokens * some)
             return compute, some * ((kernel.num_bytes + half) / bandwidth)
-        touched = kernel.moe.distinct(tokens, self.efficiency.expert_shape) / kernel.ep
+        touched = kernel.moe.touched(tokens, kernel.ep, self.efficiency.expert_shape)
         routed = tokens * (kernel.moe.top_k / kernel.ep)
         busiest = self.expert_load(kernel.moe)
         half = eff.bw_half_bytes if kernel.flops_per_token else 0.0

@@ -143,7 +143,7 @@ class Parts:
         return f"largest of ep ranks; {constant_source(self.d, 'expert_shape')}"
 
     def touched(self, k: Kernel, tokens: int) -> Traced:
-        """Distinct experts that the step's tokens reach on a rank, of :meth:`gambrel.core.model.MoE.distinct`."""
+        """Distinct experts that a step reaches on the rank with most, :meth:`gambrel.core.model.MoE.touched`."""
         if k.moe is None or k.moe.top_k >= k.moe.num_experts:
             most = leaf("experts", 1.0 if k.moe is None else k.moe.num_experts, "1", shapes(self.d))
             return made("experts touched", "1", "quotient", most, setting(self.d, "ep"))
@@ -171,7 +171,12 @@ class Parts:
                 f"mean of {share.value:.4g} a token, shape {shape:.3g}",
             )  # fmt: skip
         distinct = made("experts touched in all", "1", "product", experts, made("hit", "1", "complement", missed))
-        return made("experts touched", "1", "quotient", distinct, setting(self.d, "ep"))
+        mean = made("experts touched", "1", "quotient", distinct, setting(self.d, "ep"))
+        more = float(k.moe.touched(tokens, k.ep, shape)) - mean.value
+        if k.ep <= 1 or math.isinf(shape):
+            return mean
+        beyond = leaf("beyond the mean", more, "1", "normal spread of experts touched", f"largest of {k.ep} ranks")
+        return made("experts touched on the fullest rank", "1", "sum", mean, beyond)
 
     def attention(self) -> Traced:
         """Decode attention: the larger of reading the cache and multiplying with it."""
@@ -384,6 +389,7 @@ class Parts:
                     "quotient",
                     leaf("bytes of a row of logits in fp32", LOGIT_BYTES * d.model.vocab_size, "bytes", shapes(d)),
                     self.bandwidth,
+                    self.constant("kv_bw_max", eff.kv_bw_max),
                 ),
                 self.constant("logit_passes", eff.logit_passes),
             ),
