@@ -77,7 +77,7 @@ LEAST_DAMPING = 0.05
 CONVERGED = 0.002  # of the loss
 FIGURES = ("tpot", "e2e", "output_tok_s")
 FOLDS = ("model", "gpu", "source")
-WIDEST = 0.9  # one-sigma beyond which an interval says nothing: as the catalog has it
+WIDEST = 1.5  # one-sigma beyond which an interval says nothing: as the catalog has it
 NARROWEST = 0.08  # one-sigma below which nothing is stated: rows repeat no better
 UNSEEN = 0.45  # one-sigma of an entry without rows, of a vendor that has others
 Z80 = 1.2815515655446004
@@ -206,6 +206,7 @@ class Problem:
     rows: list[Row]
     models: Models
     kinds: list[str] = field(default_factory=list)
+    mixtures: list[bool] = field(default_factory=list)
     settled: dict[Any, Any] = field(default_factory=dict)
 
     def figures(self, theta: Floats, only: Sequence[int] | None = None) -> Figures:
@@ -279,6 +280,7 @@ def problems(directory: Path) -> list[Problem]:
         mine = found[entry_of(deployment)]
         mine.rows.append(row)
         mine.kinds.append(kind_of(row.gpu, deployment))
+        mine.mixtures.append(deployment.model.has_experts)
     return found
 
 
@@ -383,7 +385,10 @@ def first_tokens(first: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Held:
-    """A figure predicted by constants that never saw its group; ``known``: other rows were of its accelerator."""
+    """A figure predicted by constants that never saw its group; ``known``: other rows were of its accelerator.
+
+    ``few``: nothing was left to fit to. ``mixture``: of a model with experts.
+    """
 
     by: str
     kind: str
@@ -392,6 +397,7 @@ class Held:
     gpu: str
     known: bool
     few: bool
+    mixture: bool
 
 
 def held_out(s: Solution) -> list[Held]:
@@ -409,14 +415,23 @@ def held_out(s: Solution) -> list[Held]:
             made = problem.figures(theta, out)
             gpus = {problem.rows[k].gpu for k in range(len(problem.rows)) if groups[k] != group}
             found += [
-                Held(by, problem.kinds[k], m, float(e), problem.rows[k].gpu, problem.rows[k].gpu in gpus, alone)
+                Held(
+                    by,
+                    problem.kinds[k],
+                    m,
+                    float(e),
+                    problem.rows[k].gpu,
+                    problem.rows[k].gpu in gpus,
+                    alone,
+                    problem.mixtures[k],
+                )
                 for e, k, m in zip(made.error, made.row, made.metric, strict=True)
             ]
             mine_too = np.array([groups[int(f[0])] == group for f in s.found.first], dtype=bool)
             request, wait = first_tokens(s.found.first[~mine_too])
             found += [
                 Held(by, problem.kinds[int(k)], "ttft", float(np.log((t + request + wait * step_s) / measured)),
-                     problem.rows[int(k)].gpu, problem.rows[int(k)].gpu in gpus, alone)
+                     problem.rows[int(k)].gpu, problem.rows[int(k)].gpu in gpus, alone, problem.mixtures[int(k)])
                 for k, t, step_s, measured in made.first
             ]  # fmt: skip
     return found
@@ -435,11 +450,13 @@ class Spreads:
     """Stated one-sigma log errors of an entry: on its accelerators one by one, elsewhere, and the same of TTFT.
 
     ``board``: elsewhere among boards that meet over PCIe or in pairs, which no kernel table but the L40S's speaks for.
+    ``experts``: at least, of models with experts.
     """
 
     known: float
     other: float
     board: float
+    experts: float
     first: float
     of: dict[str, float]
     first_of: dict[str, float]
@@ -450,13 +467,15 @@ class Spreads:
         sigma = self.of[name] if h.known else self.board if accelerator(h.gpu).board else self.other
         if h.few and not h.kind.startswith("NVIDIA"):
             sigma = max(sigma, alone)
+        if h.mixture:
+            sigma = max(sigma, self.experts)
         return (
             max(sigma, self.first_of.get(name, self.first) if h.known else self.first) if h.metric == "ttft" else sigma
         )
 
 
 def alone_sigma(held: list[list[Held]], but: list[Held] | None = None) -> float:
-    """The sigma that holds 80 % of what leaving out all rows of an engine and vendor costs, ``but`` one's; at most 0.9.
+    """The sigma that holds 80 % of what leaving out all rows of an engine and vendor costs, ``but`` one's; at most WIDEST.
 
     Entries count alike, those on accelerators whose kernels were measured aside.
     """
@@ -488,8 +507,10 @@ def spreads(held: list[Held]) -> Spreads:
     other = max(known, sigma80(gpus) if len(gpus) else 1.5 * max(known, 0.2))
     boards = [h.error for h in held if h.by == "gpu" and h.metric != "ttft" and not h.few and accelerator(h.gpu).board]
     board = max(other, sigma80(np.array(boards), other))
+    mixed = np.array([h.error for h in models if h.mixture])
+    experts = max(known, sigma80(mixed, known)) if len(mixed) else known
     first = max(known, sigma80(np.array([h.error for h in firsts]), 0.6))
-    return Spreads(known, other, board, first, shrunk(models, known), shrunk(firsts, first))
+    return Spreads(known, other, board, experts, first, shrunk(models, known), shrunk(firsts, first))
 
 
 def inline(table: dict[str, float]) -> str:
@@ -516,7 +537,7 @@ def document(s: Solution, held: list[Held]) -> list[str]:
             lines.append(f"held_out_{by} = {np.median(size):.3f}")
         found = spreads(held)
         lines += [f"spread = {found.known:.3f}", f"spread_other = {found.other:.3f}"]
-        lines += [f"spread_board = {found.board:.3f}"]
+        lines += [f"spread_board = {found.board:.3f}", f"expert_spread = {found.experts:.3f}"]
         lines += [f"ttft_spread = {found.first:.3f}", f"spreads = {inline(found.of)}"]
         lines.append(f"ttft_spreads = {inline(found.first_of)}")
     else:

@@ -154,3 +154,15 @@ def test_makers_who_publish_blocks_of_eight_bits_have_them() -> None:
     h100 = accelerator("h100-sxm")
     assert weights_name("fp8", Models()("Qwen/Qwen3.5-397B-A17B"), h100) == "fp8"
     assert weights_name("fp8", Models()("meta-llama/Llama-3.1-70B"), h100) == "fp8-tensor"
+
+
+def test_a_runtime_that_is_not_told_of_windows_holds_all_of_a_context(tmp_path: Path) -> None:
+    line = CLOSED.replace("meta-llama/Llama-3.1-8B-Instruct-FP8", "mistralai/Mistral-7B-v0.1")
+    for engine, version, windows in (
+        ("TensorRT-LLM", "0.13", ()),
+        ("TensorRT-LLM", "1.0", (4096,)),
+        ("vLLM", "0.7", (4096,)),
+    ):
+        (row,) = rows(tmp_path, line.replace("vLLM,0.11", f"{engine},{version}"))
+        (deployment,) = deployments(row, Models(), accelerator)
+        assert deployment.model.windows == windows

@@ -37,7 +37,7 @@ def classes(c: Comparison) -> str:
 
 def kind_of(gpu: str, deployment: Deployment) -> str:
     """The kind of deployment that an error counts for: by accelerator, on NVIDIA's also by model and format."""
-    mixture = any(layer.moe is not None for _, layer in deployment.model.layers)
+    mixture = deployment.model.has_experts
     if gpu.startswith(_CONSUMER):
         return "consumer and Volta"
     if not gpu.startswith(_NVIDIA):

@@ -191,7 +191,7 @@ def _compiled(deployment: Deployment) -> tuple[Any, str]:
         raise DeploymentError(f"operator times: the package has no model of the shape of {d.model.name}")
     if d.weights not in _GEMM or d.kv not in _KV:
         raise DeploymentError(f"operator times: no data for {d.weights} weights with a {d.kv} KV cache")
-    experts = any(layer.moe is not None for _, layer in d.model.layers)
+    experts = d.model.has_experts
     logging.getLogger(home.name).setLevel(logging.ERROR)
     try:
         engine = module.EngineHandle.compile(

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gambrel.calibrate.tuned import Limit, Task
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
-    from gambrel.core.efficiency import Efficiency
     from gambrel.core.run import Run
     from gambrel.core.step import CostModel, MemoryBudget, StepTable
     from gambrel.core.workload import Workload
@@ -169,8 +168,9 @@ class Predictor:
         except (ArithmeticError, LookupError, MemoryError, ValueError) as error:  # figures no formula was made for
             raise Skip(f"cannot be predicted from these figures ({type(error).__name__})") from None
         best = max(range(len(made)), key=lambda i: (not made[i][2], made[i][0].get("output_tok_s", 0.0)))
-        figures, constants, assumed = made[best]
-        return Prediction(row, options[best], figures, constants.spread, constants.ttft_spread, assumed)
+        figures, priced, assumed = made[best]
+        first = max(priced.spread, priced.efficiency.ttft_spread)
+        return Prediction(row, options[best], figures, priced.spread, first, assumed)
 
     def _options(self, row: Row) -> list[Deployment]:
         return self._kept((id(row),), lambda: deployments(row, self._models, self._find))
@@ -212,8 +212,10 @@ class Predictor:
                 best, found = reached, each
         if best <= 0.0:
             raise Skip("no arrangement keeps the scenario's limits")
-        constants = self._compiled(found)[2].efficiency
-        return Prediction(row, found, {"output_tok_s": best / apart}, constants.spread, constants.ttft_spread, "tuned")
+        priced = self._compiled(found)[2]
+        return Prediction(
+            row, found, {"output_tok_s": best / apart}, priced.spread, priced.efficiency.ttft_spread, "tuned"
+        )
 
     def _saturation(self, deployment: Deployment, prompt: float, output: float) -> tuple[float, float, float]:
         """(tokens per second, mean time per token, sequences in flight) of one saturated replica, remembered."""
@@ -243,8 +245,8 @@ class Predictor:
             )
         return self._rates[key] * lengths[1] * deployment.replicas
 
-    def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Efficiency, str]:
-        """(figures by metric, constants, what had to be assumed to run at all) of one arrangement."""
+    def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Roofline, str]:
+        """(figures by metric, cost model, what had to be assumed to run at all) of one arrangement."""
         table, memory, priced = self._compiled(deployment)
         prompt, output = row_lengths(row)
         held = held_bytes(deployment, prompt + output / 2) or 1.0
@@ -265,7 +267,7 @@ class Predictor:
             step = run.distribution("tpot").p50
             figures["ttft"] += (stream_interval(row) - 1) * step if math.isfinite(step) else 0.0
         figures.setdefault("output_tok_s", run.output_tokens_per_s)
-        return figures, priced.efficiency, assumed
+        return figures, priced, assumed
 
     @staticmethod
     def run(deployment: Deployment, table: StepTable, memory: MemoryBudget, workload: Workload) -> tuple[Run, str]:

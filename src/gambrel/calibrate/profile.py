@@ -54,7 +54,7 @@ class Profile:
         if not self.fits(deployment):
             return efficiency
         return moved(efficiency, self.multiples).with_(
-            spread=self.spread, ttft_spread=max(self.spread, self.ttft_spread), basis=self.basis
+            spread=self.spread, expert_spread=0.0, ttft_spread=max(self.spread, self.ttft_spread), basis=self.basis
         )
 
 

@@ -8,7 +8,7 @@ point), SGLang ``server_args`` (chunk by device memory), TensorRT-LLM ``LlmArgs`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gambrel.calibrate.accelmark import suite_limits, suite_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from gambrel.calibrate.table import Row
     from gambrel.core.accelerator import Accelerator
+    from gambrel.core.model import Layer, Model
 
 __all__ = ["Layout", "deployments", "engine_limits", "layout"]
 
@@ -36,6 +37,9 @@ TUNED: Final = "mlperf"
 _MOST_SEQS: Final = 1 << 16
 _MOST_TOKENS: Final = 1 << 18
 _PAPER_MONTHS: Final = 6
+# TensorRT-LLM's C++ runtime holds and reads all of a context unless it is started with max_attention_window_size, which
+# its benchmark does not set (docs/source/advanced/gpt-attention.md, v0.13); the later runtime reads the checkpoint's.
+_TOLD_WINDOWS: Final = (1, 0)
 _MODEL_LEN: Final = 8192  # prompt tokens of a step before vLLM V1: as many as the longest request may have
 _MODEL_LENS: Final = {"dstack-benchmarks": 91_680}  # --max-model-len of the commands a source prints
 
@@ -125,6 +129,8 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     tuned = engine == "submitter"
     if tuned:
         engine, version = SUBMITTER.get(accelerator.vendor, ("vllm", ""))
+    if engine == "tensorrt-llm" and _release(version) < _TOLD_WINDOWS:
+        model = _without_windows(model)
     weights = weights_name(row.weights, model, accelerator)
     kv = kv_name(row.kv, weights, TUNED if tuned else engine, accelerator)
     if not row.kv and engine == "vllm" and "InferenceX" in row.notes and accelerator.family == "blackwell":
@@ -162,7 +168,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         for tp in widths
         if tp <= most
     ]
-    if placed.tp is None and any(layer.moe is not None for _, layer in model.layers):
+    if placed.tp is None and model.has_experts:
         options += [_data_parallel(d) for d in options if d.tp > 1]
     return [_given_memory(d) for d in options] if engine == "tensorrt-llm" else options
 
@@ -176,6 +182,16 @@ def _prompt_tokens(row: Row, engine: str, tokens: int) -> int:
         tokens = _MODEL_LENS.get(row.source, tokens)
     # every configuration of InferenceX passes --max-num-batched-tokens or its like
     return max(tokens, 8192) if "InferenceX" in row.notes else tokens
+
+
+def _without_windows(model: Model) -> Model:
+    """The model as an engine runs it that nobody told of its windows: every layer holds and reads all of a context."""
+
+    def whole(layer: Layer) -> Layer:
+        sides = tuple(replace(mixer, window=None) for mixer in layer.side_mixers)
+        return replace(layer, mixer=replace(layer.mixer, window=None), side_mixers=sides)
+
+    return replace(model, layers=tuple((n, whole(layer)) for n, layer in model.layers))
 
 
 def _data_parallel(deployment: Deployment) -> Deployment:

@@ -32,7 +32,7 @@ _ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "logit_passes", "expert_s
 _ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire", "passes")
 _MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
 _MEASURED_VENDOR: Final = "NVIDIA"  # whose kernels the families and generic entries stand on
-_WIDEST: Final = 0.9  # one-sigma log error beyond which an interval says nothing: a factor of three either way
+_WIDEST: Final = 1.5  # one-sigma log error beyond which an interval says nothing: a factor of seven either way
 # Formats without kernel tables of their own borrow the constants of the next wider one that has them.
 _BLOCK: Final = "fp8_block"  # 8-bit weights with a scale per block
 _BLOCK_TIMED: Final = "hopper"
@@ -256,6 +256,7 @@ def _made(
         **host,
         basis=f"{kernels.basis}; {phrase}",
         spread=spread,
+        expert_spread=min(_value(entry.get("expert_spread", spread)), _WIDEST),
         ttft_spread=max(spread, min(first, _WIDEST)),
     )
     return made.scaled(**{k: _value(entry[k]) for k in _ENGINE_FACTORS if k in entry})

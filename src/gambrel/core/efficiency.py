@@ -94,6 +94,7 @@ class Efficiency:
         wait_steps: steps a request waits on average until the engine looks at its queue.
         basis: one phrase for people: what the constants stand on.
         spread: one-sigma relative error of a predicted step (log scale), for intervals.
+        expert_spread: the least spread of a model with experts, whose routing and grouped matmuls are less certain.
         ttft_spread: the same of a predicted time to first token, which queues and clients make less certain.
     """
 
@@ -123,6 +124,7 @@ class Efficiency:
     wait_steps: float = 0.0
     basis: str = "spec sheet"
     spread: float = 0.0
+    expert_spread: float = 0.0
     ttft_spread: float = 0.0
 
     def __post_init__(self) -> None:

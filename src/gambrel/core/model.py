@@ -338,6 +338,11 @@ class Model:
     # -- parameters ------------------------------------------------------------------------------
 
     @cached_property
+    def has_experts(self) -> bool:
+        """Whether any layer routes tokens to experts."""
+        return any(layer.moe is not None for _, layer in self.layers)
+
+    @cached_property
     def num_layers(self) -> int:
         """Decoder layers."""
         return sum(n for n, _ in self.layers)

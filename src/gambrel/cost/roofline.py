@@ -85,7 +85,8 @@ class Roofline:
     @property
     def spread(self) -> float:
         """One-sigma relative error of a predicted step, of the efficiency constants."""
-        return self.efficiency.spread
+        known = self.efficiency
+        return max(known.spread, known.expert_spread) if self._deployment.model.has_experts else known.spread
 
     @property
     def basis(self) -> str:
