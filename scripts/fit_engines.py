@@ -447,7 +447,7 @@ def sigma80(errors: Floats, few: float = 0.3) -> float:
 
 @dataclass(frozen=True)
 class Spreads:
-    """Stated one-sigma log errors of an entry: on its accelerators one by one, elsewhere, and the same of TTFT.
+    """Stated one-sigma log errors of an entry: on its accelerators one by one (``of``), elsewhere, the same of TTFT.
 
     ``board``: elsewhere among boards that meet over PCIe or in pairs, which no kernel table but the L40S's speaks for.
     ``experts``: at least, of models with experts.
@@ -475,9 +475,9 @@ class Spreads:
 
 
 def alone_sigma(held: list[list[Held]], but: list[Held] | None = None) -> float:
-    """The sigma that holds 80 % of what leaving out all rows of an engine and vendor costs, ``but`` one's; at most WIDEST.
+    """The sigma that holds 80 % of what leaving out all rows of an engine and vendor costs, ``but`` one's.
 
-    Entries count alike, those on accelerators whose kernels were measured aside.
+    At most ``WIDEST``. Entries count alike, those on accelerators whose kernels were measured aside.
     """
     sizes = [
         np.percentile([abs(h.error) for h in found if h.few and h.metric != "ttft"], np.arange(2.5, 100.0, 5.0))
@@ -498,19 +498,26 @@ def shrunk(held: list[Held], whole: float) -> dict[str, float]:
 def spreads(held: list[Held]) -> Spreads:
     """The spreads that held-out errors give.
 
-    On an accelerator of the rows another model is what is new; elsewhere the accelerator is.
+    On an accelerator of the rows another model, measured by others, is what is new; elsewhere the accelerator is.
     """
-    models = [h for h in held if h.by == "model" and h.metric != "ttft"]
-    firsts = [h for h in held if h.by == "model" and h.metric == "ttft"]
-    known = sigma80(np.array([h.error for h in models]))
-    gpus = np.array([h.error for h in held if h.by == "gpu" and h.metric != "ttft" and not h.few])
-    other = max(known, sigma80(gpus) if len(gpus) else 1.5 * max(known, 0.2))
-    boards = [h.error for h in held if h.by == "gpu" and h.metric != "ttft" and not h.few and accelerator(h.gpu).board]
-    board = max(other, sigma80(np.array(boards), other))
-    mixed = np.array([h.error for h in models if h.mixture])
-    experts = max(known, sigma80(mixed, known)) if len(mixed) else known
-    first = max(known, sigma80(np.array([h.error for h in firsts]), 0.6))
-    return Spreads(known, other, board, experts, first, shrunk(models, known), shrunk(firsts, first))
+
+    def without(by: tuple[str, ...], *, first: bool) -> list[Held]:
+        return [h for h in held if h.by in by and (h.metric == "ttft") is first and not (h.few and h.by != "model")]
+
+    def errors(found: list[Held]) -> Floats:
+        return np.array([h.error for h in found])
+
+    models, gpus = without(("model", "source"), first=False), without(("gpu",), first=False)
+    firsts, first_gpus = without(("model", "source"), first=True), without(("gpu",), first=True)
+    known = sigma80(errors(models))
+    other = max(known, sigma80(errors(gpus)) if gpus else 1.5 * max(known, 0.2))
+    boards = [h for h in gpus if accelerator(h.gpu).board]
+    board = max(other, sigma80(errors(boards), other))
+    mixed = [h for h in models if h.mixture]
+    experts = max(known, sigma80(errors(mixed), known)) if mixed else known
+    first = max(known, sigma80(errors(firsts), 0.6))
+    elsewhere = max(first, other, sigma80(errors(first_gpus), first))
+    return Spreads(known, other, board, experts, elsewhere, shrunk(models, known), shrunk(firsts, first))
 
 
 def inline(table: dict[str, float]) -> str:

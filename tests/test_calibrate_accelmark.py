@@ -35,7 +35,7 @@ LINE = (
 
 
 def row(tmp_path: Path, version: str = "0.20.1", load: str = "rate,25", suite: str = "A") -> Row:
-    measured = "900,," if load.startswith("offline") else ",75,22"
+    measured = "900,," if load.startswith("offline") else "900,75,22" if load.startswith("conc") else ",75,22"
     path = tmp_path / "table.csv"
     path.write_text(HEAD + LINE.format(version=version, load=load, suite=suite, measured=measured) + "\n")
     (found,) = read_table(path)
@@ -105,6 +105,12 @@ def test_answers_end_at_the_limit_and_keep_their_mean(mean: int, seed: int) -> N
     assert drawn.mean() == pytest.approx(mean, abs=1.0)
     assert drawn.min() >= 1
     assert drawn.max() <= 512
+
+
+def test_half_an_hour_of_a_closed_loop_has_no_ends(tmp_path: Path) -> None:
+    """Throughput is of users who are always there, not of a run whose last answers are alone."""
+    figures = Predictor(default_price(), Models(), accelerator)(row(tmp_path, load="concurrency,8")).figures
+    assert figures["output_tok_s"] == pytest.approx(8 * 346 / (figures["ttft"] + 345 * figures["tpot"]), rel=0.04)
 
 
 def test_suites_by_name(tmp_path: Path) -> None:

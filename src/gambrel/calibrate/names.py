@@ -181,8 +181,6 @@ _WEIGHTS: Final = {
     "int8": "int8", "w8a8": "int8", "w8a8int8": "int8", "smoothquant": "int8", "w8a16": "w8a16", "int8wo": "w8a16",
     "int4": "int4", "w4a16": "int4", "awq": "int4", "gptq": "int4", "int4awq": "int4", "int4wo": "int4",
 }  # fmt: skip
-# Models whose makers publish 8 bits with a scale per 128 x 128 block beside 16 (quantization_config of Qwen's -FP8).
-_IN_BLOCKS: Final = ("qwen3",)
 _SIXTEEN: Final = frozenset({"bf16", "fp16", "half", "float16", "bfloat16"})
 
 
@@ -202,7 +200,7 @@ def weights_name(text: str, model: Model, accelerator: Accelerator) -> str:
     if word in _SIXTEEN:
         return word if word in accelerator.peak_flops and word in {"bf16", "fp16"} else sixteen
     found = _WEIGHTS.get(word, word)
-    if found == "fp8-tensor" and model.model_type.startswith(_IN_BLOCKS):
+    if found == "fp8-tensor" and model.scaled_by_block:
         return "fp8"
     if own == "mxfp4" and found in {"fp8-tensor", "nvfp4", "mxfp4"}:
         return own

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from gambrel.calibrate.accelmark import WARMING
+from gambrel.calibrate.accelmark import WARMING, suite_of
 from gambrel.calibrate.harness import row_lengths, stream_interval, workload_of
 from gambrel.calibrate.setting import TUNED, deployments
 from gambrel.calibrate.table import MODES
@@ -75,12 +75,16 @@ def simulated(
     run, _ = Predictor.run(deployment, table, priced.memory(), workload)
     found = {}
     for metric, figure in wanted.items():
-        if metric == "output_tok_s" and workload.closed_loop:  # Little's law: no window, no ends
-            users = min(workload.closed_loop, len(workload))
-            found[metric] = users * float(run.output_tokens.mean()) / run.distribution("e2e").mean
+        if metric == "output_tok_s" and workload.closed_loop:
+            found[metric] = _steady(run, min(workload.closed_loop, len(workload)))
         else:
             found[metric] = read_figure(run, metric, figure.statistic)
     return found
+
+
+def _steady(run: Run, users: int) -> float:
+    """Tokens per second of a closed loop that goes on: Little's law, so no window and no ends."""
+    return users * float(run.output_tokens.mean()) / run.distribution("e2e").mean
 
 
 def _counted(run: Run, workload: Workload) -> Run:
@@ -286,6 +290,8 @@ class Predictor:
             return float(np.nanmax(run.ttft_s))
         if static and metric == "tpot":
             return float((run.makespan_s - np.nanmax(run.ttft_s)) / max(1, int(run.output_tokens[0]) - 1))
+        if metric == "output_tok_s" and row.mode == "concurrency" and suite_of(row) is not None:
+            return _steady(run, max(1, round(row.load)))  # of half an hour, minute by minute
         if metric == "tpot" and "may include TTFT" in row.notes:
             return float(np.median(run.e2e_s / run.output_tokens))
         return read_figure(run, metric, figure.statistic)

@@ -337,6 +337,15 @@ class Model:
 
     # -- parameters ------------------------------------------------------------------------------
 
+    @property
+    def scaled_by_block(self) -> bool:
+        """Whether its maker's 8-bit checkpoint has a scale per block of a matrix, so that engines run such kernels.
+
+        Other models are put into 8 bits with a scale per tensor or channel. Qwen3 is published both in 16 bits and so
+        (``weight_block_size`` of the ``quantization_config`` of its -FP8 repositories).
+        """
+        return self.checkpoint_format == "fp8" or self.model_type.startswith("qwen3")
+
     @cached_property
     def has_experts(self) -> bool:
         """Whether any layer routes tokens to experts."""

@@ -116,16 +116,17 @@ class Roofline:
     def _peak(self, wanted: str) -> float:
         return self._deployment.accelerator.peak_flops[self._math(wanted)]
 
-    def _matmul(self, kernel: Kernel) -> Matmul:
+    def matmul(self, kernel: Kernel) -> Matmul:
+        """The constants of a kernel: of weights scaled by block only where the model is published so."""
         used = self._math(kernel.math)
         find = self.efficiency.matmul_for if kernel.moe is None else self.efficiency.grouped_for
-        return find(used, kernel.weights)
+        return find(used, kernel.weights if self._deployment.model.scaled_by_block else "")
 
     # -- the two roofs of a kernel ---------------------------------------------------------------
 
     def _roofs(self, kernel: Kernel, tokens: Floats) -> tuple[Floats, Floats]:
         """(compute, weights) seconds of one run of a kernel over ``tokens`` tokens on one rank."""
-        eff = self._matmul(kernel)
+        eff = self.matmul(kernel)
         peak = eff.mfu_max * self._peak(kernel.math)
         bandwidth = eff.bw_max * self._deployment.accelerator.memory_bandwidth
         some = (tokens > 0).astype(np.float64)
@@ -160,7 +161,7 @@ class Roofline:
             c, w = self._roofs(kernel, tokens)
             compute += kernel.repeats * c
             weights += kernel.repeats * w
-            total += kernel.repeats * round_max(c, w, self._matmul(kernel).rounding)
+            total += kernel.repeats * round_max(c, w, self.matmul(kernel).rounding)
         return total, compute, weights
 
     @cached_property
@@ -264,7 +265,7 @@ class Roofline:
             linear_weights=linear_weights,
             collective=self._collective(tokens),
             overhead=self._overhead(tokens),
-            head=round_max(head_compute, head_weights, self._matmul(head).rounding),
+            head=round_max(head_compute, head_weights, self.matmul(head).rounding),
             head_compute=head_compute,
             head_weights=head_weights,
             lines=self._coefficients,

@@ -80,8 +80,7 @@ class Parts:
         """All runs of one matmul, each at the rounded maximum of its two roofs."""
         used = self.d.accelerator.math_format(k.math) or k.math
         grouped = k.moe is not None
-        find = self.model.efficiency.grouped_for if grouped else self.model.efficiency.matmul_for
-        eff = find(used, k.weights)
+        eff = self.model.matmul(k)
 
         def constant(field: str, unit: str = "1") -> Traced:
             return self.constant(field, getattr(eff, field), unit, used, grouped=grouped)
