@@ -265,9 +265,12 @@ def narrowest(trial: Outcome) -> float:
 
 
 def one_fewer(try_out: Callable[[Deployment], Trial], most: Trial, failed: int) -> Trial | None:
-    """The trial of one replica fewer than the most, which miss narrowly, if it holds; ``failed`` are known to miss."""
+    """The trial of one replica fewer than the most, which miss narrowly, if it holds; ``failed`` are known to miss.
+
+    Where hardly any replica is busy, requests are alone on theirs either way, and it would miss as well.
+    """
     count = most.candidate.deployment.replicas - 1
-    if count <= failed or narrowest(most) < -NARROWLY:
+    if count <= failed or narrowest(most) < -NARROWLY or most.run.utilisation < IDLE:
         return None
     other = try_out(most.candidate.deployment.with_(replicas=count))
     return other if other.candidate.feasible else None
