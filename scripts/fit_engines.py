@@ -59,7 +59,7 @@ KINDS = FACTORS + TIMES
 # were measured, and much where none were; host times are known to a factor.
 TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.15, 0.3, 0.4, 0.35, 0.4, 0.8, 0.6, 0.8), strict=True))
 LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.2, 0.7, 0.4, 0.7, 0.5, 1.0, 0.6, 0.5), strict=True))
-UNSURE = 0.3  # of 8- and 4-bit matmuls on Blackwell: the tables have 8 bits scaled by block, and none of 4
+UNSURE = 0.3  # of 8- and 4-bit matmuls on Blackwell: 8 bits scatter, by block they are Hopper's, 4 have no table
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
 STEP = 0.05  # of a logarithm, for differences
@@ -415,18 +415,10 @@ def held_out(s: Solution) -> list[Held]:
             made = problem.figures(theta, out)
             gpus = {problem.rows[k].gpu for k in range(len(problem.rows)) if groups[k] != group}
             found += [
-                Held(
-                    by,
-                    problem.kinds[k],
-                    m,
-                    float(e),
-                    problem.rows[k].gpu,
-                    problem.rows[k].gpu in gpus,
-                    alone,
-                    problem.mixtures[k],
-                )
+                Held(by, problem.kinds[k], m, float(e), problem.rows[k].gpu, problem.rows[k].gpu in gpus, alone,
+                     problem.mixtures[k])
                 for e, k, m in zip(made.error, made.row, made.metric, strict=True)
-            ]
+            ]  # fmt: skip
             mine_too = np.array([groups[int(f[0])] == group for f in s.found.first], dtype=bool)
             request, wait = first_tokens(s.found.first[~mine_too])
             found += [

@@ -426,7 +426,7 @@ def test_only_models_published_so_run_kernels_scaled_by_block() -> None:
     latent, plain = (
         Roofline(Deployment(m, H100, tp=8, weights="fp8"), efficiency(H100)) for m in (deepseek_like(), llama_8b())
     )
-    by_block = replace(latent.deployment.model, checkpoint_format="fp8")
+    by_block = replace(latent.deployment.model, also_by_block=True)
     blocks = Roofline(latent.deployment.with_(model=by_block), efficiency(H100))
     assert blocks.step_cost(Step.decode(64, 100)).compute_s > latent.step_cost(Step.decode(64, 100)).compute_s
     per_tensor = Roofline(plain.deployment.with_(weights="fp8-tensor"), efficiency(H100))

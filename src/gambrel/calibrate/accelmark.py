@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gambrel.calibrate.names import release
+
 if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
     from gambrel.core.workload import Ints, Workload
@@ -70,9 +72,9 @@ def suite_of(row: Row) -> Suite | None:
     return _SUITES[said.group(1)] if said and row.source.startswith("AccelMark") else None
 
 
-def suite_limits(suite: Suite, release: tuple[int, ...], limits: tuple[int, int], *, offline: bool) -> tuple[int, int]:
+def suite_limits(suite: Suite, version: str, limits: tuple[int, int], *, offline: bool) -> tuple[int, int]:
     """(``max_num_seqs``, ``max_num_batched_tokens``) under the harness; ``limits`` are the engine's own defaults."""
-    if release < _CACHING_SINCE:
+    if release(version) < _CACHING_SINCE:
         sequences, tokens = _EARLIER
         return _OFFLINE_SEQS if offline else sequences, max(tokens, suite.model_len)
     return (_OFFLINE_SEQS, limits[1]) if offline else _ASYNC
@@ -80,8 +82,7 @@ def suite_limits(suite: Suite, release: tuple[int, ...], limits: tuple[int, int]
 
 def caches(row: Row) -> bool:
     """Whether prompts of a row's suite are found again: V1 looks for prefixes unless its settings say not to."""
-    numbers = [int(n) for n in re.findall(r"\d+", row.engine_version)[:2]]
-    return tuple(numbers) >= _CACHING_SINCE and not row.engine.lower().startswith("1cat")
+    return release(row.engine_version) >= _CACHING_SINCE and not row.engine.lower().startswith("1cat")
 
 
 def prompts(rng: np.random.Generator, mean: float, n: int) -> Ints:

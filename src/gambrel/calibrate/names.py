@@ -175,6 +175,11 @@ def engine_version(engine: str, version: str, date: str) -> str:
     return found
 
 
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; the newest where there is none."""
+    return tuple([int(n) for n in re.findall(r"\d+", version)[:2]] or [99])
+
+
 # What tables write, without its punctuation, and the format meant where nothing about the model decides.
 _WEIGHTS: Final = {
     "fp8": "fp8-tensor", "fp8kv": "fp8-tensor", "fp4": "nvfp4", "nvfp4": "nvfp4", "mxfp4": "mxfp4",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gambrel.calibrate.accelmark import suite_limits, suite_of
-from gambrel.calibrate.names import Models, device, engine_key, engine_version, kv_name, weights_name
+from gambrel.calibrate.names import Models, device, engine_key, engine_version, kv_name, release, weights_name
 from gambrel.calibrate.tuned import as_submitted
 from gambrel.core.deployment import Deployment
 from gambrel.core.units import GIB
@@ -84,24 +84,19 @@ def layout(row: Row, accelerator: Accelerator, *, counted_once: bool = False) ->
     return Layout(gpus, tp, pp, ep, attention_dp)
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """Leading numbers of a version; the newest where there is none."""
-    return tuple([int(n) for n in re.findall(r"\d+", version)[:2]] or [99])
-
-
 def engine_limits(engine: str, version: str, accelerator: Accelerator, *, offline: bool) -> tuple[int, int, float]:
     """(``max_num_seqs``, ``max_num_batched_tokens``, share of memory) that an engine takes when nobody says."""
     large = accelerator.memory_bytes >= _LARGE and not accelerator.name.startswith("a100")
-    release = _release(version)
+    number = release(version)
     if engine == "sglang":
         memory = accelerator.memory_bytes / GIB
         chunk = 2048 if memory < 35 else 4096 if memory < 60 else 8192 if memory < 160 else 16384
         return 1024, chunk, 0.88
     if engine == "tensorrt-llm":
         return 2048, 8192, 0.9
-    if release < (0, 8):
+    if number < (0, 8):
         return 256, _MODEL_LEN, 0.9
-    sequences = 1024 if large and release >= (0, 10) else 256
+    sequences = 1024 if large and number >= (0, 10) else 256
     return sequences, (16384 if offline else 8192) if large else (8192 if offline else 2048), 0.9
 
 
@@ -129,7 +124,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     tuned = engine == "submitter"
     if tuned:
         engine, version = SUBMITTER.get(accelerator.vendor, ("vllm", ""))
-    if engine == "tensorrt-llm" and _release(version) < _TOLD_WINDOWS:
+    if engine == "tensorrt-llm" and release(version) < _TOLD_WINDOWS:
         model = _without_windows(model)
     weights = weights_name(row.weights, model, accelerator)
     kv = kv_name(row.kv, weights, TUNED if tuned else engine, accelerator)
@@ -145,7 +140,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     sequences, tokens, share = engine_limits(engine, version, accelerator, offline=row.mode == "offline")
     suite = suite_of(row)
     if suite is not None and engine == "vllm":
-        sequences, tokens = suite_limits(suite, _release(version), (sequences, tokens), offline=row.mode == "offline")
+        sequences, tokens = suite_limits(suite, version, (sequences, tokens), offline=row.mode == "offline")
     else:
         tokens = _prompt_tokens(row, engine, tokens)
     if row.max_num_seqs:

@@ -304,8 +304,9 @@ class Model:
     the embedding then counts once as parameters, once as a matmul). ``extras`` counts parts that are in the
     checkpoint but not in a text forward pass (``mtp``, ``vision``), in parameters. ``checkpoint`` is how the
     published weights are stored where the config says so, ``checkpoint_format`` its name, ``checkpoint_bytes`` the
-    exact payload where the files themselves were read (MTP and vision included); ``assumptions`` is
-    whatever had to be assumed to compute the model, one sentence each.
+    exact payload where the files themselves were read (MTP and vision included); ``also_by_block`` says that
+    its maker publishes it in 8 bits with a scale per block beside these; ``assumptions`` is whatever had to be
+    assumed to compute the model, one sentence each.
     """
 
     name: str
@@ -325,6 +326,7 @@ class Model:
     mtp_layers: tuple[tuple[int, Layer], ...] = field(default=())
     checkpoint: WeightFormat | None = None
     checkpoint_bytes: int | None = None
+    also_by_block: bool = False
 
     def weight_format(self, name: str = "") -> WeightFormat:
         """The format of that name, the checkpoint's own without one; its own variant goes before the common one.
@@ -341,10 +343,9 @@ class Model:
     def scaled_by_block(self) -> bool:
         """Whether its maker's 8-bit checkpoint has a scale per block of a matrix, so that engines run such kernels.
 
-        Other models are put into 8 bits with a scale per tensor or channel. Qwen3 is published both in 16 bits and so
-        (``weight_block_size`` of the ``quantization_config`` of its -FP8 repositories).
+        Other models are put into 8 bits with a scale per tensor or channel.
         """
-        return self.checkpoint_format == "fp8" or self.model_type.startswith("qwen3")
+        return self.checkpoint_format == "fp8" or self.also_by_block
 
     @cached_property
     def has_experts(self) -> bool:

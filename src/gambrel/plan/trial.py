@@ -282,7 +282,7 @@ def fewest_replicas(try_out: Callable[[Deployment], Trial], deployment: Deployme
     Where galloping seems to lead nowhere, ``most`` are tried at once, and if they miss too, that ends it: a fleet that
     is hardly busy, or one that keeps up and that half as many replicas again brought nearer to its limits by less than
     a tenth of what is missing. Dealing requests in turn makes one replica more now and then a little worse: where the
-    most miss narrowly, one fewer is tried as well, and none between: thousands take a second each.
+    most miss narrowly, one fewer is tried as well, and none between.
     """
     count, failed = min(least, most), min(least, most) - 1
     trial = try_out(deployment.with_(replicas=count))

@@ -35,6 +35,9 @@ __all__ = [
 
 _SLIDING: Final = {"sliding_attention", "sliding", "local", "local_attention", "swa", "sliding_window"}
 _CHUNKED: Final = {"chunked_attention", "chunked"}
+# Types whose makers publish 8 bits with a scale per 128 x 128 block (quantization_config, weight_block_size) beside 16:
+# config.json of Qwen/Qwen3-235B-A22B-FP8 and Qwen/Qwen3-32B-FP8.
+_ALSO_BY_BLOCK: Final = ("qwen3",)
 _MAX_LAYERS: Final = 4096
 _MAX_MTP: Final = 64
 
@@ -245,6 +248,7 @@ def assemble(
         tied=tied,
         max_context=c.optional("max_position_embeddings") or None,
         model_type=c.model_type,
+        also_by_block=c.model_type.startswith(_ALSO_BY_BLOCK),
         checkpoint_format=stored.name if stored is not None else "bf16",
         base_bits=_base_bits(c),
         extras=tuple(extras),
