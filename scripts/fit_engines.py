@@ -52,26 +52,44 @@ Floats = npt.NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "src" / "gambrel" / "catalog" / "data" / "engines.toml"
 MARK = "# --- fitted by scripts/fit_engines.py; what follows is overwritten ---\n"
-FACTORS = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire", "passes")
-TIMES = ("step_s", "layer_s", "seq_s", "logit_passes", "expert_shape")
-KINDS = FACTORS + TIMES
-# One-sigma of the prior on each constant's logarithm: software moves rates little on the accelerators whose kernels
-# were measured, and much where none were; host times are known to a factor.
-TIGHT = dict(zip(KINDS, (0.10, 0.12, 0.2, 0.25, 0.15, 0.15, 0.3, 0.4, 0.35, 0.4, 0.8, 0.6, 0.8), strict=True))
-LOOSE = dict(zip(KINDS, (0.7, 0.7, 0.7, 0.4, 0.3, 0.2, 0.7, 0.4, 0.7, 0.5, 1.0, 0.6, 0.5), strict=True))
-UNSURE = 0.3  # of 8- and 4-bit matmuls on Blackwell: 8 bits scatter, by block they are Hopper's, 4 have no table
+# One-sigma of the prior on each constant's logarithm, where kernels were measured and elsewhere: software moves rates
+# little on the former, and much on the latter; host times are known to a factor. Rates first.
+RATES = {
+    "bandwidth": (0.10, 0.7),
+    "compute": (0.12, 0.7),
+    "kv": (0.2, 0.7),
+    "experts": (0.10, 0.4),
+    "expert_compute": (0.4, 0.4),  # many tokens an expert come with data-parallel attention, whose costs it also takes
+    "quantised": (0.15, 0.3),
+    "four_bit": (0.15, 0.2),
+    "by_block": (0.15, 0.3),
+    "wire": (0.3, 0.7),
+    "passes": (0.4, 0.4),
+}
+HOST = {
+    "step_s": (0.35, 0.7),
+    "layer_s": (0.4, 0.5),
+    "seq_s": (0.8, 1.0),
+    "stream_s": (0.8, 1.0),
+    "soft_fp8": (0.8, 0.8),
+    "logit_passes": (0.6, 0.6),
+    "expert_shape": (0.8, 0.5),
+}
+PRIORS = RATES | HOST
+KERNELS = tuple(rate for rate in RATES if rate != "wire")
+FACTORS, TIMES, KINDS = tuple(RATES), tuple(HOST), tuple(PRIORS)
+UNSURE = 0.3  # on Blackwell: 8-bit matmuls scatter, by block they are Hopper's, 4 bits and their experts have no table
+SCATTERED = ("quantised", "four_bit", "by_block", "experts")
 NOISE = 0.15  # one-sigma of a row's log error that no constant explains
 HUBER = 2.0  # noises beyond which a row pulls no harder
 STEP = 0.05  # of a logarithm, for differences
-ROWS_A_GROUP = (
-    16  # rows of one source, model, accelerator, format and engine that are used at most: enough to see all shapes
-)
+ROWS_A_GROUP = 16  # rows of one source, model, accelerator, formats and engine at most: enough to see all shapes
 COUNTED = 12.0  # rows that a source, model and accelerator count for at most
 ITERATIONS = 12
 FARTHEST = 1.0  # of a logarithm that one iteration moves a constant
 INHERITED = 0.5  # share of its parent's way that an entry starts from
 # What rows that state neither arrangement nor batch can tell apart.
-TUNED = ("bandwidth", "compute", "kv", "passes", "expert_shape")
+TUNED = ("bandwidth", "compute", "kv", "experts", "passes", "expert_shape")
 TRIES = 6  # of a step, each more damped
 LEAST_DAMPING = 0.05
 CONVERGED = 0.002  # of the loss
@@ -98,6 +116,9 @@ class Entry:
     free: tuple[str, ...] = KINDS
     inherits: float = INHERITED
     unsure: tuple[str, ...] = ()  # what the kernel tables of its accelerators say little about
+    fresh: tuple[str, ...] = ()  # what its parents' kernels say nothing about: starts from its default
+    stream_s: float = 0.0  # rows of batches say nothing about it
+    soft_fp8: float = 1300.0  # between what vLLM and TensorRT-LLM lost by such a cache on an A100
     expert_shape: float = 1.0  # between what was counted of DeepSeek-R1 (0.22) and even routing
     logit_passes: float = 6.0  # to fp32, softmax, a draw: each reads or writes the row, greedy ones less
 
@@ -120,30 +141,34 @@ class Entry:
             "tensorrt-llm",
             "mlperf",
         }
-        return np.array([UNSURE if k in self.unsure else (TIGHT if measured else LOOSE)[k] for k in KINDS])
+        return np.array([UNSURE if k in self.unsure else PRIORS[k][0 if measured else 1] for k in KINDS])
 
 
 ENTRIES = (
-    Entry("vllm", "0.0", "NVIDIA", 1.0e-3, 25e-6, 20e-6, "vLLM before V1"),
-    Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1"),
-    Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", ("vllm:0.8:NVIDIA",), inherits=1.0,
-          unsure=("quantised", "four_bit")),
-    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024"),
-    Entry("vllm", "0.6", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM 0.6 on ROCm"),
-    Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm",
-          ("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
-    Entry("vllm", "0.0", "xe", 2.0e-3, 40e-6, 40e-6, "vLLM on oneAPI, 2024"),
-    Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI", ("vllm:0.0:xe",)),
-    Entry("vllm", "0.8", "Huawei", 3.0e-3, 100e-6, 20e-6, "vLLM V1 on Ascend"),
-    Entry("sglang", "0.0", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "SGLang", unsure=("quantised", "four_bit")),
-    Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm",
-          ("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
+    Entry("vllm", "0.0", "NVIDIA", 1.0e-3, 25e-6, 20e-6, "vLLM before V1", stream_s=20e-6),
+    Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1", stream_s=5e-6),
+    Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", stream_s=5e-6,
+          parents=("vllm:0.8:NVIDIA",), inherits=1.0, unsure=SCATTERED, fresh=KERNELS),
+    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024", stream_s=50e-6),
+    Entry("vllm", "0.6", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM 0.6 on ROCm", stream_s=50e-6),
+    Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm", stream_s=5e-6,
+          parents=("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
+    Entry("vllm", "0.0", "xe", 2.0e-3, 40e-6, 40e-6, "vLLM on oneAPI, 2024", stream_s=50e-6),
+    Entry("vllm", "0.8", "xe", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on oneAPI", stream_s=5e-6, parents=("vllm:0.0:xe",)),
+    Entry("vllm", "0.8", "Huawei", 3.0e-3, 100e-6, 20e-6, "vLLM V1 on Ascend", stream_s=5e-6),
+    Entry("sglang", "0.0", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "SGLang", stream_s=5e-6, parents=("vllm:0.8:NVIDIA",)),
+    Entry("sglang", "0.0", "blackwell", 0.5e-3, 10e-6, 8e-6, "SGLang on Blackwell", stream_s=5e-6,
+          parents=("sglang:0.0:NVIDIA",), unsure=SCATTERED, fresh=KERNELS),
+    Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm", stream_s=5e-6,
+          parents=("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
     Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)"),
-    Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)"),
-    Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell",
-          ("tensorrt-llm:1.0:NVIDIA",), inherits=1.0, unsure=("quantised", "four_bit")),
+    Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)", stream_s=30e-6),
+    Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell", stream_s=30e-6,
+          parents=("tensorrt-llm:1.0:NVIDIA",), inherits=1.0, unsure=SCATTERED, fresh=KERNELS),
     Entry("mlperf", "0.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "MLPerf submissions: TensorRT-LLM, tuned by hand",
           ("tensorrt-llm:1.0:NVIDIA",), TUNED),
+    Entry("mlperf", "0.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "MLPerf submissions on Blackwell, tuned by hand",
+          ("tensorrt-llm:1.0:blackwell",), TUNED),
     Entry("mlperf", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "MLPerf submissions: vLLM on ROCm, tuned by hand",
           ("vllm:0.6:AMD",), TUNED),
     Entry("llama.cpp", "0.0", "NVIDIA", 1.0e-3, 30e-6, 50e-6, "llama.cpp on CUDA, 2024"),
@@ -261,7 +286,7 @@ def chosen(directory: Path) -> list[Row]:
             task = task_of(row)
             if task is not None and task.beams > 1:  # what beams share of the cache is assumed: compared, not fitted
                 continue
-            groups[(row.source, row.model, row.gpu, row.weights, engine_key(row.engine), row.mode)].append(row)
+            groups[(row.source, row.model, row.gpu, row.weights, row.kv, engine_key(row.engine), row.mode)].append(row)
     kept = []
     for rows in groups.values():
         kept += sorted(rows, key=lambda r: zlib.crc32(r.id.encode()))[:ROWS_A_GROUP]
@@ -320,12 +345,16 @@ class Solution:
 
 
 def slopes(problem: Problem, theta: Floats, found: Figures) -> Floats:
-    """Derivatives of the errors with respect to every constant that is free, by differences: (figures, constants)."""
+    """Derivatives of the errors with respect to every constant that is free, by differences: (figures, constants).
+
+    Downwards for rates, which end at their peaks: from there the errors do not move upwards, and a fit would stay.
+    """
     jacobian = np.zeros((len(found.row), len(KINDS)))
     for kind in (KINDS.index(k) for k in problem.entry.free):
         moved = theta.copy()
-        moved[kind] += STEP
-        jacobian[:, kind] = (problem.figures(moved).error - found.error) / STEP
+        step = -STEP if KINDS[kind] in FACTORS else STEP
+        moved[kind] += step
+        jacobian[:, kind] = (problem.figures(moved).error - found.error) / step
     return jacobian
 
 
@@ -604,6 +633,7 @@ def solve_all(directory: Path, only: Sequence[str] = (), iterations: int = ITERA
             centre = np.zeros(len(KINDS))
             if e.parents:
                 centre = e.inherits * np.mean([found[parent].theta for parent in e.parents], axis=0)
+                centre[[KINDS.index(k) for k in e.fresh]] = 0.0
             found[e.name] = fitted(problem, centre, iterations)
     return [found[e.name] for e in ENTRIES if e.name in found]
 

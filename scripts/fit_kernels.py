@@ -193,11 +193,12 @@ def grouped(rows: list[dict[str, str]], device: Device, dtype: str) -> Fit | Non
             compute = 2 * projections * shard * (tokens * k + p[1] * touched) / (p[0] * peak)
             memory = (projections * shard * element * touched + p[3]) / (p[2] * device.bandwidth)
             total = total + round_max(compute, memory, ROUNDING)
-        return total
+        return np.asarray(total + p[4] * tokens * k * hidden * 2 / device.bandwidth, dtype=np.float64)
 
     # Weight reading and the compute ramp both grow with the experts touched, so the rows alone cannot tell them apart;
     # half of a 64-token tile bounds the ramp, lest four-bit weights inherit a ramp that is bandwidth in disguise.
-    return fit(MATMUL, predict, us * 1e-6, [0.5, 16, 0.8, 3e7], [0.05, 0, 0.2, 0], [1, 32, 0.95, 1e8])
+    start, low, high = [0.5, 16, 0.8, 3e7, 5], [0.05, 0, 0.2, 0, 0], [1, 32, 0.95, 1e8, 100]
+    return fit((*MATMUL, "expert_passes"), predict, us * 1e-6, start, low, high)
 
 
 def decode_attention(rows: list[dict[str, str]], device: Device) -> Fit:

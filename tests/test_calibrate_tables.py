@@ -109,6 +109,47 @@ def test_accelerators_counted_twice_are_counted_once(tmp_path: Path) -> None:
     assert (deployment.num_gpus, deployment.tp, deployment.attention_dp) == (8, 8, 8)
 
 
+def test_mixtures_of_a_table_that_says_so_have_attention_apart(tmp_path: Path) -> None:
+    line = (
+        "a3,TensorRT-LLM-perf-overview,2025-09,nvidia/Qwen3-235B-A22B,H100-SXM-80GB,8,8,1,,TensorRT-LLM,1.0,fp8,fp8?,"
+        "1000,1000,offline,inf,9000,,,,,B,max load; MoE runs use attention DP; KV dtype not stated"
+    )
+    (row,) = rows(tmp_path, line)
+    (deployment,) = deployments(row, Models(), accelerator)
+    assert (deployment.tp, deployment.ep, deployment.attention_dp) == (8, 8, 8)
+    assert deployment.weights == "fp8-tensor"  # NVIDIA's checkpoint; the model's own is scaled by block
+    assert len(workload_of(row)) == 3000  # type: ignore[arg-type]  # what its document says it queues
+    (dense,) = rows(tmp_path, line.replace("Qwen3-235B-A22B", "Llama-3.3-70B-Instruct"))
+    assert deployments(dense, Models(), accelerator)[0].attention_dp == 1
+
+
+def test_generated_configurations_have_the_batch_of_their_load(tmp_path: Path) -> None:
+    line = (
+        "a4,aiconfigurator-silicon,2026-03,Qwen/Qwen3-235B-A22B-FP8,H100-SXM-80GB,8,8,1,8,TensorRT-LLM,1.0.0rc3,fp8,,"
+        "1024,128,concurrency,16,,200,,15,,B,aic-internal; attention_dp=1"
+    )
+    (row,) = rows(tmp_path, line)
+    (deployment,) = deployments(row, Models(), accelerator)
+    assert (deployment.max_num_seqs, deployment.max_num_batched_tokens) == (16, 16 + 1024 + 1500)
+    assert deployment.weights == "fp8"
+    (row,) = rows(tmp_path, line.replace("TensorRT-LLM", "SGLang").replace("1.0.0rc3", "0.5.9"))
+    assert deployments(row, Models(), accelerator)[0].max_num_batched_tokens == 1024 + 1500
+
+
+def test_a_single_stream_of_llama_bench_has_its_prompt_token_by_token(tmp_path: Path) -> None:
+    """``-b 1``: twice as many steps as answer tokens, fewer where devices take prompt tokens in turn."""
+    line = (
+        "a5,ANL-LLM-Inference-Bench,2024-10,meta-llama/Llama-2-7b-hf,A100-SXM-40GB,1,1,1,1,llama.cpp,,fp16,fp16,"
+        "128,128,offline,1,29.5,,,,4344,B,llama.cpp: single stream (there it is n_batch)"
+    )
+    (row,) = rows(tmp_path, line)
+    (deployment,) = deployments(row, Models(), accelerator)
+    assert deployment.max_num_batched_tokens == 1
+    (row,) = rows(tmp_path, line.replace("40GB,1,1", "40GB,4,1"))
+    (deployment,) = deployments(row, Models(), accelerator)
+    assert (deployment.pp, deployment.max_num_batched_tokens) == (4, 4)
+
+
 def test_harness_lengths(tmp_path: Path) -> None:
     (fixed,) = rows(tmp_path, CLOSED)
     workload = workload_of(fixed)

@@ -69,6 +69,7 @@ def efficiencies(draw: st.DrawFn) -> Efficiency:
         bw_max=fractions,
         bw_half_bytes=st.floats(0, 5e7),
         rounding=st.sampled_from((0.0, 0.25, 0.5, 1.0)),
+        expert_passes=st.floats(0, 20),
     )
     return draw(
         st.one_of(
@@ -91,6 +92,8 @@ def efficiencies(draw: st.DrawFn) -> Efficiency:
                 layer_passes_tp=st.floats(0, 40),
                 step_s=seconds,
                 seq_s=seconds,
+                stream_s=seconds,
+                soft_fp8=st.floats(0, 5000),
                 logit_passes=st.floats(0, 20),
                 allreduce_alpha_s=seconds,
                 allreduce_bw=fractions,
@@ -301,6 +304,45 @@ def test_a_mixture_reads_the_experts_its_tokens_touch() -> None:
         return cost.step_cost(Step(n, 0, n, n)).weights_s - n * 4096 * 2 / 3350e9
 
     assert read(16) - read(1) == pytest.approx(expert * (moe.distinct(16) - 4), rel=1e-9)
+
+
+@given(st.floats(0.0, 20.0), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4096))
+def test_vectors_around_the_experts_are_divided_over_groups_and_not_over_ranks(
+    passes: float, tp: int, tokens: int
+) -> None:
+    """Every expert of every token moves its vector so often, on each rank that sees the token."""
+    d = Deployment(dense(layers=3, moe=MoE(64, 4), inner=1024), H100, tp=tp)
+    some = ideal().with_(grouped=(("bf16", Matmul(expert_passes=passes)),))
+    moved = 3 * 4 * passes * tokens * d.model.hidden_size * 2 / H100.memory_bandwidth
+    for groups in {1, tp}:
+        apart = d.with_(ep=tp, attention_dp=groups)
+        step = Step(tokens * groups, 0, 0, 0)
+        none, all_of_them = (Roofline(apart, e).step_cost(step).seconds for e in (ideal(), some))
+        assert all_of_them - none == pytest.approx(moved, rel=1e-6, abs=1e-15)
+
+
+@given(st.floats(0.0, 1.0), st.integers(1, 500))
+def test_what_leaves_as_a_stream_costs_the_host_its_packets(packets: float, batch: int) -> None:
+    streamed = Roofline(llama_on_h100(), ideal().with_(stream_s=5e-5, seq_s=1e-5))
+    step = Step.decode(batch, 100)
+    asked = (streamed, streamed.sending(0.0), streamed.sending(packets))
+    whole, none, some = (m.step_cost(step).seconds for m in asked)
+    assert whole - none == pytest.approx(batch * 5e-5)
+    assert some - none == pytest.approx(packets * batch * 5e-5)
+
+
+@given(st.integers(1, 256), st.integers(1, 8192))
+def test_an_eight_bit_cache_is_unpacked_in_software_where_there_is_no_such_format(batch: int, context: int) -> None:
+    """Two elements a query head, dimension and cached token, 1,000 FLOPs' worth each; no such work on an H100."""
+    soft = ideal().with_(soft_fp8=1000.0)
+    step = Step.decode(batch, context)
+    worth = 32 * 2 * 32 * 128 * batch * context * 1000.0  # layers, keys and values, query heads, their width
+    old, new = (Roofline(Deployment(llama_8b(), a, kv="fp8"), soft).step_cost(step) for a in (A100, H100))
+    plain = [Roofline(Deployment(llama_8b(), a, kv="fp8"), ideal()).step_cost(step) for a in (A100, H100)]
+    assert old.compute_s - plain[0].compute_s == pytest.approx(worth / A100.peak_flops["bf16"])
+    assert new == plain[1]
+    full = Roofline(Deployment(llama_8b(), A100, kv="bf16"), soft).step_cost(step)
+    assert full == Roofline(Deployment(llama_8b(), A100, kv="bf16"), ideal()).step_cost(step)
 
 
 def test_kv_heads_and_the_latent_are_replicated_over_ranks() -> None:

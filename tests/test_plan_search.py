@@ -18,7 +18,7 @@ from gambrel.plan import Space, plan
 from gambrel.plan.explain import SHORT_PROMPT, Loads, alone_workload, met_objectives
 from gambrel.plan.launch import vllm_command
 from gambrel.plan.screen import Demand, least_busy_s, screen_latency
-from gambrel.plan.search import Bench, judge, price_run, search, sustained
+from gambrel.plan.search import Bench, Hunter, Question, judge, price_run, search, sustained
 from gambrel.traffic import closed_loop
 
 if TYPE_CHECKING:
@@ -79,6 +79,19 @@ def test_bounds_are_never_above_what_simulation_reaches(
         joint = SLO.parse([f"{m}.p50<={limit}s" for m in ("ttft", "tpot", "itl", "e2e")] + ["goodput>=50%"])
         assert screen_latency(bench.table, demand, joint)[-1].reached >= joint.goodput(run)
     assert least_busy_s(bench.table, demand, deployment, bench.memory) <= run.busy_s * (1 + 1e-9)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000), rate=st.floats(0.5, 200), gpu=st.sampled_from(GPUS), more=st.integers(1, 50))
+def test_with_a_replica_for_each_request_more_change_nothing(seed: int, rate: float, gpu: str, more: int) -> None:
+    workload = chat(150, rate, seed)
+    deployment = Deployment(MODEL, api.accelerator(gpu))
+    bench = Bench.of(api.cost_model(deployment))
+    hunter = Hunter(Question(MODEL, workload, SLO.parse(["ttft.p95<=1s"]), Space(devices(gpu)), api.pricer()))
+    enough = hunter.one_each(deployment, bench)
+    few, many = (bench.run(deployment.with_(replicas=n), workload) for n in (enough, enough + more))
+    assert np.array_equal(few.first_token_s, many.first_token_s)
+    assert np.array_equal(few.last_token_s, many.last_token_s)
 
 
 def exhaustive(workload: Workload, slo: SLO, space: Space, most: int) -> float:

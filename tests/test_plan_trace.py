@@ -33,10 +33,12 @@ CASES: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("Qwen/Qwen3-30B-A3B", "h100-sxm", {"tp": 2, "ep": 2}),
     ("deepseek-ai/DeepSeek-V3", "h200-sxm", {"tp": 8}),
     ("openai/gpt-oss-20b", "h100-sxm", {}),
+    ("meta-llama/Llama-3.1-8B-Instruct", "a100-sxm-80", {"kv": "fp8"}),
+    ("Qwen/Qwen3-30B-A3B", "h100-sxm", {"tp": 4, "ep": 4, "attention_dp": 4}),
     ("google/gemma-3-27b-it", "l40s", {"tp": 2}),
     ("Qwen/Qwen3-Next-80B-A3B-Instruct", "h100-sxm", {"tp": 4}),
 )
-"""Dense, quantised and tensor-parallel, experts, latent attention, windows, recurrent state."""
+"""Dense, quantised and tensor-parallel, experts (alone, shared), latents, windows, an unpacked cache, states."""
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gambrel.calibrate.harness import row_lengths, workload_of
+from gambrel.calibrate.harness import packets, row_lengths, workload_of
 from gambrel.calibrate.setting import deployments
 from gambrel.calibrate.table import Figure
 from gambrel.core.errors import WorkloadError
@@ -44,6 +44,7 @@ class Point:
         measured: by metric (``ttft``, ``tpot``, ``e2e``, ``output_tok_s``): seconds or tokens per second.
         client_bound: whether the load generator, not the server, set the pace.
         source: file or table it came from.
+        packets: that left the server per token: 1 as a stream, 0 where a batch is read at its end.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Point:
     measured: Mapping[str, Figure] = field(default_factory=dict)
     client_bound: bool = False
     source: str = ""
+    packets: float = 1.0
 
 
 def require_server_bound(points: Sequence[Point]) -> None:
@@ -164,4 +166,4 @@ def point_of_row(row: Row, models: Models, find: Callable[[str], Accelerator]) -
     if workload is None:
         return None
     label = f"{row.id} {row.mode} {row.load:g} p{prompt:.0f} o{output:.0f}"
-    return Point(label, deployment, workload, row.measured, source=row.source)
+    return Point(label, deployment, workload, row.measured, source=row.source, packets=packets(row))

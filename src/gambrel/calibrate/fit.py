@@ -122,9 +122,9 @@ def log_errors(
     for i, point in enumerate(points):
         d = point.deployment  # levels of one sweep share compiled tables
         key = (d.model.name, d.label, d.max_num_seqs, d.max_num_batched_tokens, d.engine_version,
-               d.gpu_memory_utilization)  # fmt: skip
+               d.gpu_memory_utilization, point.packets)  # fmt: skip
         if key not in priced:
-            priced[key] = price(d)
+            priced[key] = price(d).sending(point.packets)
         figures = simulated(point.deployment, priced[key], point.workload, point.measured)
         for metric, figure in point.measured.items():
             if metric not in _NOISE or (metric in {"e2e", "output_tok_s"} and "tpot" in point.measured):

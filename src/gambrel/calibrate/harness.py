@@ -22,10 +22,16 @@ if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
     from gambrel.core.workload import Ints
 
-__all__ = ["row_lengths", "stream_interval", "workload_of"]
+__all__ = ["packets", "row_lengths", "stream_interval", "workload_of"]
 
 _ROUNDS: Final = 10  # requests per user of a closed loop, as InferenceX sends
 _MOST: Final = 20_000  # requests of one replay: enough for any figure compared here
+# $num_requests of NVIDIA/TensorRT-LLM docs/source/performance/perf-overview.md (0.17 to 1.2), by (input, output) tokens
+_QUEUED: Final = {
+    (128, 128): 30_000, (128, 2048): 3_000, (128, 4096): 1_500, (500, 2000): 3_000, (1000, 1000): 3_000,
+    (1000, 2000): 1_500, (2048, 128): 3_000, (2048, 2048): 1_500, (5000, 500): 1_500, (20000, 2000): 1_000,
+    (1024, 1024): 3_000, (8192, 1024): 1_500, (1024, 8192): 1_500, (32768, 1024): 1_000, (1024, 32768): 1_000,
+}  # fmt: skip
 _INFERENCEX_RANGE: Final = 0.8  # its RANDOM_RANGE_RATIO
 
 
@@ -78,6 +84,11 @@ def stream_interval(row: Row) -> int:
     return {"SGLang": 30, "TensorRT-LLM": 10}.get(row.engine, 1)
 
 
+def packets(row: Row) -> float:
+    """Packets that left the server per token: none of a batch that was read at its end."""
+    return 0.0 if row.mode == "offline" else 1.0 / stream_interval(row)
+
+
 def workload_of(row: Row, *, saturating: int = 256) -> Workload | None:
     """The requests of a row, or None where it does not say how long they were.
 
@@ -109,6 +120,8 @@ def _sent_once(row: Row, saturating: int) -> Workload | None:
         gaps[0] = 0.0
         return Workload(np.cumsum(gaps), p, g, name=row.id)
     bounded = math.isfinite(row.load) and row.load >= 1.0
-    n = min(_MOST, round(row.load) if bounded else max(64, 4 * saturating))
+    stated = _QUEUED.get((round(prompt), round(output))) if row.source.startswith("TensorRT-LLM") else None
+    endless = stated or max(64, 4 * saturating)
+    n = min(_MOST, round(row.load) if bounded else endless)
     p, g = _lengths(row, prompt, output, n)
     return Workload(np.zeros(n), p, g, name=row.id)

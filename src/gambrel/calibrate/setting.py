@@ -37,10 +37,11 @@ TUNED: Final = "mlperf"
 _MOST_SEQS: Final = 1 << 16
 _MOST_TOKENS: Final = 1 << 18
 _PAPER_MONTHS: Final = 6
+_MODEL_LEN: Final = 8192  # prompt tokens of a step before vLLM V1: as many as the longest request may have
 # TensorRT-LLM's C++ runtime holds and reads all of a context unless it is started with max_attention_window_size, which
 # its benchmark does not set (docs/source/advanced/gpt-attention.md, v0.13); the later runtime reads the checkpoint's.
 _TOLD_WINDOWS: Final = (1, 0)
-_MODEL_LEN: Final = 8192  # prompt tokens of a step before vLLM V1: as many as the longest request may have
+_SPARE_TOKENS: Final = 1500
 _MODEL_LENS: Final = {"dstack-benchmarks": 91_680}  # --max-model-len of the commands a source prints
 
 
@@ -126,27 +127,9 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         engine, version = SUBMITTER.get(accelerator.vendor, ("vllm", ""))
     if engine == "tensorrt-llm" and release(version) < _TOLD_WINDOWS:
         model = _without_windows(model)
-    weights = weights_name(row.weights, model, accelerator)
-    kv = kv_name(row.kv, weights, TUNED if tuned else engine, accelerator)
-    if not row.kv and engine == "vllm" and "InferenceX" in row.notes and accelerator.family == "blackwell":
-        # rows whose 16-bit cache would not hold the load do not queue: the runs set --kv-cache-dtype fp8 there
-        kv = "fp8" if weights.startswith("fp8") or "fp4" in weights else kv
-    placed = layout(row, accelerator)
-    if placed.gpus < row.num_gpus and not _held(Deployment(
-        model, accelerator, tp=placed.tp or 1, pp=placed.pp, ep=placed.ep, attention_dp=placed.attention_dp,
-        weights=weights,
-    )):  # fmt: skip
-        placed = layout(row, accelerator, counted_once=True)
-    sequences, tokens, share = engine_limits(engine, version, accelerator, offline=row.mode == "offline")
-    suite = suite_of(row)
-    if suite is not None and engine == "vllm":
-        sequences, tokens = suite_limits(suite, version, (sequences, tokens), offline=row.mode == "offline")
-    else:
-        tokens = _prompt_tokens(row, engine, tokens)
-    if row.max_num_seqs:
-        sequences = min(max(row.max_num_seqs, 1), _MOST_SEQS)
-    if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
-        sequences = max(sequences, min(round(row.load), _MOST_SEQS))
+    weights, kv = _formats(row, model, TUNED if tuned else engine, accelerator)
+    placed = _arranged(row, model, accelerator, weights)
+    sequences, tokens, share = _limits(row, engine, version, accelerator)
     if placed.attention_dp > 1:  # the limits are those of one group
         sequences, tokens = sequences * placed.attention_dp, tokens * placed.attention_dp
     base = Deployment(
@@ -166,6 +149,70 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     if placed.tp is None and model.has_experts:
         options += [_data_parallel(d) for d in options if d.tp > 1]
     return [_given_memory(d) for d in options] if engine == "tensorrt-llm" else options
+
+
+def _formats(row: Row, model: Model, engine: str, accelerator: Accelerator) -> tuple[str, str]:
+    """(weights, KV cache) as a row names them, or as its source's commands have them."""
+    weights = weights_name(row.weights, model, accelerator)
+    if weights == "fp8" and row.model.startswith("nvidia/"):  # ModelOpt scales whole tensors, whatever others do
+        weights = "fp8-tensor"
+    said = row.kv
+    if "MXFP4 on Hopper" in row.notes and "gpt-oss" in row.model and accelerator.family == "hopper":
+        said = "bf16"  # its options: kv_cache_config dtype auto there
+    kv = kv_name(said, weights, engine, accelerator)
+    if not said and engine == "vllm" and "InferenceX" in row.notes and accelerator.family == "blackwell":
+        # rows whose 16-bit cache would not hold the load do not queue: the runs set --kv-cache-dtype fp8 there
+        kv = "fp8" if weights.startswith("fp8") or "fp4" in weights else kv
+    return weights, kv
+
+
+def _arranged(row: Row, model: Model, accelerator: Accelerator, weights: str) -> Layout:
+    """A row's layout, given that its weights fit."""
+    placed = layout(row, accelerator)
+    if placed.gpus < row.num_gpus and not _held(Deployment(
+        model, accelerator, tp=placed.tp or 1, pp=placed.pp, ep=placed.ep, attention_dp=placed.attention_dp,
+        weights=weights,
+    )):  # fmt: skip
+        placed = layout(row, accelerator, counted_once=True)
+    if "MoE runs use attention DP" in row.notes and model.has_experts and placed.tp is not None:
+        placed = replace(placed, ep=placed.tp, attention_dp=placed.tp)
+    return placed
+
+
+def _limits(row: Row, engine: str, version: str, accelerator: Accelerator) -> tuple[int, int, float]:
+    """(sequences, prompt tokens of a step, share of memory): the engine's own, unless the source sets others.
+
+    The runs of llama-bench that are published as single streams pass ``-b 1``: prompts go in token by token, one on
+    each device of those that hold the layers, as none waits for the one before to leave the last.
+    """
+    sequences, tokens, share = engine_limits(engine, version, accelerator, offline=row.mode == "offline")
+    if engine == "llama.cpp" and "n_batch" in row.notes and "single stream" in row.notes:
+        return 1, max(1, row.num_gpus), share
+    suite = suite_of(row)
+    if suite is not None and engine == "vllm":
+        sequences, tokens = suite_limits(suite, version, (sequences, tokens), offline=row.mode == "offline")
+    else:
+        tokens = _prompt_tokens(row, engine, tokens)
+    if "aic-internal" in row.notes and row.load < float("inf") and row.prompt_tokens >= 1.0:
+        sequences, tokens = _generated_limits(row, engine, sequences, tokens)
+    if row.max_num_seqs:
+        sequences = min(max(row.max_num_seqs, 1), _MOST_SEQS)
+    if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
+        sequences = max(sequences, min(round(row.load), _MOST_SEQS))
+    return sequences, tokens, share
+
+
+def _generated_limits(row: Row, engine: str, sequences: int, tokens: int) -> tuple[int, int]:
+    """(sequences, prompt tokens) of a step as aiconfigurator's generator wrote them for the runs of its own tables.
+
+    Its rules for benchmarks (generator/rule_plugin/benchmark): the batch is the concurrency, a step takes it and one
+    prompt with 1,500 tokens to spare; SGLang keeps its own batch.
+    """
+    prompt = min(max(round(row.prompt_tokens), 1), _MOST_TOKENS) + _SPARE_TOKENS
+    if engine == "tensorrt-llm":
+        users = min(max(round(row.load), 1), _MOST_SEQS)
+        return users, prompt + users
+    return (sequences, prompt) if engine == "sglang" else (sequences, tokens)
 
 
 def _prompt_tokens(row: Row, engine: str, tokens: int) -> int:

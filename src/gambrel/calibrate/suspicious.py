@@ -17,12 +17,26 @@ __all__ = ["suspicious"]
 
 _AIC: Final = "aiconfigurator-silicon"
 _A_TOKEN: Final = 1e-3
+_START_S: Final = 18.0
+_COMPILED_S: Final = 5.0
 
 
 def _too_fast(row: Row) -> bool:
     """Whether a static batch of 6 billion parameters or more took less than a millisecond a token, start to end."""
     whole = row.measured.get("e2e")
     return whole is not None and whole.value < _A_TOKEN * row.output_tokens
+
+
+def _first_wave(row: Row) -> bool:
+    """Whether first tokens took seconds on average that do not grow with the load."""
+    first = row.measured.get("ttft")
+    return first is not None and first.value > _COMPILED_S
+
+
+def _unwarmed(row: Row) -> bool:
+    """Whether a run has the 17 seconds in it that others of the same device and load lack."""
+    whole = row.measured.get("e2e")
+    return whole is not None and whole.value > _START_S + _A_TOKEN * row.output_tokens
 
 
 _RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
@@ -39,6 +53,10 @@ _RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
         "release candidate of one run each; some 2.5 times slower than the rest",
     ),
     (
+        lambda r: r.source == _AIC and r.engine == "SGLang" and not r.engine_version and _first_wave(r),
+        "first tokens of 5 to 12 s from some load on, no more at four times it: kernels compiled in the first wave",
+    ),
+    (
         lambda r: r.source.startswith("TensorRT-LLM") and r.gpu.startswith("GH200") and r.tp == 2,
         "two GH200 are slower than one: joined by a network, not by NVLink",
     ),
@@ -49,6 +67,20 @@ _RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
     (
         lambda r: r.source.startswith("ANL") and _too_fast(r),
         "answers faster than one reading of the weights per token: the run failed",
+    ),
+    (
+        lambda r: r.source.startswith("ANL") and r.engine == "llama.cpp" and "Max1550" in r.gpu and r.num_gpus > 1,
+        "several devices take five times as long as one: what they share goes through the host",
+    ),
+    (
+        lambda r: (
+            r.source.startswith("ANL")
+            and r.engine == "vLLM"
+            and "Max1550" in r.gpu
+            and r.num_gpus == 1
+            and _unwarmed(r)
+        ),
+        "17 seconds whatever the length, which the same load lacks in another run (2 s instead of 19): compiled inside",
     ),
     (
         lambda r: r.source == "AccelMark" and "suite D" in r.notes and r.mode == "rate",

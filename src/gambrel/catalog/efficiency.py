@@ -27,9 +27,14 @@ __all__ = ["constants", "efficiency", "engine_entry", "is_measured", "kernel_eff
 _FILE: Final = Path(__file__).with_name("data") / "efficiency.toml"
 _ENGINES: Final = Path(__file__).with_name("data") / "engines.toml"
 _FLAT: Final = ("decode_attention", "prefill_attention", "all_reduce", "small_operations")
-_MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding")
-_ENGINE_FIELDS: Final = ("layer_s", "step_s", "seq_s", "logit_passes", "expert_shape", "request_s", "wait_steps")
-_ENGINE_FACTORS: Final = ("bandwidth", "compute", "kv", "experts", "quantised", "four_bit", "wire", "passes")
+_MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding", "expert_passes")
+_ENGINE_FIELDS: Final = (
+    "layer_s", "step_s", "seq_s", "stream_s", "soft_fp8", "logit_passes", "expert_shape", "request_s", "wait_steps",
+)  # fmt: skip
+_ENGINE_FACTORS: Final = (
+    "bandwidth", "compute", "kv", "experts", "expert_compute", "quantised", "four_bit", "by_block", "wire",
+    "passes",
+)  # fmt: skip
 _MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
 _MEASURED_VENDOR: Final = "NVIDIA"  # whose kernels the families and generic entries stand on
 _WIDEST: Final = 1.5  # one-sigma log error beyond which an interval says nothing: a factor of seven either way
@@ -53,7 +58,7 @@ def _value(entry: Any) -> float:
 def _matmuls(section: Mapping[str, Any]) -> tuple[tuple[str, Matmul], ...]:
     """Constants by math format; formats that have none of their own borrow."""
     found = {
-        math_format: Matmul(**{name: _value(fields[name]) for name in _MATMUL_FIELDS})
+        math_format: Matmul(**{name: _value(fields[name]) for name in _MATMUL_FIELDS if name in fields})
         for math_format, fields in section.items()
     }
     for math_format, wider in _BORROW:
@@ -71,7 +76,8 @@ def _by_block(whole: Matmul) -> Matmul:
     def share(field: str) -> float:
         return _value(timed[_BLOCK][field]) / _value(timed["fp8"][field])
 
-    return replace(whole, **{field: getattr(whole, field) * share(field) for field in _MATMUL_FIELDS})
+    timed_fields = [field for field in _MATMUL_FIELDS if field in timed[_BLOCK]]
+    return replace(whole, **{field: getattr(whole, field) * share(field) for field in timed_fields})
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -57,6 +57,8 @@ def constant_source(deployment: Deployment, name: str, math: str = "bf16", *, gr
         text += f"; times {_figures(entry, 'quantised')}"
     if factor in {"compute", "bandwidth"} and grouped and "experts" in entry:
         text += f"; times {_figures(entry, 'experts')}"
+    if factor == "compute" and grouped and "expert_compute" in entry:
+        text += f"; times {_figures(entry, 'expert_compute')}"
     return text
 
 

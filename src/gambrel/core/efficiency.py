@@ -43,6 +43,8 @@ class Matmul:
     straight line ``2 n k (T + mfu_half_tokens) / (mfu_max F)``. Memory: ``bw_max * b / (b + bw_half_bytes)`` of the
     peak bandwidth for a tensor of ``b`` bytes, so small tensor-parallel shards lose bandwidth. The two meet as
     ``(compute^p + memory^p)^(1/p)`` with ``p = 1 / rounding``: 0 is the sharp ``max`` of the textbook, 1 the plain sum.
+    ``expert_passes``: of grouped experts, how often a hidden vector in 16 bits moves through memory for every expert of
+    every token, to be sorted, activated between the two matmuls, and summed. Ranks that share experts do not share it.
     """
 
     mfu_max: float = 1.0
@@ -50,6 +52,7 @@ class Matmul:
     bw_max: float = 1.0
     bw_half_bytes: float = 0.0
     rounding: float = 0.0
+    expert_passes: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self, fractions=("mfu_max", "bw_max"))
@@ -84,6 +87,10 @@ class Efficiency:
             memory, per layer: on every rank, and divided over ranks. What exceeds ``layer_s`` is charged.
         step_s: host seconds per step (scheduling, launch, sampling) that the device waits for.
         seq_s: host seconds per sequence in a step.
+        stream_s: host seconds per sequence and step beside them where each token is sent on its own: a batch that is
+            read at its end has none, packets of ``n`` tokens an ``n``-th.
+        soft_fp8: tensor FLOPs' worth of one element of an 8-bit float cache, for each query head that reads it, where
+            the accelerator has no such format and kernels unpack it in software.
         logit_passes: how often a row of logits in 32 bits moves through memory until its token is drawn.
         allreduce_alpha_s: seconds of an all-reduce of nothing over the scale-up link.
         allreduce_bw: fraction of the link's one-way bandwidth that a large all-reduce reaches.
@@ -113,6 +120,8 @@ class Efficiency:
     layer_passes_tp: float = 0.0
     step_s: float = 0.0
     seq_s: float = 0.0
+    stream_s: float = 0.0
+    soft_fp8: float = 0.0
     logit_passes: float = 0.0
     allreduce_alpha_s: float = 0.0
     allreduce_bw: float = 1.0
@@ -160,8 +169,10 @@ class Efficiency:
         compute: float = 1.0,
         kv: float = 1.0,
         experts: float = 1.0,
+        expert_compute: float = 1.0,
         quantised: float = 1.0,
         four_bit: float = 1.0,
+        by_block: float = 1.0,
         wire: float = 1.0,
         passes: float = 1.0,
     ) -> Efficiency:
@@ -172,25 +183,32 @@ class Efficiency:
             compute: on the FLOP/s of matmuls and of prefill attention.
             kv: on the bandwidth of decode attention.
             experts: on both rates of grouped expert matmuls, beside ``bandwidth`` and ``compute``.
+            expert_compute: on the FLOP/s of grouped expert matmuls alone, beside the others.
             quantised: on both rates of matmuls in 8- and 4-bit math, beside the others: kernel tables time other
                 scalings (per block, per tensor) than engines run.
             four_bit: on both rates of matmuls in 4-bit math, beside ``quantised``: no kernel table has them.
+            by_block: on both rates of grouped expert matmuls with a scale per block, beside the others: engines have
+                kernels of their own for them.
             wire: on the bandwidth of collectives; their latency is divided by it.
             passes: on what small operations move through memory: engines fuse them more or less.
         """
 
-        def times(name: str, matmul: Matmul, rate: float) -> Matmul:
+        def times(name: str, matmul: Matmul, rate: float, flops: float = 1.0) -> Matmul:
             rate *= 1.0 if name in _SIXTEEN_BIT else quantised * (four_bit if name == "fp4" else 1.0)
             return replace(
                 matmul,
-                mfu_max=min(1.0, matmul.mfu_max * compute * rate),
+                mfu_max=min(1.0, matmul.mfu_max * compute * rate * flops),
                 bw_max=min(1.0, matmul.bw_max * bandwidth * rate),
             )
+
+        def grouped(name: str, matmul: Matmul) -> Matmul:
+            blocks = by_block if name in _BLOCK_SCALED.values() else 1.0
+            return times(name, matmul, experts * blocks, expert_compute)
 
         return replace(
             self,
             matmul=tuple((name, times(name, m, 1.0)) for name, m in self.matmul),
-            grouped=tuple((name, times(name, m, experts)) for name, m in self.grouped or self.matmul),
+            grouped=tuple((name, grouped(name, m)) for name, m in self.grouped or self.matmul),
             kv_bw_max=min(1.0, self.kv_bw_max * kv),
             kv_sqrt=self.kv_sqrt / kv,
             prefill_mfu_max=min(1.0, self.prefill_mfu_max * compute),

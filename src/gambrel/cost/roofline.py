@@ -152,7 +152,20 @@ class Roofline:
     def _layers(self, tokens: Floats) -> tuple[Floats, Floats, Floats]:
         """(total, compute, weights) seconds of every layer's matmuls over ``tokens`` tokens, and of embedding rows."""
         rows = self._deployment.model.hidden_size * self._deployment.model.base_bits / 8
-        return self._matmuls(tokens, self._kernels, tokens * (rows / self._deployment.accelerator.memory_bandwidth))
+        read = tokens * (rows / self._deployment.accelerator.memory_bandwidth)
+        return self._matmuls(tokens, self._kernels, read + self._routed(tokens))
+
+    def _routed(self, tokens: Floats) -> Floats:
+        """Seconds to move the vectors of every expert of every token around the grouped matmuls, all layers.
+
+        Ranks that see the same tokens all do so; those of data-parallel attention have their share each.
+        """
+        d = self._deployment
+        kernels = (k for k in self._kernels if k.moe is not None and k.flops_per_token)
+        passes = next((self.matmul(k).expert_passes for k in kernels), 0.0)
+        copies = sum(n * layer.moe.top_k for n, layer in d.model.layers if layer.moe is not None) / d.attention_dp
+        vector = d.model.hidden_size * ACTIVATION_BYTES / d.accelerator.memory_bandwidth
+        return np.asarray(tokens * (passes * copies * vector))
 
     def _matmuls(self, tokens: Floats, kernels: Iterable[Kernel], weights: Floats) -> tuple[Floats, Floats, Floats]:
         """(total, compute, weights) seconds of some kernels, on top of ``weights`` seconds of reading."""
@@ -212,6 +225,13 @@ class Roofline:
         small = np.maximum(eff.layer_s, tokens * (passes * vector))
         return np.asarray((eff.step_s + d.model.num_layers * small) * (tokens > 0))
 
+    @property
+    def unpacking(self) -> float:
+        """FLOPs' worth of unpacking a cache in software, per FLOP of decode attention: two of them meet an element."""
+        d = self._deployment
+        soft = d.kv.startswith("fp8") and "fp8" not in d.accelerator.peak_flops
+        return self.efficiency.soft_fp8 / 2.0 if soft else 0.0
+
     def _lines(self) -> Floats:
         """The attention coefficients of :class:`~gambrel.core.step.StepTable`.
 
@@ -222,6 +242,7 @@ class Roofline:
         lines = np.zeros(18)
         bandwidth = d.accelerator.memory_bandwidth * eff.kv_bw_max
         peak = self._peak("bf16")
+        soft = self.unpacking / peak
         for part in rank_attention(d):
             n, at = part.layers, 0 if part.span is None else 6
             if part.read_bytes_per_token > 0.0:
@@ -229,7 +250,7 @@ class Roofline:
                 lines[12] += n * eff.prefill_floor_s
             lines[at + 1] += n * part.read_bytes_per_token / bandwidth
             lines[at + 2] += n * eff.kv_sqrt * part.read_bytes_per_token**0.5
-            lines[at + 3] += n * part.decode_flops_per_pair / (eff.decode_attention_mfu * peak)
+            lines[at + 3] += n * part.decode_flops_per_pair * (1.0 / (eff.decode_attention_mfu * peak) + soft)
             pair = part.prefill_flops_per_pair / (eff.prefill_mfu_max * peak)
             lines[at + 4] += n * pair
             lines[at + 5] += n * pair * eff.prefill_half_keys
@@ -238,7 +259,7 @@ class Roofline:
             lines[11] += n * part.flops_per_token / (eff.prefill_mfu_max * peak)
             lines[13] += state
             lines[17] += n * part.flops_per_token / (eff.decode_attention_mfu * peak)
-        lines[14] = eff.seq_s + eff.logit_passes * d.model.vocab_size * LOGIT_BYTES / bandwidth
+        lines[14] = eff.seq_s + eff.stream_s + eff.logit_passes * d.model.vocab_size * LOGIT_BYTES / bandwidth
         lines[15] = 1.0 if self.form == "max" else 0.0
         width = d.tp // d.attention_dp
         if width > 1:
@@ -295,7 +316,7 @@ class Roofline:
         vector = self._deployment.model.hidden_size * self._deployment.model.base_bits / 8
         read = tokens * (vector / self._deployment.accelerator.memory_bandwidth)
         linear, compute, weights = self._matmuls(tokens, dense, read)
-        experts = self._matmuls(every, [k for k in self._kernels if k.moe is not None], np.zeros_like(every))
+        experts = self._matmuls(every, [k for k in self._kernels if k.moe is not None], self._routed(every))
         plain = self._table(np.zeros(1), rows)
         lines = self._coefficients.copy()
         lines[[1, 3, 4, 5, 7, 9, 10, 11, 13, 16, 17]] *= groups
@@ -305,6 +326,11 @@ class Roofline:
             plain.head, plain.head_compute, plain.head_weights, lines, plain.window, plain.request_s, plain.wait_steps,
         )  # fmt: skip
         return RankTable(own, *experts, self._exchange(every))
+
+    def sending(self, packets: float) -> Roofline:
+        """The same deployment where so many packets leave per token: 1 as a stream, fewer if joined, 0 at the end."""
+        sent = self.efficiency.stream_s * packets
+        return Roofline(self._deployment, self.efficiency.with_(stream_s=sent), self.form)
 
     def prefill(self) -> Roofline:
         """The prefill workers of a disaggregated deployment, with the same constants.

@@ -17,6 +17,8 @@ from gambrel.core.slo import Verdict
 from gambrel.core.step import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from gambrel.core.deployment import Deployment
     from gambrel.core.slo import SLO
     from gambrel.core.step import Floats, MemoryBudget, StepTable
@@ -75,18 +77,25 @@ class Demand:
 
 
 def alone(table: StepTable, prompt: int) -> tuple[float, float]:
-    """(TTFT, TPOT at the first decode) in seconds of one request that has the engine to itself.
+    """(TTFT, TPOT at the first decode) in seconds of one request that has the engine to itself."""
+    return next(alone_each(table, [prompt]))
 
-    The prompt goes in chunks of the table's token count, as chunked prefill does.
+
+def alone_each(table: StepTable, prompts: Iterable[int]) -> Iterator[tuple[float, float]]:
+    """:func:`alone` of several prompts, which have their whole chunks in common.
+
+    A prompt goes in chunks of the table's token count, as chunked prefill does.
     """
-    window = table.window or None
-    done, ttft = 0, 0.0
-    while done < prompt:
-        chunk = min(prompt - done, table.max_tokens)
-        step = Step.prefill(chunk, cached=done, window=window)
-        ttft += table.cost(step if done + chunk >= prompt else _unsampled(step)).seconds
-        done += chunk
-    return ttft, table.cost(Step.decode(1, prompt + 1, window)).seconds
+    window, most = table.window or None, table.max_tokens
+    before = [0.0]  # seconds of so many whole chunks
+    for prompt in prompts:
+        whole = (prompt - 1) // most
+        for n in range(len(before) - 1, whole):
+            before.append(
+                before[n] + table.cost(_unsampled(Step.prefill(most, cached=n * most, window=window))).seconds
+            )
+        last = Step.prefill(prompt - whole * most, cached=whole * most, window=window)
+        yield before[whole] + table.cost(last).seconds, table.cost(Step.decode(1, prompt + 1, window)).seconds
 
 
 def _unsampled(step: Step) -> Step:
@@ -109,7 +118,7 @@ def screen_latency(table: StepTable, demand: Demand, slo: SLO) -> tuple[Verdict,
     Each request's TTFT, TPOT and E2E are bounded by those of a shorter prompt from a grid, alone in the engine; a
     percentile of lower bounds is a lower bound of the percentile, and who is over a limit alone is over it in company.
     """
-    ttft_grid, tpot_grid = (np.array(x) for x in zip(*(alone(table, int(p)) for p in demand.grid), strict=True))
+    ttft_grid, tpot_grid = (np.array(x) for x in zip(*alone_each(table, map(int, demand.grid)), strict=True))
     at = np.searchsorted(demand.grid, demand.prompts, side="right") - 1
     several = demand.outputs > 1
     ttft, tpot = ttft_grid[at] * (not demand.prompts_cached), tpot_grid[at]

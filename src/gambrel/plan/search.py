@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from gambrel.core.errors import DeploymentError, WorkloadError
 from gambrel.core.plan import Candidate, FrontPoint
 from gambrel.engine.workers import needed
@@ -80,6 +82,7 @@ __all__ = [
 FINALISTS = 4
 LADDER = (1.25, 1.5, 2.0)  # load multiples at which settings of one price are told apart
 WORKERS = 2
+PLENTY = 256  # replicas beyond which it is worth knowing how many could matter at all
 KEPT, HALVING = 16, 4  # challengers of an accelerator that a beginning of the log leaves: a quarter, at least so many
 
 Best = tuple[float, int]
@@ -341,6 +344,8 @@ class Hunter:
                 self.rule_out(deployment, memory, "screen", f"needs {need} GPUs or more, {allowed} are allowed")
                 continue
             most = max(1, self.affordable(c, best))
+            if most > PLENTY:
+                most = min(most, max(PLENTY, self.one_each(deployment, c.bench)))
             trial = fewest_replicas(partial(self.try_out, c.bench), deployment, c.least, most)
             if not trial.candidate.feasible and math.isfinite(best[0]):
                 why = trial.candidate.lost_because.split(" ", 1)[0]
@@ -372,6 +377,24 @@ class Hunter:
             if (round(fleet.usd_per_hour or 0.0, 6), loss(fleet)) >= best:
                 most -= 1
         return most
+
+    def one_each(self, deployment: Deployment, bench: Bench) -> int:
+        """Replicas with which every request has one to itself, so that more change nothing; the log's where unknown.
+
+        Requests are dealt in turn: one meets another only if more of them arrive while it is served than there are
+        replicas.
+        """
+        log, spare = self.question.workload, self.space.spare
+        in_turn = plain(deployment) and deployment.routing == "round_robin" and log.prefix_blocks is None
+        if not in_turn or not foreseen(log):
+            return len(log) + spare
+        table = bench.harder.table
+        longest = int((log.prompt_tokens + log.output_tokens).max())
+        first_s, _ = alone(table, int(log.prompt_tokens.max()))
+        _, next_s = alone(table, longest)
+        until = log.arrival_s + (first_s + next_s * int(log.output_tokens.max()))
+        within = np.searchsorted(log.arrival_s, until, side="right") - np.arange(len(log))
+        return int(within.max()) + spare
 
     # -- the second round: batch limits -------------------------------------------------------------
 

@@ -53,8 +53,8 @@ class Parts:
 
     def all(self) -> list[Traced]:
         """Matmuls, head, attention, collectives, host."""
-        found = [self.embedding()]
         kernels = rank_kernels(self.d)
+        found = [self.embedding(), *self.routed(kernels)]
         found += [self.kernel(k, self.step.tokens, f"matmul {i + 1} of {len(kernels)}") for i, k in enumerate(kernels)]
         found += [self.kernel(rank_head(self.d), self.step.sampled, "output head"), self.attention()]
         return [*found, *self.collectives(), *self.host()]
@@ -75,6 +75,25 @@ class Parts:
             ),
             self.bandwidth,
         )
+
+    def routed(self, kernels: tuple[Kernel, ...]) -> list[Traced]:
+        """Vectors moved around grouped experts; none without experts."""
+        k = next((k for k in kernels if k.moe is not None and k.flops_per_token), None)
+        if k is None:
+            return []
+        used = self.d.accelerator.math_format(k.math) or k.math
+        copies = sum(n * layer.moe.top_k for n, layer in self.d.model.layers if layer.moe is not None)
+        size = made(
+            "bytes",
+            "bytes",
+            "product",
+            leaf("tokens", self.step.tokens, "tokens", "the step"),
+            leaf("experts of a token, all layers", copies, "1", shapes(self.d)),
+            leaf("bytes of a hidden vector", self.d.model.hidden_size * ACTIVATION_BYTES, "bytes", shapes(self.d)),
+            self.constant("expert_passes", self.model.matmul(k).expert_passes, "1", used, grouped=True),
+        )
+        groups = setting(self.d, "attention_dp")
+        return [made("vectors around the experts", "s", "quotient", size, self.bandwidth, groups)]
 
     def kernel(self, k: Kernel, tokens: int, name: str) -> Traced:
         """All runs of one matmul, each at the rounded maximum of its two roofs."""
@@ -211,7 +230,17 @@ class Parts:
             used = self.d.accelerator.math_format("bf16") or "bf16"
             peak = leaf(f"dense {used} peak", self.d.accelerator.peak_flops[used], "FLOP/s", sheet(self.d))
             mfu = leaf("decode_attention_mfu", eff.decode_attention_mfu, "1", "catalog constant: assumed, no rows")
-            sums.append(made("a kind of layer", "s", "product", layers, made("one", "s", "quotient", flops, mfu, peak)))
+            one = made("one", "s", "quotient", flops, mfu, peak)
+            soft = self.model.unpacking
+            if soft > 0.0:
+                pairs = made("FLOPs of pairs", "FLOP", "product", pair, cached)
+                worth = leaf(
+                    "FLOPs' worth of unpacking 8 bits, a FLOP", soft, "1", constant_source(self.d, "soft_fp8"),
+                    "half of soft_fp8: two FLOPs an element and query head",
+                )  # fmt: skip
+                one = made("one, unpacked", "s", "sum", one, made("unpacking", "s", "quotient", made(
+                    "worth", "FLOP", "product", pairs, worth), peak))  # fmt: skip
+            sums.append(made("a kind of layer", "s", "product", layers, one))
         if not reads:
             return leaf("attention", 0.0, "s", "no layer keeps a cache")
         return made(
@@ -375,7 +404,13 @@ class Parts:
                 "s",
                 "product",
                 leaf("sequences", self.step.decodes, "1", "the step"),
-                self.constant("seq_s", eff.seq_s, "s"),
+                made(
+                    "of one",
+                    "s",
+                    "sum",
+                    self.constant("seq_s", eff.seq_s, "s"),
+                    self.constant("stream_s", eff.stream_s, "s"),
+                ),
             ),
             made(
                 "sampling",
