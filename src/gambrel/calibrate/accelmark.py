@@ -2,9 +2,10 @@
 
 The harness starts vLLM inside its own process. Offline runs hand it ``max_num_seqs``; the asynchronous engine behind
 all other runs is given none, and in that context vLLM V1 takes 128 sequences and 2,048 tokens a step on every
-accelerator, half or less of what its server takes. The same prompts are sent in every run and at every rate, so from
-the second time on V1, which caches prefixes unless told not to, computes almost nothing of them wherever the cache
-holds them all.
+accelerator, half or less of what its server takes. Poisson streams are drawn from a fixed seed, rate after rate and
+three times each, and a figure is that of the three together: the very times at which requests came are known. The same
+prompts are sent in every run and at every rate, so from the second time on V1, which caches prefixes unless told not
+to, computes almost nothing of them wherever the cache holds them all.
 
 Source: repository FreedomIntelligence/AccelMark at 5797fc4 (``suites/*/suite.json``, ``loadgen/loadgen.py``, the
 runners of vLLM), read 2026-11-29; vLLM's ``EngineArgs`` and ``SchedulerConfig``.
@@ -12,10 +13,12 @@ runners of vLLM), read 2026-11-29; vLLM's ``EngineArgs`` and ``SchedulerConfig``
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,9 +26,15 @@ from gambrel.calibrate.names import release
 
 if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
+    from gambrel.core.step import Floats
     from gambrel.core.workload import Ints, Workload
 
-__all__ = ["WARMING", "Suite", "again", "answers", "caches", "prompts", "sent", "suite_limits", "suite_of"]
+__all__ = [
+    "LOTS", "WARMING", "Suite", "again", "answers", "arrivals", "caches", "prompts", "sent", "suite_limits", "suite_of",
+]  # fmt: skip
+
+LOTS: Final = 3
+"""How often a Poisson stream of each rate is sent; the figures are those of all requests together."""
 
 WARMING: Final = "warming"
 """The kind of requests that only fill a cache: what they took is not counted."""
@@ -33,7 +42,10 @@ WARMING: Final = "warming"
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What a suite fixes: ``max_model_len``, the longest answer, and how many prompts there are by kind of run."""
+    """What a suite fixes: ``max_model_len``, the longest answer, how many prompts there are by kind of run.
+
+    ``rates``: requests per second of its Poisson streams, in their order.
+    """
 
     model_len: int
     longest: int
@@ -41,18 +53,20 @@ class Suite:
     online: int
     alone: int
     sustained: int
+    rates: tuple[float, ...] = ()
 
 
-_STANDARD: Final = Suite(4096, 512, 100, 300, 150, 100)
+_STANDARD: Final = Suite(4096, 512, 100, 300, 150, 100, (5.0, 25.0, 100.0))
 _SUITES: Final = {
     "A": _STANDARD,
-    "B": replace(_STANDARD, online=200, alone=50),
-    "C": replace(_STANDARD, alone=100),
-    "D": Suite(30208, 256, 50, 200, 100, 50),
-    "E": replace(_STANDARD, offline=150),
-    "F": Suite(2048, 256, 200, 300, 150, 200),
-    "G": replace(_STANDARD, alone=50),
+    "B": replace(_STANDARD, online=200, alone=50, rates=(2.0, 5.0, 10.0, 25.0)),
+    "C": replace(_STANDARD, alone=100, rates=(5.0, 10.0, 25.0, 50.0)),
+    "D": Suite(30208, 256, 50, 200, 100, 50, (0.5, 1.0, 2.0)),
+    "E": replace(_STANDARD, offline=150, rates=()),
+    "F": Suite(2048, 256, 200, 300, 150, 200, (10.0, 40.0)),
+    "G": replace(_STANDARD, alone=50, rates=(2.0, 10.0, 40.0)),
 }
+_SEED: Final = 42  # SAMPLE_SEED of loadgen.py
 _OFFLINE_SEQS: Final = 512  # the runners' max_num_seqs for vLLM's LLM class
 _ASYNC: Final = (128, 2048)  # SchedulerConfig's defaults, which the context of an embedded asynchronous engine gets
 _EARLIER: Final = (256, 2048)  # before V1: sequences, and prompt tokens of a step where no prompt may be longer
@@ -112,24 +126,43 @@ def sent(row: Row, suite: Suite) -> int:
     return suite.alone if row.load <= 1.0 else suite.sustained
 
 
-def again(workload: Workload) -> Workload:
-    """The requests of a workload sent twice, their blocks named, so that a cache that holds them finds the second lot.
+def arrivals(suite: Suite, rate: float) -> Floats | None:
+    """float64[LOTS * online], seconds: when the requests of a rate came, one lot long after the other.
 
-    The first lot is of the kind ``WARMING``; rows come one lot after the other.
+    None for a rate that the suite does not have.
     """
-    n, shift = len(workload), 0.0 if workload.closed_loop else _APART_S
+    if rate not in suite.rates:
+        return None
+    rng = random.Random(_SEED)  # noqa: S311 - the harness's own generator
+    for each in suite.rates:
+        lots = [[rng.expovariate(each) for _ in range(suite.online)] for _ in range(LOTS)]
+        if each == rate:
+            break
+    return np.concatenate([np.array(list(itertools.accumulate(lot))) + k * _APART_S for k, lot in enumerate(lots)])
+
+
+def again(workload: Workload, lots: int = 1) -> Workload:
+    """The requests of a workload after a lot that warms the cache, their blocks named, so that they are found there.
+
+    ``lots``: how often the workload itself sends the same prompts. The first lot of the result is of the kind
+    ``WARMING``; rows come one lot after the other.
+    """
+    n, shift = len(workload) // lots, 0.0 if workload.closed_loop else _APART_S
     blocks = workload.prompt_tokens // _BLOCK
-    offsets = np.concatenate([[0], np.cumsum(blocks)])
-    names = np.arange(offsets[-1])
-    lead = np.cumsum(np.concatenate([blocks, blocks]))
+    names = np.tile(np.arange(int(blocks[:n].sum())), lots + 1)
+    lead = np.cumsum(np.concatenate([blocks[:n], blocks]))
+
+    def led(column: Any) -> Any:
+        return np.concatenate([column[:n], column])
+
     return replace(
         workload,
-        arrival_s=np.concatenate([workload.arrival_s, workload.arrival_s + shift]),
-        prompt_tokens=np.tile(workload.prompt_tokens, 2),
-        output_tokens=np.tile(workload.output_tokens, 2),
-        prefix_blocks=np.tile(names, 2),
+        arrival_s=np.concatenate([workload.arrival_s[:n], workload.arrival_s + shift]),
+        prompt_tokens=led(workload.prompt_tokens),
+        output_tokens=led(workload.output_tokens),
+        prefix_blocks=names,
         prefix_offsets=np.concatenate([[0], lead]).astype(np.int64),
         prefix_block_tokens=_BLOCK,
-        kind=np.repeat([0, 1], n),
+        kind=np.repeat([0, 1], [n, len(workload)]),
         kinds=(WARMING, "counted"),
     )

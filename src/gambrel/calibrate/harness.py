@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from gambrel.calibrate.accelmark import again, answers, caches, prompts, sent, suite_of
+from gambrel.calibrate.accelmark import LOTS, again, answers, arrivals, caches, prompts, sent, suite_of
 from gambrel.calibrate.tuned import lognormal, task_of
 from gambrel.core.workload import Workload
 
@@ -96,12 +97,21 @@ def workload_of(row: Row, *, saturating: int = 256) -> Workload | None:
         row: of a table.
         saturating: sequences a replica can hold; an unbounded queue sends enough to keep that many busy.
     """
-    made = _sent_once(row, saturating)
-    return made if made is None or suite_of(row) is None or not caches(row) else again(made)
+    suite = suite_of(row)
+    times = arrivals(suite, row.load) if suite is not None and row.mode == "rate" else None
+    made = _sent_once(row, saturating, len(times) // LOTS if times is not None else 0)
+    if made is not None and times is not None:
+        made = replace(
+            made, arrival_s=times, prompt_tokens=np.tile(made.prompt_tokens, LOTS),
+            output_tokens=np.tile(made.output_tokens, LOTS),
+        )  # fmt: skip
+    if made is None or suite is None or not caches(row):
+        return made
+    return again(made, LOTS if times is not None else 1)
 
 
-def _sent_once(row: Row, saturating: int) -> Workload | None:
-    """The requests of one run."""
+def _sent_once(row: Row, saturating: int, known: int) -> Workload | None:
+    """The requests of one run; ``known``: how many a stream has, where its harness says."""
     prompt, output = row_lengths(row)
     if not (prompt >= 1.0 and output >= 1.0):
         return None
@@ -113,7 +123,7 @@ def _sent_once(row: Row, saturating: int) -> Workload | None:
         return Workload(np.zeros(n), p, g, name=row.id, has_arrivals=False, closed_loop=users)
     if row.mode == "rate" and row.load > 0.0 and math.isfinite(row.load):
         said = re.search(r"(\d+)(?: prompts|-request| requests)", row.notes)
-        n = min(_MOST, int(said.group(1)) if said else 500)
+        n = known or min(_MOST, int(said.group(1)) if said else 500)
         rng = np.random.default_rng(zlib.crc32(row.id.encode()) ^ 1)
         p, g = _lengths(row, prompt, output, n)
         gaps = rng.exponential(1.0 / row.load, n)

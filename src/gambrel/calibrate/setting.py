@@ -42,6 +42,7 @@ _MODEL_LEN: Final = 8192  # prompt tokens of a step before vLLM V1: as many as t
 # its benchmark does not set (docs/source/advanced/gpt-attention.md, v0.13); the later runtime reads the checkpoint's.
 _TOLD_WINDOWS: Final = (1, 0)
 _SPARE_TOKENS: Final = 1500
+_A_PLACE_SHORT: Final = "1.0.0rc3"  # the release whose dense runs leave one place of the batch empty
 _MODEL_LENS: Final = {"dstack-benchmarks": 91_680}  # --max-model-len of the commands a source prints
 
 
@@ -129,7 +130,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         model = _without_windows(model)
     weights, kv = _formats(row, model, TUNED if tuned else engine, accelerator)
     placed = _arranged(row, model, accelerator, weights)
-    sequences, tokens, share = _limits(row, engine, version, accelerator)
+    sequences, tokens, share = _limits(row, engine, version, accelerator, model)
     if placed.attention_dp > 1:  # the limits are those of one group
         sequences, tokens = sequences * placed.attention_dp, tokens * placed.attention_dp
     base = Deployment(
@@ -179,7 +180,7 @@ def _arranged(row: Row, model: Model, accelerator: Accelerator, weights: str) ->
     return placed
 
 
-def _limits(row: Row, engine: str, version: str, accelerator: Accelerator) -> tuple[int, int, float]:
+def _limits(row: Row, engine: str, version: str, accelerator: Accelerator, model: Model) -> tuple[int, int, float]:
     """(sequences, prompt tokens of a step, share of memory): the engine's own, unless the source sets others.
 
     The runs of llama-bench that are published as single streams pass ``-b 1``: prompts go in token by token, one on
@@ -194,7 +195,7 @@ def _limits(row: Row, engine: str, version: str, accelerator: Accelerator) -> tu
     else:
         tokens = _prompt_tokens(row, engine, tokens)
     if "aic-internal" in row.notes and row.load < float("inf") and row.prompt_tokens >= 1.0:
-        sequences, tokens = _generated_limits(row, engine, sequences, tokens)
+        sequences, tokens = _generated_limits(row, engine, sequences, tokens, mixture=model.has_experts)
     if row.max_num_seqs:
         sequences = min(max(row.max_num_seqs, 1), _MOST_SEQS)
     if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
@@ -202,16 +203,19 @@ def _limits(row: Row, engine: str, version: str, accelerator: Accelerator) -> tu
     return sequences, tokens, share
 
 
-def _generated_limits(row: Row, engine: str, sequences: int, tokens: int) -> tuple[int, int]:
+def _generated_limits(row: Row, engine: str, sequences: int, tokens: int, *, mixture: bool) -> tuple[int, int]:
     """(sequences, prompt tokens) of a step as aiconfigurator's generator wrote them for the runs of its own tables.
 
     Its rules for benchmarks (generator/rule_plugin/benchmark): the batch is the concurrency, a step takes it and one
-    prompt with 1,500 tokens to spare; SGLang keeps its own batch.
+    prompt with 1,500 tokens to spare; SGLang keeps its own batch. In the dense model's runs of 1.0.0rc3 one place of
+    the batch stays empty: whatever the lengths and the width, at 8 to 32 users a first token comes one interval between
+    two ends later than its prompt takes (0.9 to 1.1 intervals). The mixture's runs of that release have no such wait.
     """
     prompt = min(max(round(row.prompt_tokens), 1), _MOST_TOKENS) + _SPARE_TOKENS
     if engine == "tensorrt-llm":
         users = min(max(round(row.load), 1), _MOST_SEQS)
-        return users, prompt + users
+        places = users - 1 if row.engine_version == _A_PLACE_SHORT and not mixture else users
+        return max(1, places), prompt + users
     return (sequences, prompt) if engine == "sglang" else (sequences, tokens)
 
 

@@ -19,6 +19,8 @@ _AIC: Final = "aiconfigurator-silicon"
 _A_TOKEN: Final = 1e-3
 _START_S: Final = 18.0
 _COMPILED_S: Final = 5.0
+_CEILING: Final = (36.0, 9200.0)  # requests, and tokens, a second that 2, 4 and 8 devices of one sweep stop at alike
+_NEAR: Final = 0.6  # of a ceiling, from where what stands before the engine queues
 
 
 def _too_fast(row: Row) -> bool:
@@ -39,6 +41,16 @@ def _unwarmed(row: Row) -> bool:
     return whole is not None and whole.value > _START_S + _A_TOKEN * row.output_tokens
 
 
+def _before_the_engine(row: Row) -> bool:
+    """Whether a run on several devices is near the rates that all widths of its sweep stop at alike."""
+    if not {"ttft", "tpot"} <= set(row.measured) or (row.tp or 1) < 2:
+        return False
+    whole = row.measured["ttft"].value + row.measured["tpot"].value * (row.output_tokens - 1)
+    rate = row.load / whole
+    requests, tokens = _CEILING
+    return rate > _NEAR * requests or rate * row.output_tokens > _NEAR * tokens
+
+
 _RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
     (
         lambda r: r.source == _AIC and r.gpu.startswith("GB200") and (r.tp or 1) > 8,
@@ -51,6 +63,12 @@ _RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
     (
         lambda r: r.source == _AIC and "aic-internal" in r.notes and r.engine_version.startswith("1.3"),
         "release candidate of one run each; some 2.5 times slower than the rest",
+    ),
+    (
+        lambda r: (
+            r.source == _AIC and "Llama-3.1-8B" in r.model and r.engine_version == "1.0.0rc3" and _before_the_engine(r)
+        ),
+        "2, 4 and 8 devices stop alike at 36 requests and 9,200 tokens a second: what sends or streams them is full",
     ),
     (
         lambda r: r.source == _AIC and r.engine == "SGLang" and not r.engine_version and _first_wave(r),
