@@ -63,6 +63,7 @@ RATES = {
     "quantised": (0.15, 0.3),
     "four_bit": (0.15, 0.2),
     "by_block": (0.15, 0.3),
+    "quantising": (0.5, 0.5),
     "wire": (0.3, 0.7),
     "passes": (0.4, 0.4),
 }

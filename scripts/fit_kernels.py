@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "src" / "gambrel" / "catalog" / "data" / "efficiency.toml"
 ROUNDING = 0.25  # the corner of the roofline; 0 and 0.5 fit as well or worse on every device (docs/cost.md)
 SOURCE = 'source = "ai-dynamo/aiconfigurator data base (Apache-2.0); small operations: microsoft/vidur (MIT)"'
+OUTLIER = 0.2  # log error beyond which a row pulls less and less
+ALIKE = 0.05  # one-sigma of what a memory reaches for one number format over what it reaches for another
 HEAD_DIM = 128  # of every attention kernel in the tables
 
 
@@ -88,23 +90,32 @@ def fit(
     start: list[float],
     low: list[float],
     high: list[float],
+    known: dict[int, float] | None = None,
 ) -> Fit:
-    """Robust least squares of ``log(predict(parameters) / measured)`` within bounds."""
+    """Robust least squares of ``log(predict(parameters) / measured)`` within bounds.
+
+    ``known``: parameters that another fit has found already, by their place: to within ``ALIKE``.
+    """
     lower, upper = np.array(low), np.array(high)
+    prior = sorted((known or {}).items())
+
+    def errors(parameters: Floats) -> Floats:
+        return np.asarray(np.log(predict(parameters) / measured), dtype=np.float64)
 
     def residuals(parameters: Floats) -> Floats:
-        return np.asarray(np.log(predict(parameters) / measured), dtype=np.float64)
+        pulled = [OUTLIER / ALIKE * np.log(parameters[i] / value) for i, value in prior]
+        return np.concatenate([errors(parameters), pulled])
 
     found = least_squares(
         residuals,
         np.array(start),
         bounds=(lower, upper),
         loss="soft_l1",
-        f_scale=0.2,
+        f_scale=OUTLIER,
         x_scale=np.maximum(np.array(start), 1e-12),
         diff_step=np.full(len(start), 1e-4),
     )
-    error = residuals(found.x)
+    error = errors(found.x)
     variance = float(np.mean(error**2))
     scale = np.array(start)
     jacobian = found.jac * scale  # parameters differ by fifteen orders of magnitude
@@ -153,8 +164,12 @@ def settled(rows: list[dict[str, str]], size: str, *shape: str) -> list[dict[str
 MATMUL = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes")
 
 
-def gemm(rows: list[dict[str, str]], device: Device, dtype: str) -> Fit | None:
-    """Dense matmuls. Where all weights fit the L2 cache of an L40S the benchmark never reads memory: left out."""
+def gemm(rows: list[dict[str, str]], device: Device, dtype: str, plain: Fit | None = None) -> Fit | None:
+    """Dense matmuls. Where all weights fit the L2 cache of an L40S the benchmark never reads memory: left out.
+
+    ``plain``: the 16-bit fit. Memory does not know what it holds, and half the bytes are half as far from the ramp, so
+    the plateau of narrower formats is that of the 16-bit ones unless their rows say otherwise.
+    """
     chosen = settled([r for r in rows if r["gpu"] == device.kernels and r["dtype"] == dtype], "m", "n", "k")
     if not chosen:
         return None
@@ -170,7 +185,8 @@ def gemm(rows: list[dict[str, str]], device: Device, dtype: str) -> Fit | None:
         memory = (size + p[3]) / (p[2] * device.bandwidth)
         return round_max(compute, memory, ROUNDING)
 
-    return fit(MATMUL, predict, us * 1e-6, [0.6, 30, 0.8, 5e6], [0.05, 0, 0.2, 0], [1, 400, 0.95, 6e7])
+    known = {2: float(plain.values[2])} if plain is not None else None
+    return fit(MATMUL, predict, us * 1e-6, [0.6, 30, 0.8, 5e6], [0.05, 0, 0.2, 0], [1, 400, 0.95, 6e7], known)
 
 
 def grouped(rows: list[dict[str, str]], device: Device, dtype: str) -> Fit | None:
@@ -275,11 +291,12 @@ def constants(where: Path) -> dict[str, dict[str, Fit]]:
     tables = {p.stem: read(p) for p in sorted(where.glob("*.csv"))}
     found: dict[str, dict[str, Fit]] = {}
     for device in DEVICES:
+        plain = gemm(tables["gemm"], device, "bfloat16")
         fits: dict[str, Fit | None] = {
-            "matmul.bf16": gemm(tables["gemm"], device, "bfloat16"),
-            "matmul.fp8": gemm(tables["gemm"], device, "fp8"),
+            "matmul.bf16": plain,
+            "matmul.fp8": gemm(tables["gemm"], device, "fp8", plain),
             # scaled by block; on the L40S and the B200 these were timed on a fallback (``main`` prints how much slower)
-            "matmul.fp8_block": gemm(tables["gemm"], device, "fp8_block") if device.family == "hopper" else None,
+            "matmul.fp8_block": gemm(tables["gemm"], device, "fp8_block", plain) if device.family == "hopper" else None,
             "grouped.bf16": grouped(tables["moe"], device, "bfloat16"),
             "grouped.fp8": grouped(tables["moe"], device, "fp8"),
             "grouped.fp8_block": grouped(tables["moe"], device, "fp8_block"),

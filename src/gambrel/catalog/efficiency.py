@@ -32,8 +32,8 @@ _ENGINE_FIELDS: Final = (
     "layer_s", "step_s", "seq_s", "stream_s", "soft_fp8", "logit_passes", "expert_shape", "request_s", "wait_steps",
 )  # fmt: skip
 _ENGINE_FACTORS: Final = (
-    "bandwidth", "compute", "kv", "experts", "expert_compute", "quantised", "four_bit", "by_block", "wire",
-    "passes",
+    "bandwidth", "compute", "kv", "experts", "expert_compute", "quantised", "four_bit", "by_block",
+    "quantising", "wire", "passes",
 )  # fmt: skip
 _MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
 _MEASURED_VENDOR: Final = "NVIDIA"  # whose kernels the families and generic entries stand on

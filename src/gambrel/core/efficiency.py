@@ -173,6 +173,7 @@ class Efficiency:
         quantised: float = 1.0,
         four_bit: float = 1.0,
         by_block: float = 1.0,
+        quantising: float = 1.0,
         wire: float = 1.0,
         passes: float = 1.0,
     ) -> Efficiency:
@@ -189,6 +190,8 @@ class Efficiency:
             four_bit: on both rates of matmuls in 4-bit math, beside ``quantised``: no kernel table has them.
             by_block: on both rates of grouped expert matmuls with a scale per block, beside the others: engines have
                 kernels of their own for them.
+            quantising: on the bytes' worth of time that a matmul in 8- and 4-bit math takes whatever its size: kernel
+                tables quantise its input in a call of its own, which engines join to what is before it.
             wire: on the bandwidth of collectives; their latency is divided by it.
             passes: on what small operations move through memory: engines fuse them more or less.
         """
@@ -199,6 +202,7 @@ class Efficiency:
                 matmul,
                 mfu_max=min(1.0, matmul.mfu_max * compute * rate * flops),
                 bw_max=min(1.0, matmul.bw_max * bandwidth * rate),
+                bw_half_bytes=matmul.bw_half_bytes * (1.0 if name in _SIXTEEN_BIT else quantising),
             )
 
         def grouped(name: str, matmul: Matmul) -> Matmul:
