@@ -65,6 +65,7 @@ RATES = {
     "by_block": (0.15, 0.3),
     "quantising": (0.5, 0.5),
     "wire": (0.3, 0.7),
+    "bus": (0.3, 0.7),
     "passes": (0.4, 0.4),
 }
 HOST = {
@@ -77,7 +78,7 @@ HOST = {
     "expert_shape": (0.8, 0.5),
 }
 PRIORS = RATES | HOST
-KERNELS = tuple(rate for rate in RATES if rate != "wire")
+KERNELS = tuple(rate for rate in RATES if rate not in {"wire", "bus"})
 FACTORS, TIMES, KINDS = tuple(RATES), tuple(HOST), tuple(PRIORS)
 UNSURE = 0.3  # on Blackwell: 8-bit matmuls scatter, by block they are Hopper's, 4 bits and their experts have no table
 SCATTERED = ("quantised", "four_bit", "by_block", "experts")

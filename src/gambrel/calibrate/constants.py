@@ -44,7 +44,8 @@ def moved(base: Efficiency, multiples: Mapping[str, float]) -> Efficiency:
     """The constants with each named one multiplied: rates never above their peak, times of 0 stay 0."""
     times = {name: getattr(base, name) * multiples[name] for name in TIMES if name in multiples}
     times["stream_s"] = base.stream_s * multiples.get("seq_s", 1.0)  # runs that stream cannot tell the two apart
-    return base.with_(**times).scaled(**{name: multiples[name] for name in FACTORS if name in multiples})
+    factors = {name: multiples[name] for name in FACTORS if name in multiples}
+    return base.with_(**times).scaled(**factors, bus=multiples.get("wire", 1.0))  # ranks meet over one of the two
 
 
 def applicable(deployment: Deployment) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ _ENGINE_FIELDS: Final = (
 )  # fmt: skip
 _ENGINE_FACTORS: Final = (
     "bandwidth", "compute", "kv", "experts", "expert_compute", "quantised", "four_bit", "by_block",
-    "quantising", "wire", "passes",
+    "quantising", "wire", "bus", "passes",
 )  # fmt: skip
 _MOST_BANDWIDTH: Final = 0.95  # of the peak: what no kernel table exceeds
 _MEASURED_VENDOR: Final = "NVIDIA"  # whose kernels the families and generic entries stand on

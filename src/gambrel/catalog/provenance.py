@@ -26,8 +26,8 @@ _FACTORS: Final = {
     "prefill_mfu_max": "compute",
     "allreduce_alpha_s": "wire",
     "allreduce_bw": "wire",
-    "pcie_alpha_s": "wire",
-    "pcie_bw": "wire",
+    "pcie_alpha_s": "bus",
+    "pcie_bw": "bus",
 }
 """Which factor of an engine multiplies which constant of the kernels."""
 

@@ -175,6 +175,7 @@ class Efficiency:
         by_block: float = 1.0,
         quantising: float = 1.0,
         wire: float = 1.0,
+        bus: float = 1.0,
         passes: float = 1.0,
     ) -> Efficiency:
         """The same kernels under other software: every rate times a factor, and never above its peak.
@@ -192,7 +193,8 @@ class Efficiency:
                 kernels of their own for them.
             quantising: on the bytes' worth of time that a matmul in 8- and 4-bit math takes whatever its size: kernel
                 tables quantise its input in a call of its own, which engines join to what is before it.
-            wire: on the bandwidth of collectives; their latency is divided by it.
+            wire: on the bandwidth of collectives over the scale-up link; their latency is divided by it.
+            bus: the same where ranks only meet over PCIe: other kernels, or the host's own copies.
             passes: on what small operations move through memory: engines fuse them more or less.
         """
 
@@ -218,8 +220,8 @@ class Efficiency:
             prefill_mfu_max=min(1.0, self.prefill_mfu_max * compute),
             allreduce_alpha_s=self.allreduce_alpha_s / wire,
             allreduce_bw=min(1.0, self.allreduce_bw * wire),
-            pcie_alpha_s=self.pcie_alpha_s / wire,
-            pcie_bw=min(1.0, self.pcie_bw * wire),
+            pcie_alpha_s=self.pcie_alpha_s / bus,
+            pcie_bw=min(1.0, self.pcie_bw * bus),
             layer_passes=self.layer_passes * passes,
             layer_passes_tp=self.layer_passes_tp * passes,
         )
