@@ -99,7 +99,7 @@ FIGURES = ("tpot", "e2e", "output_tok_s")
 FOLDS = ("model", "gpu", "source")
 WIDEST = 1.5  # one-sigma beyond which an interval says nothing: as the catalog has it
 NARROWEST = 0.08  # one-sigma below which nothing is stated: rows repeat no better
-UNSEEN = 0.45  # one-sigma of an entry without rows, of a vendor that has others
+UNSEEN = 0.45  # one-sigma of an entry without rows, of a vendor whose kernels have no tables but that has others
 Z80 = 1.2815515655446004
 
 
@@ -137,7 +137,7 @@ class Entry:
     @property
     def sigma(self) -> Floats:
         """One-sigma of each constant's prior."""
-        measured = self.vendor in {"NVIDIA", "blackwell"} and self.engine in {
+        measured = self.vendor in TABLES and self.engine in {
             "vllm",
             "sglang",
             "tensorrt-llm",
@@ -179,6 +179,7 @@ ENTRIES = (
     Entry("deepspeed", "0.0", "NVIDIA", 1.0e-3, 30e-6, 20e-6, "DeepSpeed-MII, 2024"),
     Entry("deepspeed", "0.0", "gaudi", 1.0e-3, 30e-6, 20e-6, "DeepSpeed on Gaudi 2, 2024"),
 )  # fmt: skip
+TABLES = ("NVIDIA", "blackwell")  # whose accelerators, or their sisters, have kernel tables
 NAMED = {e.name: i for i, e in enumerate(ENTRIES)}
 
 
@@ -486,9 +487,11 @@ class Spreads:
 
     def stated(self, h: Held, alone: float) -> float:
         """What is said of a figure like this one; ``alone`` of one that no row of its engine and vendor is left for."""
+        if h.few and on_tables(h):
+            return 2.0 * alone if h.metric == "ttft" else alone
         name = accelerator(h.gpu).name
         sigma = self.of[name] if h.known else self.board if accelerator(h.gpu).board else self.other
-        if h.few and not h.kind.startswith("NVIDIA"):
+        if h.few:
             sigma = max(sigma, alone)
         if h.mixture:
             sigma = max(sigma, self.experts)
@@ -497,15 +500,24 @@ class Spreads:
         )
 
 
-def alone_sigma(held: list[list[Held]], but: list[Held] | None = None) -> float:
+def on_tables(h: Held) -> bool:
+    """Whether a figure is of an accelerator that kernel tables speak for."""
+    return h.kind.startswith("NVIDIA")
+
+
+def alone_sigma(held: list[list[Held]], but: list[Held] | None = None, *, tables: bool = False) -> float:
     """The sigma that holds 80 % of what leaving out all rows of an engine and vendor costs, ``but`` one's.
 
-    At most ``WIDEST``. Entries count alike, those on accelerators whose kernels were measured aside.
+    At most ``WIDEST``. Entries count alike; of accelerators whose kernels were measured (``tables``), or of the others.
     """
+
+    def counts(h: Held) -> bool:
+        return h.few and h.metric != "ttft" and on_tables(h) is tables
+
     sizes = [
-        np.percentile([abs(h.error) for h in found if h.few and h.metric != "ttft"], np.arange(2.5, 100.0, 5.0))
+        np.percentile([abs(h.error) for h in found if counts(h)], np.arange(2.5, 100.0, 5.0))
         for found in held
-        if found is not but and any(h.few and h.metric != "ttft" and not h.kind.startswith("NVIDIA") for h in found)
+        if found is not but and any(counts(h) for h in found)
     ]
     return min(WIDEST, float(np.percentile(np.concatenate(sizes), 80)) / Z80) if sizes else UNSEEN
 
@@ -548,8 +560,8 @@ def inline(table: dict[str, float]) -> str:
     return "{ " + ", ".join(f'"{name}" = {value:.3f}' for name, value in table.items()) + " }"
 
 
-def document(s: Solution, held: list[Held]) -> list[str]:
-    """An entry of the data file."""
+def document(s: Solution, held: list[Held], alone: float = UNSEEN) -> list[str]:
+    """An entry of the data file; ``alone``: the sigma of engines without rows on accelerators with kernel tables."""
     e, problem = s.problem.entry, s.problem
     wide = 1.96 * np.sqrt(np.diag(s.covariance))
     lines = [f"[[engines.{quoted(e.engine)}]]", f'since = "{e.since}"']
@@ -571,7 +583,7 @@ def document(s: Solution, held: list[Held]) -> list[str]:
         lines += [f"ttft_spread = {found.first:.3f}", f"spreads = {inline(found.of)}"]
         lines.append(f"ttft_spreads = {inline(found.first_of)}")
     else:
-        lines.append(f"spread_other = {UNSEEN:.3f}")
+        lines.append(f"spread_other = {alone if e.vendor in TABLES else UNSEEN:.3f}")
     sources = "; ".join(sorted({row.source for row in problem.rows}))
     way = "half the way to" if e.inherits == INHERITED else "the mean of"
     inherited = (
@@ -597,9 +609,10 @@ def coverage_table(held: list[list[Held]]) -> list[str]:
     """Held-out errors by kind of deployment, with how often the stated intervals held."""
     rows: defaultdict[tuple[str, str, str], list[tuple[float, bool]]] = defaultdict(list)
     for found in held:
-        stated, alone = spreads(found), alone_sigma(held, found)
+        stated, alone = spreads(found), {tables: alone_sigma(held, found, tables=tables) for tables in (False, True)}
         for h in found:
-            rows[(h.kind, h.metric, h.by)].append((h.error, abs(h.error) <= Z80 * stated.stated(h, alone)))
+            sigma = stated.stated(h, alone[on_tables(h)])
+            rows[(h.kind, h.metric, h.by)].append((h.error, abs(h.error) <= Z80 * sigma))
     lines = []
     for (kind, metric, by), figures in sorted(rows.items()):
         sign = -1.0 if metric == "output_tok_s" else 1.0
@@ -651,7 +664,8 @@ def main() -> None:
     solutions = solve_all(arguments.directory, arguments.only, arguments.iterations)
     held = [held_out(s) for s in solutions]
     table = coverage_table(held)
-    written = "\n".join(line for s, h in zip(solutions, held, strict=True) for line in document(s, h))
+    alone = alone_sigma(held, tables=True)
+    written = "\n".join(line for s, h in zip(solutions, held, strict=True) for line in document(s, h, alone))
     written = "\n".join([*unseen(held), written])
     if arguments.write and not arguments.only:
         kept = DATA.read_text(encoding="utf-8").split(MARK)[0]

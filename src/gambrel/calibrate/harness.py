@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gambrel.calibrate.accelmark import LOTS, again, answers, arrivals, caches, prompts, sent, suite_of
+from gambrel.calibrate.names import engine_key
 from gambrel.calibrate.tuned import lognormal, task_of
 from gambrel.core.workload import Workload
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
     from gambrel.core.workload import Ints
 
-__all__ = ["packets", "row_lengths", "stream_interval", "workload_of"]
+__all__ = ["alike", "packets", "row_lengths", "stream_interval", "workload_of"]
 
 _ROUNDS: Final = 10  # requests per user of a closed loop, as InferenceX sends
 _MOST: Final = 20_000  # requests of one replay: enough for any figure compared here
@@ -88,6 +89,15 @@ def stream_interval(row: Row) -> int:
 def packets(row: Row) -> float:
     """Packets that left the server per token: none of a batch that was read at its end."""
     return 0.0 if row.mode == "offline" else 1.0 / stream_interval(row)
+
+
+def alike(row: Row) -> bool:
+    """Whether all requests of a batch were one prompt of one word repeated, whose tokens all go to the same experts.
+
+    So argonne-lcf/LLM-Inference-Bench runs TensorRT-LLM and DeepSpeed (``generate_input`` of its scripts: "France" for
+    every word of every prompt); its vLLM scripts draw random tokens.
+    """
+    return row.source.startswith("ANL") and engine_key(row.engine) in {"tensorrt-llm", "deepspeed"}
 
 
 def workload_of(row: Row, *, saturating: int = 256) -> Workload | None:

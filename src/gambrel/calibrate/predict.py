@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from gambrel.calibrate.accelmark import WARMING, suite_of
-from gambrel.calibrate.harness import packets, row_lengths, stream_interval, workload_of
+from gambrel.calibrate.harness import alike, packets, row_lengths, stream_interval, workload_of
 from gambrel.calibrate.setting import TUNED, deployments
 from gambrel.calibrate.table import MODES
 from gambrel.calibrate.tuned import drawn, highest_rate, limit_of, task_of
@@ -251,7 +251,7 @@ class Predictor:
 
     def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Roofline, str]:
         """(figures by metric, cost model, what had to be assumed to run at all) of one arrangement."""
-        table, memory, priced = self._compiled(deployment, packets(row))
+        table, memory, priced = self._compiled(deployment, packets(row), alike=alike(row))
         prompt, output = row_lengths(row)
         held = held_bytes(deployment, prompt + output / 2) or 1.0
         room = max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held)
@@ -308,17 +308,20 @@ class Predictor:
             self._widest[key] = priced.compile(tokens, rows)
         return self._widest[key]
 
-    def _compiled(self, deployment: Deployment, sent: float = 0.0) -> tuple[StepTable, MemoryBudget, Roofline]:
+    def _compiled(
+        self, deployment: Deployment, sent: float = 0.0, *, alike: bool = False
+    ) -> tuple[StepTable, MemoryBudget, Roofline]:
         """(step table, memory, cost model) of a deployment, kept for the next row of the same settings.
 
-        ``sent``: packets that leave per token and sequence.
+        ``sent``: packets that leave per token and sequence; ``alike``: whether all tokens pick the same experts.
         """
         d = deployment
         key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, d.engine,
                d.engine_version, d.max_num_seqs, d.max_num_batched_tokens, d.gpu_memory_utilization,
-               d.draft_tokens, sent)  # fmt: skip
+               d.draft_tokens, sent, alike)  # fmt: skip
         if key not in self._tables:
             priced = self._price(d.with_(replicas=1)).sending(sent)
+            priced = priced.alike() if alike and d.model.has_experts else priced
             blocks = priced.memory().num_kv_blocks
             if blocks < 1:  # it ran: engines are then given more of the memory and smaller steps
                 tighter = d.with_(

@@ -33,6 +33,7 @@ __all__ = ["FORMS", "Roofline", "round_max"]
 FORMS = ("serial", "max")
 _PASSES_BACK = 2  # a vector is read and written
 _ROWS_KEPT = 512  # one-step tables remembered: the named points of a curve ask for the same ones at every context
+_ALIKE = 1e-4  # evenness of routing at which any number of tokens touches as many experts as one
 
 
 def round_max(compute: Floats, memory: Floats, rounding: float) -> Floats:
@@ -331,6 +332,10 @@ class Roofline:
         """The same deployment where so many packets leave per token: 1 as a stream, fewer if joined, 0 at the end."""
         sent = self.efficiency.stream_s * packets
         return Roofline(self._deployment, self.efficiency.with_(stream_s=sent), self.form)
+
+    def alike(self) -> Roofline:
+        """The same deployment where all tokens of a step pick the same experts: one prompt of one word, many times."""
+        return Roofline(self._deployment, self.efficiency.with_(expert_shape=_ALIKE), self.form)
 
     def prefill(self) -> Roofline:
         """The prefill workers of a disaggregated deployment, with the same constants.
