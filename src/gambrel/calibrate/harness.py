@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gambrel.calibrate.accelmark import LOTS, again, answers, arrivals, caches, prompts, sent, suite_of
+from gambrel.calibrate.inferencex import published, stream_interval
 from gambrel.calibrate.names import engine_key
 from gambrel.calibrate.tuned import lognormal, task_of
 from gambrel.core.workload import Workload
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
     from gambrel.core.workload import Ints
 
-__all__ = ["alike", "packets", "row_lengths", "stream_interval", "workload_of"]
+__all__ = ["alike", "packets", "row_lengths", "workload_of"]
 
 _ROUNDS: Final = 10  # requests per user of a closed loop, as InferenceX sends
 _MOST: Final = 20_000  # requests of one replay: enough for any figure compared here
@@ -44,7 +45,7 @@ def _uniform(rng: np.random.Generator, low: float, high: float, n: int) -> Ints:
 def _lengths(row: Row, prompt: float, output: float, n: int) -> tuple[Ints, Ints]:
     """Prompt and output tokens of ``n`` requests as the harness draws them; fixed where nothing else is known."""
     rng = np.random.default_rng(zlib.crc32(row.id.encode()))
-    if "InferenceX-db" in row.notes:
+    if published(row):
         return (
             _uniform(rng, prompt * _INFERENCEX_RANGE, prompt, n),
             _uniform(rng, output * _INFERENCEX_RANGE, output, n),
@@ -70,20 +71,6 @@ def row_lengths(row: Row) -> tuple[float, float]:
     if math.isnan(prompt) and math.isfinite(output) and row.source.startswith("AccelMark"):
         prompt = 281.5 if "suite C" in row.notes else 28640.8 if "suite D" in row.notes else 256.2
     return prompt, output
-
-
-def stream_interval(row: Row) -> int:
-    """Tokens that the engine sent to the client at a time: the first arrives with the last of them.
-
-    InferenceX serves mixtures with the settings its recipes and NVIDIA's deployment guide for DeepSeek-R1 give:
-    TensorRT-LLM ``stream_interval: 10``, SGLang ``--stream-interval 30``.
-    """
-    mixture = re.search(r"deepseek|qwen3\.5|qwen3-|gpt-oss|kimi|glm|minimax|llama-4|mixtral", row.model.lower())
-    if "aiconfigurator" not in row.source or mixture is None:
-        return 1
-    if "aic-internal" in row.notes and row.engine != "SGLang":
-        return 1
-    return {"SGLang": 30, "TensorRT-LLM": 10}.get(row.engine, 1)
 
 
 def packets(row: Row) -> float:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from gambrel.calibrate.accelmark import WARMING, suite_of
-from gambrel.calibrate.harness import alike, packets, row_lengths, stream_interval, workload_of
+from gambrel.calibrate.harness import alike, packets, row_lengths, workload_of
+from gambrel.calibrate.inferencex import stream_interval, waiting_steps
 from gambrel.calibrate.setting import TUNED, deployments
 from gambrel.calibrate.table import MODES
 from gambrel.calibrate.tuned import drawn, highest_rate, limit_of, task_of
@@ -269,7 +270,8 @@ class Predictor:
                    for metric, figure in row.measured.items()}  # fmt: skip
         if "ttft" in figures and not static:  # the first token leaves with the last of its packet
             step = run.distribution("tpot").p50
-            figures["ttft"] += (stream_interval(row) - 1) * step if math.isfinite(step) else 0.0
+            late = stream_interval(row) - 1 + waiting_steps(row, deployment.attention_dp)
+            figures["ttft"] += late * step if math.isfinite(step) else 0.0
         figures.setdefault("output_tok_s", run.output_tokens_per_s)
         return figures, priced, assumed
 

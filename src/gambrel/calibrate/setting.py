@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gambrel.calibrate.accelmark import suite_limits, suite_of
+from gambrel.calibrate.inferencex import arrangement
 from gambrel.calibrate.names import Models, device, engine_key, engine_version, kv_name, release, weights_name
 from gambrel.calibrate.tuned import as_submitted
 from gambrel.core.deployment import Deployment
@@ -68,6 +69,9 @@ def layout(row: Row, accelerator: Accelerator, *, counted_once: bool = False) ->
     said = re.search(r"attention_dp=(\d+)|DEP(\d+)", row.notes)
     attention_dp = int(said.group(1) or said.group(2)) if said else 1
     gpus, tp, pp, ep = row.num_gpus, row.tp, row.pp or 1, row.ep or 1
+    chosen = arrangement(row)
+    if chosen is not None:
+        ep, attention_dp = chosen
     if ep > 1 and gpus == ep * ep and tp in {1, gpus} and gpus > ep and not counted_once:
         gpus, tp = ep, ep
         attention_dp = ep if attention_dp > 1 else 1
