@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
 
-__all__ = ["arrangement", "published", "stream_interval", "waiting_steps"]
+__all__ = ["arrangement", "cache", "limits", "published", "stream_interval", "waiting_steps"]
 
 _MIXTURE: Final = re.compile(r"deepseek|qwen3\.5|qwen3-|gpt-oss|kimi|glm|minimax|llama-4|mixtral")
 _SHORT: Final = (1024, 1024)
@@ -25,12 +25,14 @@ _UNSTATED: Final = "2025-11-02"  # the day whose rows of DeepSeek in TensorRT-LL
 _WHOLE: Final = 8  # devices from which dense prompts no longer wait for company
 _COMPANY: Final = 20.0  # batch_wait_timeout_iters; 0.9 of 16,384 tokens, which would end it, never come together
 _BALANCE: Final = 30.0  # half of attention_dp_config's timeout_iters of 60, with enable_balance
+_MOST_USERS: Final = 1e5
+_ROOMIER: Final = "2026-01-29"  # from when a step of TensorRT-LLM takes at least 8,192 tokens
 _BUSY: Final = 16  # users from which --scheduler-recv-interval is 30 instead of 10
 
 
 def published(row: Row) -> bool:
-    """Whether a row is one of InferenceX's own results."""
-    return "InferenceX-db" in row.notes
+    """Whether a row is one of InferenceX's results: those of SGLang that aiconfigurator calls internal repeat them."""
+    return "InferenceX-db" in row.notes or ("aic-internal" in row.notes and row.engine == "SGLang")
 
 
 def stream_interval(row: Row) -> int:
@@ -59,6 +61,37 @@ def waiting_steps(row: Row, attention_dp: int) -> float:
     if row.engine == "SGLang" and row.weights == "fp4" and "DeepSeek" in row.model:
         return (30 if row.load >= _BUSY else 10) / 2  # between two looks at the queue
     return 0.0
+
+
+def cache(row: Row) -> str:
+    """The number format of the cache that the scripts name, or ``""``: 8 bits for every model published in fewer.
+
+    But vLLM on Hopper, whose script names it too: its rows take as long as attention over 16 bits does.
+    """
+    slow = row.engine == "vLLM" and row.gpu.startswith("H")
+    return "fp8" if published(row) and row.weights in {"fp8", "fp4"} and not slow else ""
+
+
+def limits(row: Row, engine: str) -> tuple[int, int, float] | None:
+    """(sequences, prompt tokens of a step, share of memory) that the scripts set; None where they are not known.
+
+    TensorRT-LLM's share is of what weights and activations leave, as its option says.
+    """
+    if not published(row) or not 1.0 <= row.load <= _MOST_USERS:
+        return None
+    users, prompt = round(row.load), round(row.prompt_tokens)
+    if engine == "vllm":
+        return 512, 8192, 0.9
+    if engine == "sglang":
+        small = row.weights == "fp4" and "DeepSeek" in row.model
+        sequences, tokens, share = (256, 16384, 0.85) if small else (128, 32768, 0.82)
+        return max(sequences, users), tokens, share  # rows of more users than that show no queue
+    if engine == "tensorrt-llm" and _MIXTURE.search(row.model.lower()) is None:
+        return 2048, 16384, 0.9
+    if engine == "tensorrt-llm":
+        tokens = -(-(users + prompt + 64) // 64) * 64
+        return 2048, max(tokens, 8192) if row.date >= _ROOMIER else tokens, 0.8
+    return None
 
 
 def arrangement(row: Row) -> tuple[int, int] | None:

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from gambrel.calibrate import inferencex
 from gambrel.calibrate.accelmark import suite_limits, suite_of
-from gambrel.calibrate.inferencex import arrangement
 from gambrel.calibrate.names import Models, device, engine_key, engine_version, kv_name, release, weights_name
 from gambrel.calibrate.tuned import as_submitted
 from gambrel.core.deployment import Deployment
@@ -69,7 +69,7 @@ def layout(row: Row, accelerator: Accelerator, *, counted_once: bool = False) ->
     said = re.search(r"attention_dp=(\d+)|DEP(\d+)", row.notes)
     attention_dp = int(said.group(1) or said.group(2)) if said else 1
     gpus, tp, pp, ep = row.num_gpus, row.tp, row.pp or 1, row.ep or 1
-    chosen = arrangement(row)
+    chosen = inferencex.arrangement(row)
     if chosen is not None:
         ep, attention_dp = chosen
     if ep > 1 and gpus == ep * ep and tp in {1, gpus} and gpus > ep and not counted_once:
@@ -168,11 +168,7 @@ def _formats(row: Row, model: Model, engine: str, accelerator: Accelerator) -> t
         # NVIDIA's tests of its checkpoints (TensorRT-LLM, tests/integration/defs/accuracy/references) name an 8-bit
         # cache for the NVFP4 one and for other models' FP8, none for this
         said = "bf16"
-    kv = kv_name(said, weights, engine, accelerator)
-    if not said and engine == "vllm" and "InferenceX" in row.notes and accelerator.family == "blackwell":
-        # rows whose 16-bit cache would not hold the load do not queue: the runs set --kv-cache-dtype fp8 there
-        kv = "fp8" if weights.startswith("fp8") or "fp4" in weights else kv
-    return weights, kv
+    return weights, kv_name(said or inferencex.cache(row), weights, engine, accelerator)
 
 
 def _arranged(row: Row, model: Model, accelerator: Accelerator, weights: str) -> Layout:
@@ -202,8 +198,11 @@ def _limits(row: Row, engine: str, version: str, accelerator: Accelerator, model
         sequences, tokens = suite_limits(suite, version, (sequences, tokens), offline=row.mode == "offline")
     else:
         tokens = _prompt_tokens(row, engine, tokens)
-    if "aic-internal" in row.notes and row.load < float("inf") and row.prompt_tokens >= 1.0:
-        sequences, tokens = _generated_limits(row, engine, sequences, tokens, mixture=model.has_experts)
+    scripted = inferencex.limits(row, engine)
+    if scripted is not None:
+        sequences, tokens, share = scripted
+    elif engine == "tensorrt-llm" and "aic-internal" in row.notes and _bounded(row):
+        sequences, tokens = _generated_limits(row, mixture=model.has_experts)
     if row.max_num_seqs:
         sequences = min(max(row.max_num_seqs, 1), _MOST_SEQS)
     if row.mode == "offline" and row.load < float("inf") and "static batch" in row.notes:
@@ -211,20 +210,22 @@ def _limits(row: Row, engine: str, version: str, accelerator: Accelerator, model
     return sequences, tokens, share
 
 
-def _generated_limits(row: Row, engine: str, sequences: int, tokens: int, *, mixture: bool) -> tuple[int, int]:
-    """(sequences, prompt tokens) of a step as aiconfigurator's generator wrote them for the runs of its own tables.
+def _bounded(row: Row) -> bool:
+    return row.load < float("inf") and row.prompt_tokens >= 1.0
+
+
+def _generated_limits(row: Row, *, mixture: bool) -> tuple[int, int]:
+    """(sequences, prompt tokens) of a step as aiconfigurator's generator wrote them for TensorRT-LLM in its own runs.
 
     Its rules for benchmarks (generator/rule_plugin/benchmark): the batch is the concurrency, a step takes it and one
-    prompt with 1,500 tokens to spare; SGLang keeps its own batch. In the dense model's runs of 1.0.0rc3 one place of
-    the batch stays empty: whatever the lengths and the width, at 8 to 32 users a first token comes one interval between
-    two ends later than its prompt takes (0.9 to 1.1 intervals). The mixture's runs of that release have no such wait.
+    prompt with 1,500 tokens to spare. In the dense model's runs of 1.0.0rc3 one place of the batch stays empty:
+    whatever the lengths and the width, at 8 to 32 users a first token comes one interval between two ends later than
+    its prompt takes (0.9 to 1.1 intervals). The mixture's runs of that release have no such wait.
     """
     prompt = min(max(round(row.prompt_tokens), 1), _MOST_TOKENS) + _SPARE_TOKENS
-    if engine == "tensorrt-llm":
-        users = min(max(round(row.load), 1), _MOST_SEQS)
-        places = users - 1 if row.engine_version == _A_PLACE_SHORT and not mixture else users
-        return max(1, places), prompt + users
-    return (sequences, prompt) if engine == "sglang" else (sequences, tokens)
+    users = min(max(round(row.load), 1), _MOST_SEQS)
+    places = users - 1 if row.engine_version == _A_PLACE_SHORT and not mixture else users
+    return max(1, places), prompt + users
 
 
 def _prompt_tokens(row: Row, engine: str, tokens: int) -> int:
@@ -234,8 +235,7 @@ def _prompt_tokens(row: Row, engine: str, tokens: int) -> int:
         tokens = min(max(int(stated.group(1)), 1), _MOST_TOKENS)
     elif engine == "vllm" and tokens == _MODEL_LEN:
         tokens = _MODEL_LENS.get(row.source, tokens)
-    # every configuration of InferenceX passes --max-num-batched-tokens or its like
-    return max(tokens, 8192) if "InferenceX" in row.notes else tokens
+    return tokens
 
 
 def _without_windows(model: Model) -> Model:
@@ -261,6 +261,7 @@ def _held(deployment: Deployment) -> bool:
 
 
 def _given_memory(deployment: Deployment) -> Deployment:
-    """TensorRT-LLM's rule of memory: 90 % of what is free once weights and activations are there goes to the cache."""
+    """TensorRT-LLM's rule of memory: the share is of what is free once weights and activations are there."""
     weights = fullest_rank_bytes(deployment) / deployment.accelerator.memory_bytes
-    return deployment.with_(gpu_memory_utilization=min(0.99, 0.9 + 0.1 * weights))
+    free = deployment.gpu_memory_utilization
+    return deployment.with_(gpu_memory_utilization=min(0.99, free + (1.0 - free) * weights))
