@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gambrel.calibrate.accelmark import WARMING, again, answers, caches, prompts, sent, suite_of
+from gambrel.calibrate.accelmark import LOTS, WARMING, again, answers, arrivals, caches, prompts, sent, suite_of
 from gambrel.calibrate.harness import workload_of
 from gambrel.calibrate.names import Models
 from gambrel.calibrate.predict import Predictor
@@ -67,9 +68,33 @@ def test_prompts_come_again_only_where_the_engine_looks_for_them(tmp_path: Path)
     twice, once = workload_of(new), workload_of(old)
     assert twice is not None
     assert once is not None
-    assert len(twice) == 2 * len(once) == 600
+    assert len(once) == LOTS * 300
+    assert len(twice) == len(once) + 300
     assert twice.kinds[0] == WARMING
+    assert twice.prefix_blocks is not None
+    lots = twice.prefix_blocks.reshape(LOTS + 1, -1)
+    assert (lots == lots[0]).all()  # every lot names the same blocks
     assert once.prefix_blocks is None
+
+
+def test_requests_come_when_the_harness_sent_them(tmp_path: Path) -> None:
+    """One generator for all rates, three lots each: the times of a later rate depend on the draws before it."""
+    suite = suite_of(row(tmp_path))
+    assert suite is not None
+    rng = random.Random(42)  # noqa: S311
+    draws = [rng.expovariate(1.0) for _ in range(2 * LOTS * 300)]
+    first, second = arrivals(suite, 5.0), arrivals(suite, 25.0)
+    assert first is not None
+    assert second is not None
+    assert first[:300] == pytest.approx(np.cumsum(draws[:300]) / 5.0)
+    assert second[:300] == pytest.approx(np.cumsum(draws[LOTS * 300 : LOTS * 300 + 300]) / 25.0)
+    lots = second.reshape(LOTS, -1)
+    assert (np.diff(lots, axis=1) > 0.0).all()
+    assert (lots[1:, 0] > lots[:-1, -1] + 1e5).all()  # nothing of one lot is left when the next begins
+    assert arrivals(suite, 7.0) is None
+    other = workload_of(row(tmp_path, "0.7.3", load="rate,7"))
+    assert other is not None
+    assert len(other) == 300
 
 
 def test_a_cached_prompt_is_not_computed_again(tmp_path: Path) -> None:

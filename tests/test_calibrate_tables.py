@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from gambrel.calibrate.harness import workload_of
+from gambrel.calibrate.harness import alike, workload_of
 from gambrel.calibrate.names import Models, engine_key, engine_version, model_key, weights_name
 from gambrel.calibrate.predict import Predictor
 from gambrel.calibrate.published import default_price
 from gambrel.calibrate.setting import deployments
+from gambrel.calibrate.suspicious import suspicious
 from gambrel.calibrate.table import read_table
 from gambrel.calibrate.validate import validate
 from gambrel.catalog.accelerators import accelerator
@@ -134,8 +136,48 @@ def test_generated_configurations_have_the_batch_of_their_load(tmp_path: Path) -
     (deployment,) = deployments(row, Models(), accelerator)
     assert (deployment.max_num_seqs, deployment.max_num_batched_tokens) == (16, 16 + 1024 + 1500)
     assert deployment.weights == "fp8"
-    (row,) = rows(tmp_path, line.replace("TensorRT-LLM", "SGLang").replace("1.0.0rc3", "0.5.9"))
-    assert deployments(row, Models(), accelerator)[0].max_num_batched_tokens == 1024 + 1500
+    (row,) = rows(tmp_path, line.replace("Qwen/Qwen3-235B-A22B-FP8", "meta-llama/Llama-3.1-8B-Instruct"))
+    assert deployments(row, Models(), accelerator)[0].max_num_seqs == 15  # the dense sweep leaves a place empty
+    assert not suspicious(row)
+    (row,) = rows(
+        tmp_path,
+        line.replace("Qwen/Qwen3-235B-A22B-FP8", "meta-llama/Llama-3.1-8B-Instruct").replace(
+            "concurrency,16,,200,,15", "concurrency,128,,650,,23"
+        ),
+    )  # 36 requests a second, as on any number of devices
+    assert "stop alike" in suspicious(row)
+
+
+def test_one_checkpoint_of_nvidia_keeps_its_cache_in_16_bits(tmp_path: Path) -> None:
+    line = (
+        "a6,TensorRT-LLM-perf-overview,2025-09,nvidia/Llama-4-Scout-17B-16E-Instruct,H100-SXM-80GB,4,4,1,,TensorRT-LLM,"
+        "1.0,{weights},fp8?,1000,1000,offline,inf,12000,,,,,B,KV dtype not stated"
+    )
+    for weights, gpu, cache in (("fp8", "H100-SXM-80GB", "bf16"), ("nvfp4", "B200-SXM-180GB", "fp8")):
+        (row,) = rows(tmp_path, line.format(weights=weights).replace("H100-SXM-80GB", gpu))
+        (deployment,) = deployments(row, Models(), accelerator)
+        assert deployment.kv == cache
+
+
+def test_a_batch_of_one_prompt_touches_the_experts_of_one_token(tmp_path: Path) -> None:
+    """TensorRT-LLM's runs there repeat one word in every prompt; vLLM's draw random tokens."""
+    line = (
+        "a7,ANL-LLM-Inference-Bench,2024-10,mistralai/Mixtral-8x7B-v0.1,H100-SXM-80GB,4,4,1,1,{engine},,fp16,fp16,"
+        "128,128,offline,64,,,,,4344,B,static batch"
+    )
+    seconds = {}
+    for engine in ("TensorRT-LLM", "vLLM"):
+        (row,) = rows(tmp_path, line.format(engine=engine))
+        assert alike(row) is (engine == "TensorRT-LLM")
+        (deployment,) = deployments(row, Models(), accelerator)
+        priced = default_price()(deployment)
+        moe = next(layer.moe for _, layer in deployment.model.layers if layer.moe is not None)
+        assert moe.distinct(64.0, priced.alike().efficiency.expert_shape) == pytest.approx(moe.top_k, rel=1e-2)
+        whole = Predictor(default_price(), Models(), accelerator)(row).figures["e2e"]
+        seconds[engine] = (
+            whole / Predictor(default_price(), Models(), accelerator)(replace(row, load=1.0)).figures["e2e"]
+        )
+    assert seconds["TensorRT-LLM"] < seconds["vLLM"]  # a batch that reads no more experts costs little more than one
 
 
 def test_a_single_stream_of_llama_bench_has_its_prompt_token_by_token(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,9 @@ from gambrel.cost.collectives import (
     send_s,
     wire,
 )
+
+if TYPE_CHECKING:
+    from gambrel.core.accelerator import Accelerator
 
 sizes = st.floats(1, 1e9)
 wires = st.builds(Wire, st.floats(0, 1e-4), st.floats(1e9, 1e12), st.just("link"))
@@ -48,6 +53,17 @@ def test_measured_all_reduce_times_of_an_h100_board(size: int, low: float, high:
     for ranks in (2, 4, 8):
         seconds = all_reduce_s(float(size), ranks, wire(H100, ranks, kernel_efficiency(H100)))
         assert low * 0.9 <= seconds * 1e6 <= high * 1.05
+
+
+@pytest.mark.parametrize(("device", "over"), [(H100, "wire"), (L40S, "bus")])
+def test_software_speeds_up_one_link_and_not_the_other(device: Accelerator, over: str) -> None:
+    """Kernels of an engine for a switch say nothing about what it does over PCIe."""
+    base = kernel_efficiency(device)
+    size = 2.0**24
+    alone = all_reduce_s(size, 4, wire(device, 4, base))
+    for factor in ("wire", "bus"):
+        halved = all_reduce_s(size, 4, wire(device, 4, base.scaled(**{factor: 0.5})))
+        assert halved == pytest.approx(2.0 * alone if factor == over else alone, rel=1e-9)
 
 
 def test_ranks_over_pcie_share_the_host() -> None:

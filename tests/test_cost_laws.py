@@ -306,6 +306,18 @@ def test_a_mixture_reads_the_experts_its_tokens_touch() -> None:
     assert read(16) - read(1) == pytest.approx(expert * (moe.distinct(16) - 4), rel=1e-9)
 
 
+@given(st.integers(1, 4096), st.floats(0.05, 10.0))
+def test_a_batch_whose_tokens_are_alike_reads_the_experts_of_one(tokens: int, shape: float) -> None:
+    moe = MoE(64, 4)
+    cost = Roofline(Deployment(dense(layers=1, moe=moe, inner=4096), H100), ideal().with_(expert_shape=shape))
+
+    def read(priced: Roofline, n: int) -> float:
+        return priced.step_cost(Step(n, 0, n, n)).weights_s - n * 4096 * 2 / 3350e9
+
+    assert read(cost.alike(), tokens) == pytest.approx(read(cost, 1), rel=0.02)
+    assert read(cost.alike(), tokens) <= read(cost, tokens) * 1.0001
+
+
 @given(st.floats(0.0, 20.0), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4096))
 def test_vectors_around_the_experts_are_divided_over_groups_and_not_over_ranks(
     passes: float, tp: int, tokens: int
@@ -461,6 +473,31 @@ def test_weights_with_a_scale_per_block_have_kernels_of_their_own() -> None:
     own, borrowed = b200.matmul_for("fp8", "fp8-tensor"), b200.matmul_for("fp8", "fp8")  # not timed: Hopper's shares
     assert borrowed.mfu_max / own.mfu_max == pytest.approx(block.mfu_max / whole.mfu_max, rel=0.01)
     assert ideal().matmul_for("fp8", "fp8") == ideal().matmul_for("fp8")
+
+
+def test_memory_reaches_alike_for_every_number_format() -> None:
+    """Where 8-bit matmuls of whole tensors were timed; what they take whatever their size is another constant."""
+    families = [f["matmul"] for f in constants()["families"].values() if "fp8" in f["matmul"]]
+    assert len(families) >= 3
+    for matmul in families:
+        assert matmul["fp8"]["bw_max"]["value"] == pytest.approx(matmul["bf16"]["bw_max"]["value"], rel=0.08)
+
+
+@given(st.floats(0.2, 5.0), st.sampled_from([0, 64, 4096]))
+def test_what_narrower_matmuls_take_whatever_their_size_is_the_engines(factor: float, tokens: int) -> None:
+    """It scales with the number of matmuls, not with their bytes or tokens, and plain ones know nothing of it."""
+    base = ideal().with_(
+        matmul=(("bf16", Matmul(bw_half_bytes=1e7, rounding=0.0)), ("fp8", Matmul(bw_half_bytes=1e7, rounding=0.0)))
+    )
+    times = base.scaled(quantising=factor)
+    assert times.matmul_for("bf16") == base.matmul_for("bf16")
+    assert times.matmul_for("fp8").bw_half_bytes == pytest.approx(1e7 * factor)
+    for weights in ("fp8-tensor", "bf16"):
+        d = Deployment(llama_8b(), H100, weights=weights)
+        before, after = (Roofline(d, e).step_cost(Step.decode(1, tokens)).weights_s for e in (base, times))
+        kernels = 4 * 32  # qkv, output, gate with up, down; the head stays in 16 bits
+        extra = (factor - 1.0) * kernels * 1e7 / H100.memory_bandwidth if weights != "bf16" else 0.0
+        assert after - before == pytest.approx(extra, rel=1e-6, abs=1e-12)
 
 
 def test_only_models_published_so_run_kernels_scaled_by_block() -> None:
