@@ -76,6 +76,7 @@ HOST = {
     "soft_fp8": (0.8, 0.8),
     "logit_passes": (0.6, 0.6),
     "expert_shape": (0.8, 0.5),
+    "unshared": (1.0, 1.0),
 }
 PRIORS = RATES | HOST
 KERNELS = tuple(rate for rate in RATES if rate not in {"wire", "bus"})
@@ -122,6 +123,7 @@ class Entry:
     stream_s: float = 0.0  # rows of batches say nothing about it
     soft_fp8: float = 1300.0  # between what vLLM and TensorRT-LLM lost by such a cache on an A100
     expert_shape: float = 1.0  # between what was counted of DeepSeek-R1 (0.22) and even routing
+    unshared: float = 0.01  # nearly none, as in the kernel tables; 1 where vLLM's paged attention runs, which has a block a query head
     logit_passes: float = 6.0  # to fp32, softmax, a draw: each reads or writes the row, greedy ones less
 
     @property
@@ -148,10 +150,12 @@ class Entry:
 
 ENTRIES = (
     Entry("vllm", "0.0", "NVIDIA", 1.0e-3, 25e-6, 20e-6, "vLLM before V1", stream_s=20e-6),
+    Entry("vllm", "0.0", "volta", 1.0e-3, 25e-6, 20e-6, "vLLM before V1 on Volta", stream_s=20e-6, unshared=1.0,
+          parents=("vllm:0.0:NVIDIA",), inherits=1.0, fresh=("unshared",)),
     Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1", stream_s=5e-6),
     Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", stream_s=5e-6,
           parents=("vllm:0.8:NVIDIA",), inherits=1.0, unsure=SCATTERED, fresh=KERNELS),
-    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024", stream_s=50e-6),
+    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024", stream_s=50e-6, unshared=1.0),
     Entry("vllm", "0.6", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM 0.6 on ROCm", stream_s=50e-6),
     Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm", stream_s=5e-6,
           parents=("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
@@ -163,7 +167,10 @@ ENTRIES = (
           parents=("sglang:0.0:NVIDIA",), unsure=SCATTERED, fresh=KERNELS),
     Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm", stream_s=5e-6,
           parents=("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
-    Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)"),
+    # Its attention kernel is picked by a heuristic (docs/source/advanced/gpt-attention.md): the static batches of one of
+    # its sources read KV heads for each query head, the other's many requests in flight do not, as users' do not.
+    Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)",
+          free=tuple(k for k in KINDS if k != "unshared")),
     Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)", stream_s=30e-6),
     Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell", stream_s=30e-6,
           parents=("tensorrt-llm:1.0:NVIDIA",), inherits=1.0, unsure=SCATTERED, fresh=KERNELS),
@@ -179,7 +186,7 @@ ENTRIES = (
     Entry("deepspeed", "0.0", "NVIDIA", 1.0e-3, 30e-6, 20e-6, "DeepSpeed-MII, 2024"),
     Entry("deepspeed", "0.0", "gaudi", 1.0e-3, 30e-6, 20e-6, "DeepSpeed on Gaudi 2, 2024"),
 )  # fmt: skip
-TABLES = ("NVIDIA", "blackwell")  # whose accelerators, or their sisters, have kernel tables
+TABLES = ("NVIDIA", "blackwell", "volta")  # whose accelerators, or their sisters, have kernel tables
 NAMED = {e.name: i for i, e in enumerate(ENTRIES)}
 
 

@@ -343,6 +343,24 @@ def test_what_leaves_as_a_stream_costs_the_host_its_packets(packets: float, batc
     assert some - none == pytest.approx(packets * batch * 5e-5)
 
 
+@given(st.floats(0.0, 2.0), st.integers(1, 256), st.integers(1, 8192), st.sampled_from([1, 2, 8]))
+def test_query_heads_that_do_not_share_read_their_head_again(
+    unshared: float, batch: int, context: int, tp: int
+) -> None:
+    """Each further query head of a group adds its share of a reading; without groups, or in a latent, nothing does."""
+    alone, apart = ideal(), ideal().with_(unshared=unshared)
+
+    def seconds(model: Model, efficiency: Efficiency) -> float:
+        step = Step.decode(batch, context)
+        d = Deployment(model, H100, tp=tp, kv="bf16")
+        return Roofline(d, efficiency).step_cost(step).kv_s
+
+    grouped = llama_8b()  # 32 query heads over 8
+    assert seconds(grouped, apart) == pytest.approx(seconds(grouped, alone) * (1.0 + 3.0 * unshared), rel=1e-9)
+    for model in (dense(layers=2, kv_heads=32), deepseek_like()):
+        assert seconds(model, apart) == pytest.approx(seconds(model, alone), rel=1e-9)
+
+
 @given(st.integers(1, 256), st.integers(1, 8192))
 def test_an_eight_bit_cache_is_unpacked_in_software_where_there_is_no_such_format(batch: int, context: int) -> None:
     """Two elements a query head, dimension and cached token, 1,000 FLOPs' worth each; no such work on an H100."""

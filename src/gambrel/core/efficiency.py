@@ -76,6 +76,8 @@ class Efficiency:
         expert_shape: how evenly routing spreads tokens over experts: 1 / squared coefficient of variation of their
             popularity, infinite where all are alike (:meth:`gambrel.core.model.MoE.distinct`).
         kv_bw_max: fraction of peak bandwidth that decode attention reaches on large calls.
+        unshared: what each further query head of a group adds to the reading of its KV head, as a share of one reading:
+            0 where a kernel serves the group together, about 1 where every head reads for itself.
         kv_floor_s: seconds of a decode attention call that reads nothing, per layer.
         kv_sqrt: seconds per square root of a byte read, per layer call; bends the middle of the curve.
         prefill_mfu_max: fraction of the 16-bit dense peak that prefill attention reaches on long prompts.
@@ -109,6 +111,7 @@ class Efficiency:
     grouped: tuple[tuple[str, Matmul], ...] = ()
     expert_shape: float = math.inf
     kv_bw_max: float = 1.0
+    unshared: float = 0.0
     kv_floor_s: float = 0.0
     kv_sqrt: float = 0.0
     prefill_mfu_max: float = 1.0

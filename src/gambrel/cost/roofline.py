@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gambrel.core.efficiency import Efficiency, Matmul
     from gambrel.core.model import MoE
     from gambrel.core.step import Floats, MemoryBudget, Step, StepCost
+    from gambrel.cost.shards import Attention
 
 __all__ = ["FORMS", "Roofline", "round_max"]
 
@@ -233,6 +234,10 @@ class Roofline:
         soft = d.kv.startswith("fp8") and "fp8" not in d.accelerator.peak_flops
         return self.efficiency.soft_fp8 / 2.0 if soft else 0.0
 
+    def readings(self, part: Attention) -> float:
+        """How often decode attention reads a cached token, as the query heads of a group share its KV head or not."""
+        return 1.0 + self.efficiency.unshared * (part.readers - 1.0)
+
     def _lines(self) -> Floats:
         """The attention coefficients of :class:`~gambrel.core.step.StepTable`.
 
@@ -249,8 +254,9 @@ class Roofline:
             if part.read_bytes_per_token > 0.0:
                 lines[at] += n * eff.kv_floor_s
                 lines[12] += n * eff.prefill_floor_s
-            lines[at + 1] += n * part.read_bytes_per_token / bandwidth
-            lines[at + 2] += n * eff.kv_sqrt * part.read_bytes_per_token**0.5
+            read = part.read_bytes_per_token * self.readings(part)
+            lines[at + 1] += n * read / bandwidth
+            lines[at + 2] += n * eff.kv_sqrt * read**0.5
             lines[at + 3] += n * part.decode_flops_per_pair * (1.0 / (eff.decode_attention_mfu * peak) + soft)
             pair = part.prefill_flops_per_pair / (eff.prefill_mfu_max * peak)
             lines[at + 4] += n * pair

@@ -46,6 +46,8 @@ class Kernel:
 class Attention:
     """What ``layers`` equal mixers do on one rank, per layer: bytes a token, FLOPs a pair, bytes of state.
 
+    ``readers``: query heads that read a KV head; 1 for a latent, whose kernels are made for sharing it.
+
     Under data-parallel attention a rank holds its share of the sequences, so every figure is that share of one
     sequence's: a mean over the sequences of the step.
     """
@@ -59,6 +61,7 @@ class Attention:
     state_bytes: float
     window: int | None
     span: int | None
+    readers: float
 
 
 def check_parallel(deployment: Deployment) -> None:
@@ -191,6 +194,7 @@ def rank_attention(deployment: Deployment) -> tuple[Attention, ...]:
                 state_bytes=mixer.state_bytes / deployment.tp,
                 window=mixer.window,
                 span=mixer.span,
+                readers=-(-mixer.num_heads // tp) / -(-mixer.kv_heads // tp) if mixer.kind == "gqa" else 1.0,
             )
         )
     return tuple(found)

@@ -254,13 +254,14 @@ class Parts:
     def kv_read(self, p: Attention, layers: Traced, cached: Traced, kv_bw: Traced) -> Traced:
         """Floor, bytes over bandwidth, and the bend of the middle, for one kind of layer."""
         eff = self.model.efficiency
-        size = made(
-            "bytes",
-            "bytes",
-            "product",
-            cached,
-            leaf("bytes of a token", p.read_bytes_per_token, "bytes", shapes(self.d), f"KV cache in {self.d.kv}"),
-        )
+        token = leaf("bytes of a token", p.read_bytes_per_token, "bytes", shapes(self.d), f"KV cache in {self.d.kv}")
+        factors = [cached, token]
+        if (readings := self.model.readings(p)) > 1.0:
+            factors.append(leaf(
+                "readings", readings, "1", constant_source(self.d, "unshared"),
+                f"1 + unshared x ({p.readers:g} query heads a KV head - 1)",
+            ))  # fmt: skip
+        size = made("bytes", "bytes", "product", *factors)
         return made(
             f"{p.layers} layers of KV",
             "s",
