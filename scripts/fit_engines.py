@@ -123,7 +123,7 @@ class Entry:
     stream_s: float = 0.0  # rows of batches say nothing about it
     soft_fp8: float = 1300.0  # between what vLLM and TensorRT-LLM lost by such a cache on an A100
     expert_shape: float = 1.0  # between what was counted of DeepSeek-R1 (0.22) and even routing
-    unshared: float = 0.01  # nearly none, as in the kernel tables; 1 where vLLM's paged attention runs, which has a block a query head
+    unshared: float = 0.01  # nearly none, as in the tables; 1 where vLLM's paged attention runs: a block a query head
     logit_passes: float = 6.0  # to fp32, softmax, a draw: each reads or writes the row, greedy ones less
 
     @property
@@ -167,8 +167,8 @@ ENTRIES = (
           parents=("sglang:0.0:NVIDIA",), unsure=SCATTERED, fresh=KERNELS),
     Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm", stream_s=5e-6,
           parents=("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
-    # Its attention kernel is picked by a heuristic (docs/source/advanced/gpt-attention.md): the static batches of one of
-    # its sources read KV heads for each query head, the other's many requests in flight do not, as users' do not.
+    # A heuristic picks its attention kernel (docs/source/advanced/gpt-attention.md): one source's static batches read a
+    # KV head for each query head, the other's many requests in flight, like users', do not.
     Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)",
           free=tuple(k for k in KINDS if k != "unshared")),
     Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)", stream_s=30e-6),
