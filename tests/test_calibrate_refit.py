@@ -111,3 +111,20 @@ def test_an_entry_is_picked_as_the_catalog_picks_it(script: ModuleType) -> None:
             mine = script.ENTRIES[script.entry_of(d)]
             entry, _ = engine_entry(engine, version, device.vendor, device.family)
             assert (entry["basis"], entry["since"]) == (mine.basis, mine.since), (gpu, engine, version)
+
+
+def test_an_engine_without_rows_states_what_leaving_out_all_rows_of_others_costs(script: ModuleType) -> None:
+    """On accelerators with kernel tables that is one figure for all engines, and twice it for a first token."""
+    spreads = script.Spreads(0.1, 0.2, 0.3, 0.15, 0.5, {"h100-sxm": 0.1}, {"h100-sxm": 0.4})
+
+    def held(error: float, metric: str = "tpot", *, few: bool = True) -> Any:
+        return script.Held("source", "NVIDIA, dense", metric, error, "H100-SXM-80GB", True, few, False)
+
+    assert spreads.stated(held(0.3), 0.27) == 0.27
+    assert spreads.stated(held(0.3, "ttft"), 0.27) == 0.54
+    assert spreads.stated(held(0.3, few=False), 0.27) == 0.1
+    others = [[held(0.1)], [held(0.2)], [held(0.4)]]
+    assert script.alone_sigma(others, tables=True) == pytest.approx(0.4 / script.Z80)
+    assert script.alone_sigma(others, others[2], tables=True) == pytest.approx(0.2 / script.Z80)
+    assert script.alone_sigma(others) == script.UNSEEN  # nothing known of accelerators without tables
+    assert shipped("sglang:0.0:NVIDIA")["spread_other"] < script.UNSEEN
