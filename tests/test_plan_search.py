@@ -94,6 +94,18 @@ def test_with_a_replica_for_each_request_more_change_nothing(seed: int, rate: fl
     assert np.array_equal(few.last_token_s, many.last_token_s)
 
 
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10_000), gpu=st.sampled_from(GPUS), statistic=st.sampled_from(["p90", "p95", "p99"]))
+def test_the_bound_of_a_first_token_is_nearly_what_requests_alone_reach(seed: int, gpu: str, statistic: str) -> None:
+    workload = chat(2000, 1.0, seed)
+    deployment = Deployment(MODEL, api.accelerator(gpu), weights="fp8", replicas=len(workload))
+    bench = Bench.of(api.cost_model(deployment))
+    slo = SLO.parse([f"ttft.{statistic}<=1s"])
+    (bound,) = screen_latency(bench.table, Demand.of(workload), slo)
+    reached = bound.objective.reached(bench.run(deployment, workload))
+    assert 0.98 * reached <= bound.reached <= reached * (1.0 + 1e-9)
+
+
 def exhaustive(workload: Workload, slo: SLO, space: Space, most: int) -> float:
     best = float("inf")
     for shape in space.shapes(MODEL):

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Demand", "alone", "least_busy_s", "least_replicas", "screen_latency"]
 
-GRID = 24
+GRID = (*np.linspace(0.0, 1.0, 24), 0.9, 0.95, 0.99, 0.995, 0.999)
+"""Quantiles of the prompts whose requests are rated alone; those that objectives name are among them, to lose nothing.
+"""
 ROUNDING = 1e-9
 """Relative: times near a limit are not told apart by what a sum of floats rounds away."""
 
@@ -58,7 +60,7 @@ class Demand:
         """Sum up a workload."""
         p = workload.prompt_tokens.astype(np.float64)
         g = workload.output_tokens.astype(np.float64)
-        lengths = np.unique(np.quantile(p, np.linspace(0, 1, GRID), method="lower"))
+        lengths = np.unique(np.quantile(p, GRID, method="lower"))
         cached = workload.prefix_blocks is not None
         return cls(
             num_requests=len(workload),
@@ -117,11 +119,14 @@ def screen_latency(table: StepTable, demand: Demand, slo: SLO) -> tuple[Verdict,
 
     Each request's TTFT, TPOT and E2E are bounded by those of a shorter prompt from a grid, alone in the engine; a
     percentile of lower bounds is a lower bound of the percentile, and who is over a limit alone is over it in company.
+    What a request takes outside the steps grows with the median TPOT, which is no less than that of the bounds.
     """
     ttft_grid, tpot_grid = (np.array(x) for x in zip(*alone_each(table, map(int, demand.grid)), strict=True))
     at = np.searchsorted(demand.grid, demand.prompts, side="right") - 1
     several = demand.outputs > 1
-    ttft, tpot = ttft_grid[at] * (not demand.prompts_cached), tpot_grid[at]
+    tpot = tpot_grid[at]
+    outside_s = table.outside_s(low_statistic(tpot[several], "p50") if several.any() else float("nan"))
+    ttft = ttft_grid[at] * (not demand.prompts_cached) + outside_s
     e2e = ttft + tpot * (demand.outputs - 1)
     bounds = {"ttft": ttft, "tpot": tpot[several], "itl": tpot_grid[:1], "e2e": e2e}
     least = {"ttft": ttft, "tpot": tpot * several, "itl": tpot * several, "e2e": e2e}  # a request's own
