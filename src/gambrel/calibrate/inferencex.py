@@ -40,11 +40,9 @@ def stream_interval(row: Row) -> int:
 
     Mixtures: TensorRT-LLM ``stream_interval: 10``; SGLang ``--stream-interval 30``, of DeepSeek in 4 bits 10.
     """
-    if "aiconfigurator" not in row.source or _MIXTURE.search(row.model.lower()) is None:
+    if not published(row) or not _mixture(row):
         return 1
-    if "aic-internal" in row.notes and row.engine != "SGLang":
-        return 1
-    if row.engine == "SGLang" and row.weights == "fp4" and "DeepSeek" in row.model:
+    if _small_deepseek(row):
         return 10
     return {"SGLang": 30, "TensorRT-LLM": 10}.get(row.engine, 1)
 
@@ -56,9 +54,9 @@ def waiting_steps(row: Row, attention_dp: int) -> float:
     if row.engine == "TensorRT-LLM":
         if attention_dp > 1:
             return _BALANCE
-        dense = _MIXTURE.search(row.model.lower()) is None
-        return _COMPANY if dense and _lengths(row) == _SHORT and (row.tp or 1) < _WHOLE else 0.0
-    if row.engine == "SGLang" and row.weights == "fp4" and "DeepSeek" in row.model:
+        alone = _mixture(row) or _lengths(row) != _SHORT or (row.tp or 1) >= _WHOLE
+        return 0.0 if alone else _COMPANY
+    if _small_deepseek(row):
         return (30 if row.load >= _BUSY else 10) / 2  # between two looks at the queue
     return 0.0
 
@@ -83,10 +81,9 @@ def limits(row: Row, engine: str) -> tuple[int, int, float] | None:
     if engine == "vllm":
         return 512, 8192, 0.9
     if engine == "sglang":
-        small = row.weights == "fp4" and "DeepSeek" in row.model
-        sequences, tokens, share = (256, 16384, 0.85) if small else (128, 32768, 0.82)
+        sequences, tokens, share = (256, 16384, 0.85) if _small_deepseek(row) else (128, 32768, 0.82)
         return max(sequences, users), tokens, share  # rows of more users than that show no queue
-    if engine == "tensorrt-llm" and _MIXTURE.search(row.model.lower()) is None:
+    if engine == "tensorrt-llm" and not _mixture(row):
         return 2048, 16384, 0.9
     if engine == "tensorrt-llm":
         tokens = -(-(users + prompt + 64) // 64) * 64
@@ -107,6 +104,15 @@ def arrangement(row: Row) -> tuple[int, int] | None:
         return (tp, tp) if row.load > 32 else (1, 1)
     least = 32 if tp == 4 else 8 if lengths == _SHORT else 16
     return tp if row.load > least else 1, tp if row.load >= 256 else 1
+
+
+def _mixture(row: Row) -> bool:
+    return _MIXTURE.search(row.model.lower()) is not None
+
+
+def _small_deepseek(row: Row) -> bool:
+    """Whether a row is of the script of its own that DeepSeek in 4 bits has under SGLang."""
+    return row.engine == "SGLang" and row.weights == "fp4" and "DeepSeek" in row.model
 
 
 def _lengths(row: Row) -> tuple[int, int]:

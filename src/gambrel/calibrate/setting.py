@@ -220,7 +220,7 @@ def _generated_limits(row: Row, *, mixture: bool) -> tuple[int, int]:
     Its rules for benchmarks (generator/rule_plugin/benchmark): the batch is the concurrency, a step takes it and one
     prompt with 1,500 tokens to spare. In the dense model's runs of 1.0.0rc3 one place of the batch stays empty:
     whatever the lengths and the width, at 8 to 32 users a first token comes one interval between two ends later than
-    its prompt takes (0.9 to 1.1 intervals). The mixture's runs of that release have no such wait.
+    its prompt takes. The mixture's runs of that release have no such wait.
     """
     prompt = min(max(round(row.prompt_tokens), 1), _MOST_TOKENS) + _SPARE_TOKENS
     users = min(max(round(row.load), 1), _MOST_SEQS)
