@@ -8,11 +8,14 @@ refitted alone (``--only``) and gives the same constants as all together.
 
 The fit is hierarchical: an entry's constants are pulled towards their default (factor 1, the hand-set host times), or
 some of the way towards the mean of what its parent entries were fitted to, with the strength of a prior: an entry with
-few rows stays near its parents, one without rows is there. Rows are fitted as physics sees them: rows whose deployment
-is not what their columns say (``suspicious``) are left out, and no constant belongs to a model or row.
+few rows stays near its parents, one without rows is there. What a first token takes outside the steps is pulled towards
+what the rows of all other entries say together (with ``--only``, of the entries that are fitted). Rows are fitted as
+physics sees them: rows whose deployment is not what their columns say (``suspicious``) are left out, and no constant
+belongs to a model or row.
 
 Held-out errors are those of rows of one model (accelerator, source), simulated with the constants of a fit without
-them: one Gauss-Newton step back from the common solution.
+them: one Gauss-Newton step back from the common solution. Where that leaves an entry no row, it starts from its centre:
+such figures count as "without engine", once.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student
 
 from gambrel.calibrate.accuracy import kind_of
 from gambrel.calibrate.names import Models, engine_key
@@ -77,6 +81,7 @@ HOST = {
     "logit_passes": (0.6, 0.6),
     "expert_shape": (0.8, 0.5),
     "unshared": (1.0, 1.0),
+    "undivided": (1.0, 1.0),
 }
 PRIORS = RATES | HOST
 KERNELS = tuple(rate for rate in RATES if rate not in {"wire", "bus"})
@@ -102,6 +107,9 @@ WIDEST = 1.5  # one-sigma beyond which an interval says nothing: as the catalog 
 NARROWEST = 0.08  # one-sigma below which nothing is stated: rows repeat no better
 UNSEEN = 0.45  # one-sigma of an entry without rows, of a vendor whose kernels have no tables but that has others
 Z80 = 1.2815515655446004
+SENT = 0.01  # seconds outside the steps while the rest is fitted: users' next requests miss the step that follows
+REQUESTS = np.geomspace(0.002, 0.3, 21)  # seconds outside the steps that are tried
+LENT = 8.0  # rows that the first tokens of all other entries count for together
 
 
 @dataclass(frozen=True)
@@ -120,10 +128,12 @@ class Entry:
     inherits: float = INHERITED
     unsure: tuple[str, ...] = ()  # what the kernel tables of its accelerators say little about
     fresh: tuple[str, ...] = ()  # what its parents' kernels say nothing about: starts from its default
+    served: bool = True  # over a network; MLPerf's load generator calls the engine in its process
     stream_s: float = 0.0  # rows of batches say nothing about it
     soft_fp8: float = 1300.0  # between what vLLM and TensorRT-LLM lost by such a cache on an A100
     expert_shape: float = 1.0  # between what was counted of DeepSeek-R1 (0.22) and even routing
     unshared: float = 0.01  # nearly none, as in the tables; 1 where vLLM's paged attention runs: a block a query head
+    undivided: float = 0.0  # where vLLM's paged attention runs, a guess to begin with
     logit_passes: float = 6.0  # to fp32, softmax, a draw: each reads or writes the row, greedy ones less
 
     @property
@@ -151,11 +161,12 @@ class Entry:
 ENTRIES = (
     Entry("vllm", "0.0", "NVIDIA", 1.0e-3, 25e-6, 20e-6, "vLLM before V1", stream_s=20e-6),
     Entry("vllm", "0.0", "volta", 1.0e-3, 25e-6, 20e-6, "vLLM before V1 on Volta", stream_s=20e-6, unshared=1.0,
-          parents=("vllm:0.0:NVIDIA",), inherits=1.0, fresh=("unshared",)),
+          undivided=0.3, parents=("vllm:0.0:NVIDIA",), inherits=1.0, fresh=("unshared", "undivided")),
     Entry("vllm", "0.8", "NVIDIA", 0.5e-3, 10e-6, 8e-6, "vLLM V1", stream_s=5e-6),
     Entry("vllm", "0.8", "blackwell", 0.5e-3, 10e-6, 8e-6, "vLLM V1 on Blackwell", stream_s=5e-6,
           parents=("vllm:0.8:NVIDIA",), inherits=1.0, unsure=SCATTERED, fresh=KERNELS),
-    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024", stream_s=50e-6, unshared=1.0),
+    Entry("vllm", "0.0", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM on ROCm, early 2024", stream_s=50e-6, unshared=1.0,
+          undivided=0.3),
     Entry("vllm", "0.6", "AMD", 1.0e-3, 25e-6, 20e-6, "vLLM 0.6 on ROCm", stream_s=50e-6),
     Entry("vllm", "0.8", "AMD", 0.7e-3, 15e-6, 10e-6, "vLLM V1 on ROCm", stream_s=5e-6,
           parents=("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
@@ -175,11 +186,11 @@ ENTRIES = (
     Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell", stream_s=30e-6,
           parents=("tensorrt-llm:1.0:NVIDIA",), inherits=1.0, unsure=SCATTERED, fresh=KERNELS),
     Entry("mlperf", "0.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "MLPerf submissions: TensorRT-LLM, tuned by hand",
-          ("tensorrt-llm:1.0:NVIDIA",), TUNED),
+          ("tensorrt-llm:1.0:NVIDIA",), TUNED, served=False),
     Entry("mlperf", "0.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "MLPerf submissions on Blackwell, tuned by hand",
-          ("tensorrt-llm:1.0:blackwell",), TUNED),
+          ("tensorrt-llm:1.0:blackwell",), TUNED, served=False),
     Entry("mlperf", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "MLPerf submissions: vLLM on ROCm, tuned by hand",
-          ("vllm:0.6:AMD",), TUNED),
+          ("vllm:0.6:AMD",), TUNED, served=False),
     Entry("llama.cpp", "0.0", "NVIDIA", 1.0e-3, 30e-6, 50e-6, "llama.cpp on CUDA, 2024"),
     Entry("llama.cpp", "0.0", "AMD", 1.0e-3, 30e-6, 50e-6, "llama.cpp on ROCm, 2024"),
     Entry("llama.cpp", "0.0", "xe", 2.0e-3, 100e-6, 50e-6, "llama.cpp on SYCL, 2024"),
@@ -215,7 +226,7 @@ def entry_of(deployment: Deployment) -> int:
 def applied(theta: Floats, base: Efficiency, entry: Entry) -> Efficiency:
     """The constants of an entry at ``theta``, the logarithms of its factors on defaults."""
     by = dict(zip(KINDS, np.exp(theta), strict=True))
-    host = base.with_(**{k: getattr(entry, k) * float(by[k]) for k in TIMES})
+    host = base.with_(**{k: getattr(entry, k) * float(by[k]) for k in TIMES}, request_s=SENT if entry.served else 0.0)
     return host.scaled(**{k: float(by[k]) for k in FACTORS})
 
 
@@ -223,8 +234,8 @@ def applied(theta: Floats, base: Efficiency, entry: Entry) -> Efficiency:
 class Figures:
     """Log errors (throughput counts as time) of some rows' figures, and what a first token's constants are fitted to.
 
-    ``row`` indexes the rows, ``metric`` names the figure; ``first`` holds (row, simulated TTFT, time per token,
-    measured TTFT) of rows that have both.
+    ``row`` indexes the rows, ``metric`` names the figure; ``first`` holds (row, simulated TTFT without what is outside
+    the steps, measured TTFT) of rows that have it.
     """
 
     error: Floats
@@ -235,11 +246,12 @@ class Figures:
 
 @dataclass
 class Problem:
-    """One entry's rows."""
+    """One entry's rows; ``more`` are only looked at for their first tokens, which cost one simulation each."""
 
     entry: Entry
     rows: list[Row]
     models: Models
+    more: list[Row] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     mixtures: list[bool] = field(default_factory=list)
     settled: dict[Any, Any] = field(default_factory=dict)
@@ -253,7 +265,7 @@ class Problem:
         predictor = Predictor(price, self.models, accelerator, self.settled)
         error, names, metrics, first = [], [], [], []
         for k in range(len(self.rows)) if only is None else only:
-            row = self.rows[k]
+            row = self.row(k)
             try:
                 made = predictor(row)
             except Skip:
@@ -264,13 +276,23 @@ class Problem:
                 error.append(sign * np.log(made.figures[metric] / row.measured[metric].value))
                 names.append(k)
                 metrics.append(metric)
-            if {"ttft", "tpot"} <= set(row.measured) and row.mode != "offline":
-                first.append((k, made.figures["ttft"], made.figures["tpot"], row.measured["ttft"].value))
-        return Figures(np.array(error), names, metrics, np.array(first).reshape(-1, 4))
+            if "ttft" in row.measured and row.mode != "offline":
+                first.append((k, made.figures["ttft"] - SENT, row.measured["ttft"].value))
+        return Figures(np.array(error), names, metrics, np.array(first).reshape(-1, 3))
+
+    def row(self, k: int) -> Row:
+        """The ``k``-th of the rows and those beyond."""
+        return self.rows[k] if k < len(self.rows) else self.more[k - len(self.rows)]
+
+    def firsts(self, found: Figures, theta: Floats) -> Floats:
+        """``first`` of all rows, of those beyond too, with the share that each counts as a fourth column."""
+        beyond = self.figures(theta, range(len(self.rows), len(self.rows) + len(self.more)))
+        first = np.concatenate([found.first, beyond.first])
+        return np.column_stack([first, self.counted([int(k) for k in first[:, 0]])])
 
     def named(self, key: str, k: int) -> str:
         """The model, accelerator or source of a row."""
-        return str(getattr(self.rows[k], key))
+        return str(getattr(self.row(k), key))
 
     def weights(self, found: Figures) -> Floats:
         """Huber's weights, times the rows' shares."""
@@ -278,16 +300,20 @@ class Problem:
         return self.shares(found) * np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-9))
 
     def shares(self, found: Figures) -> Floats:
-        """What each figure counts, so that no large source shouts: a group counts as 12 rows at most."""
-        keys = [(self.rows[k].source, self.rows[k].model, self.rows[k].gpu) for k in found.row]
+        """What each figure counts."""
+        return self.counted(found.row)
+
+    def counted(self, of: Sequence[int]) -> Floats:
+        """What each of these rows counts, so that no large source shouts: a group counts as 12 rows at most."""
+        keys = [(self.named("source", k), self.named("model", k), self.named("gpu", k)) for k in of]
         count: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         for key in keys:
             count[key] += 1
         return np.array([min(1.0, COUNTED / count[key]) for key in keys])
 
 
-def chosen(directory: Path) -> list[Row]:
-    """Rows worth fitting, at most so many of each group, picked by a hash of their id."""
+def chosen(directory: Path) -> tuple[list[Row], list[Row]]:
+    """Rows worth fitting, at most so many of each group, picked by a hash of their id; and others with first tokens."""
     groups: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
     for table in sorted(directory.glob("*.csv")):
         for row in read_table(table):
@@ -297,22 +323,29 @@ def chosen(directory: Path) -> list[Row]:
             if task is not None and task.beams > 1:  # what beams share of the cache is assumed: compared, not fitted
                 continue
             groups[(row.source, row.model, row.gpu, row.weights, row.kv, engine_key(row.engine), row.mode)].append(row)
-    kept = []
+    kept, more = [], []
     for rows in groups.values():
-        kept += sorted(rows, key=lambda r: zlib.crc32(r.id.encode()))[:ROWS_A_GROUP]
-    return sorted(kept, key=lambda r: r.id)
+        rows.sort(key=lambda r: zlib.crc32(r.id.encode()))
+        kept += rows[:ROWS_A_GROUP]
+        more += [r for r in rows[ROWS_A_GROUP:] if "ttft" in r.measured and r.mode != "offline"]
+    return sorted(kept, key=lambda r: r.id), sorted(more, key=lambda r: r.id)
 
 
 def problems(directory: Path) -> list[Problem]:
     """Every entry with its rows."""
     models = Models()
     found = [Problem(e, [], models) for e in ENTRIES]
-    for row in chosen(directory):
+    rows, more = chosen(directory)
+    beyond = {row.id for row in more}
+    for row in (*rows, *more):
         try:
             deployment = deployments(row, models, accelerator)[0]
         except GambrelError:
             continue
         mine = found[entry_of(deployment)]
+        if row.id in beyond:
+            mine.more.append(row)
+            continue
         mine.rows.append(row)
         mine.kinds.append(kind_of(row.gpu, deployment))
         mine.mixtures.append(deployment.model.has_experts)
@@ -330,14 +363,19 @@ class Solution:
     jacobian: Floats
     found: Figures
     weight: Floats
+    first: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     request_s: float = 0.0
-    wait_steps: float = 0.0
 
     def loss(self, found: Figures, theta: Floats) -> float:
         """What the fit makes least: Huber's loss of the errors, in squared noises, and the prior's of the constants."""
         size = np.abs(found.error) / NOISE
         rows = np.where(size <= HUBER, size**2, HUBER * (2.0 * size - HUBER)) * self.problem.shares(found)
         return float(rows.sum() + (((theta - self.centre) / self.problem.entry.sigma) ** 2).sum())
+
+    def first_without(self, by: str, group: str) -> Floats:
+        """First tokens of rows that are not of this model (accelerator, source)."""
+        keep = [self.problem.named(by, int(k)) != group for k in self.first[:, 0]]
+        return np.asarray(self.first[np.array(keep, dtype=bool)])
 
     def step(self, keep: npt.NDArray[np.bool_], damping: float = 0.0) -> tuple[Floats, Floats]:
         """(step, covariance) of Gauss-Newton on the weighted errors of ``keep`` and the prior.
@@ -360,7 +398,7 @@ def slopes(problem: Problem, theta: Floats, found: Figures) -> Floats:
     Downwards for rates, which end at their peaks: from there the errors do not move upwards, and a fit would stay.
     """
     jacobian = np.zeros((len(found.row), len(KINDS)))
-    for kind in (KINDS.index(k) for k in problem.entry.free):
+    for kind in (KINDS.index(k) for k in problem.entry.free if k in FACTORS or getattr(problem.entry, k) > 0.0):
         moved = theta.copy()
         step = -STEP if KINDS[kind] in FACTORS else STEP
         moved[kind] += step
@@ -375,7 +413,7 @@ def fitted(problem: Problem, centre: Floats, iterations: int) -> Solution:
     """
     n = len(KINDS)
     s = Solution(problem, centre, centre.copy(), np.diag(problem.entry.sigma**2), np.zeros((0, n)),
-                 Figures(np.zeros(0), [], [], np.zeros((0, 4))), np.zeros(0))  # fmt: skip
+                 Figures(np.zeros(0), [], [], np.zeros((0, 3))), np.zeros(0))  # fmt: skip
     if not problem.rows:
         return s
     start, damping = time.perf_counter(), 0.0
@@ -399,27 +437,30 @@ def fitted(problem: Problem, centre: Floats, iterations: int) -> Solution:
             break
     s.weight, s.jacobian = problem.weights(s.found), slopes(problem, s.theta, s.found)
     _, s.covariance = s.step(np.ones(len(s.found.row), dtype=bool))
-    s.request_s, s.wait_steps = first_tokens(s.found.first)
+    s.first = problem.firsts(s.found, s.theta)
     size = np.abs(np.expm1(s.found.error))
     print(f"{problem.entry.name}: {len(size)} figures, {np.median(size):.1%} / {np.percentile(size, 90):.0%}, "
           f"loss {loss:.1f}, {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
     return s
 
 
-def first_tokens(first: Floats) -> tuple[float, float]:
-    """(request_s, wait_steps) that make time to first token fit best: what it takes beside the steps it waits for.
+def missing(first: Floats) -> Floats:
+    """Mean absolute log error of first tokens at each of ``REQUESTS``."""
+    _, simulated, measured, share = first.T
+    size = np.abs(np.log((simulated + REQUESTS[:, None]) / measured))
+    return np.asarray(np.average(size, axis=-1, weights=share))
 
-    Least absolute log error over a grid, with a weak pull towards nothing.
+
+def outside_s(own: Floats, others: Sequence[Floats]) -> float:
+    """The ``request_s`` that makes time to first token fit best: what it takes beside the steps it waits for.
+
+    Those of ``others``, which count alike, together count as ``LENT`` rows.
     """
-    if not len(first):
-        return 0.0, 0.0
-    _, simulated, step, measured = first.T
-    grid = [
-        (float(np.abs(np.log((simulated + a + w * step) / measured)).mean() + 0.002 * w + 0.2 * a), float(a), float(w))
-        for a in np.concatenate([[0.0], np.geomspace(0.003, 0.3, 14)]) for w in np.arange(0.0, 30.5, 0.5)
-    ]  # fmt: skip
-    _, request, wait = min(grid)
-    return request, wait
+    lent = [missing(first) for first in others if len(first)]
+    total = own[:, 3].sum() * missing(own) if len(own) else np.zeros(len(REQUESTS))
+    if lent:
+        total = total + LENT * np.mean(lent, axis=0)
+    return float(REQUESTS[int(np.argmin(total))])
 
 
 @dataclass(frozen=True)
@@ -437,10 +478,14 @@ class Held:
     known: bool
     few: bool
     mixture: bool
+    row: int
 
 
-def held_out(s: Solution) -> list[Held]:
-    """Every figure, simulated with constants fitted without its model, its accelerator, its source."""
+def held_out(s: Solution, everyone: Sequence[Solution]) -> list[Held]:
+    """Every figure, simulated with constants fitted without its model, its accelerator, its source.
+
+    ``everyone``: all solutions, whose rows of the same group are left out of what they lend, too.
+    """
     problem, found = s.problem, []
     whole, _ = s.step(np.ones(len(s.found.row), dtype=bool))  # nothing, but at a kink
     for by in FOLDS:
@@ -455,15 +500,16 @@ def held_out(s: Solution) -> list[Held]:
             gpus = {problem.rows[k].gpu for k in range(len(problem.rows)) if groups[k] != group}
             found += [
                 Held(by, problem.kinds[k], m, float(e), problem.rows[k].gpu, problem.rows[k].gpu in gpus, alone,
-                     problem.mixtures[k])
+                     problem.mixtures[k], k)
                 for e, k, m in zip(made.error, made.row, made.metric, strict=True)
             ]  # fmt: skip
-            mine_too = np.array([groups[int(f[0])] == group for f in s.found.first], dtype=bool)
-            request, wait = first_tokens(s.found.first[~mine_too])
+            others = [o.first_without(by, group) for o in everyone if o is not s]
+            request = outside_s(s.first_without(by, group), others)
             found += [
-                Held(by, problem.kinds[int(k)], "ttft", float(np.log((t + request + wait * step_s) / measured)),
-                     problem.rows[int(k)].gpu, problem.rows[int(k)].gpu in gpus, alone, problem.mixtures[int(k)])
-                for k, t, step_s, measured in made.first
+                Held(by, problem.kinds[int(k)], "ttft", float(np.log((t + request) / measured)),
+                     problem.rows[int(k)].gpu, problem.rows[int(k)].gpu in gpus, alone, problem.mixtures[int(k)],
+                     int(k))
+                for k, t, measured in made.first
             ]  # fmt: skip
     return found
 
@@ -516,6 +562,7 @@ def alone_sigma(held: list[list[Held]], but: list[Held] | None = None, *, tables
     """The sigma that holds 80 % of what leaving out all rows of an engine and vendor costs, ``but`` one's.
 
     At most ``WIDEST``. Entries count alike; of accelerators whose kernels were measured (``tables``), or of the others.
+    As few entries as there are say little about the next one: their quantile is widened as Student's is over Gauss's.
     """
 
     def counts(h: Held) -> bool:
@@ -526,7 +573,20 @@ def alone_sigma(held: list[list[Held]], but: list[Held] | None = None, *, tables
         for found in held
         if found is not but and any(counts(h) for h in found)
     ]
-    return min(WIDEST, float(np.percentile(np.concatenate(sizes), 80)) / Z80) if sizes else UNSEEN
+    if len(sizes) < 2:
+        return UNSEEN
+    few = float(student.ppf(0.9, len(sizes) - 1)) / Z80
+    return min(WIDEST, few * float(np.percentile(np.concatenate(sizes), 80)) / Z80)
+
+
+def by_fold(held: list[Held]) -> dict[str, list[float]]:
+    """Absolute relative errors, first tokens apart, by what was left out; figures of nothing left once, as "engine"."""
+    found: dict[str, dict[tuple[str, int, str], float]] = {}
+    for h in held:
+        if h.metric != "ttft":
+            fold = "engine" if h.few else h.by
+            found.setdefault(fold, {})["" if h.few else h.by, h.row, h.metric] = float(abs(np.expm1(h.error)))
+    return {fold: list(found[fold].values()) for fold in (*FOLDS, "engine") if fold in found}
 
 
 def shrunk(held: list[Held], whole: float) -> dict[str, float]:
@@ -578,12 +638,11 @@ def document(s: Solution, held: list[Held], alone: float = UNSEEN) -> list[str]:
         base = getattr(e, kind) if kind in TIMES else 1.0
         value, low, high = (base * np.exp(s.theta[k] + d) for d in (0.0, -wide[k], wide[k]))
         lines.append(f"{kind} = {{ value = {value:.4g}, low = {low:.4g}, high = {high:.4g} }}")
-    lines += [f"request_s = {s.request_s:.4g}", f"wait_steps = {s.wait_steps:.3g}"]
+    lines.append(f"request_s = {s.request_s:.4g}")
     lines += [f'basis = "{e.basis}"', f"rows = {len(s.found.row)}"]
     if s.found.row:
-        for by in FOLDS:
-            size = [abs(np.expm1(h.error)) for h in held if h.by == by and h.metric != "ttft"]
-            lines.append(f"held_out_{by} = {np.median(size):.3f}")
+        for without, sizes in by_fold(held).items():
+            lines.append(f"held_out_{without} = {np.median(sizes):.3f}")
         found = spreads(held)
         lines += [f"spread = {found.known:.3f}", f"spread_other = {found.other:.3f}"]
         lines += [f"spread_board = {found.board:.3f}", f"expert_spread = {found.experts:.3f}"]
@@ -617,9 +676,15 @@ def coverage_table(held: list[list[Held]]) -> list[str]:
     rows: defaultdict[tuple[str, str, str], list[tuple[float, bool]]] = defaultdict(list)
     for found in held:
         stated, alone = spreads(found), {tables: alone_sigma(held, found, tables=tables) for tables in (False, True)}
+        seen = set()
         for h in found:
+            if h.few and (h.row, h.metric) in seen:
+                continue
+            if h.few:
+                seen.add((h.row, h.metric))
             sigma = stated.stated(h, alone[on_tables(h)])
-            rows[(h.kind, h.metric, h.by)].append((h.error, abs(h.error) <= Z80 * sigma))
+            without = "engine" if h.few else h.by
+            rows[(h.kind, h.metric, without)].append((h.error, abs(h.error) <= Z80 * sigma))
     lines = []
     for (kind, metric, by), figures in sorted(rows.items()):
         sign = -1.0 if metric == "output_tok_s" else 1.0
@@ -657,7 +722,10 @@ def solve_all(directory: Path, only: Sequence[str] = (), iterations: int = ITERA
                 centre = e.inherits * np.mean([found[parent].theta for parent in e.parents], axis=0)
                 centre[[KINDS.index(k) for k in e.fresh]] = 0.0
             found[e.name] = fitted(problem, centre, iterations)
-    return [found[e.name] for e in ENTRIES if e.name in found]
+    solutions = [found[e.name] for e in ENTRIES if e.name in found]
+    for s in (s for s in solutions if s.problem.entry.served):
+        s.request_s = outside_s(s.first, [o.first for o in solutions if o is not s])
+    return solutions
 
 
 def main() -> None:
@@ -669,7 +737,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     arguments = parser.parse_args()
     solutions = solve_all(arguments.directory, arguments.only, arguments.iterations)
-    held = [held_out(s) for s in solutions]
+    held = [held_out(s, solutions) for s in solutions]
     table = coverage_table(held)
     alone = alone_sigma(held, tables=True)
     written = "\n".join(line for s, h in zip(solutions, held, strict=True) for line in document(s, h, alone))

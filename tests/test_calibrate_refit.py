@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from gambrel.catalog.efficiency import constants
@@ -72,9 +73,10 @@ def shipped(name: str) -> dict[str, Any]:
 
 @pytest.mark.shared
 def test_an_entry_refitted_alone_gives_the_shipped_constants(script: ModuleType, shared_data: Path) -> None:
-    for solution in script.solve_all(shared_data / "ground_truth", ENTRIES):
+    solutions = script.solve_all(shared_data / "ground_truth", ENTRIES)
+    for solution in solutions:
         entry = solution.problem.entry
-        written = "\n".join(script.document(solution, script.held_out(solution)))
+        written = "\n".join(script.document(solution, script.held_out(solution, solutions)))
         found = dict(re.findall(r"^(\w+) = \{ value = ([-\w.+]+),", written, re.MULTILINE))
         kept = shipped(entry.name)
         assert set(script.KINDS) <= set(found)
@@ -113,18 +115,57 @@ def test_an_entry_is_picked_as_the_catalog_picks_it(script: ModuleType) -> None:
             assert (entry["basis"], entry["since"]) == (mine.basis, mine.since), (gpu, engine, version)
 
 
+def test_first_tokens_of_few_rows_are_what_others_say_and_of_many_what_they_say_themselves(script: ModuleType) -> None:
+    """A request of some 8 ms outside the steps and one of some 33 ms: rows that hold exactly that."""
+    rng = np.random.default_rng(0)
+
+    def rows(n: int, request_s: float) -> np.ndarray:
+        simulated = rng.uniform(0.02, 0.5, n)
+        return np.stack([np.arange(n), simulated, simulated + request_s, np.ones(n)], axis=1)
+
+    theirs, ours = script.REQUESTS[[6, 12]]
+    others, many, few = rows(50, theirs), rows(200, ours), rows(3, ours)
+    assert script.outside_s(others[:0], [others]) == theirs
+    assert script.outside_s(many, [others]) == ours
+    assert script.outside_s(many, []) == ours
+    assert theirs <= script.outside_s(few, [others]) < ours
+    crowd = np.concatenate([many, np.column_stack([rows(200, theirs)[:, :3], np.full(200, 0.1)])])
+    assert script.outside_s(crowd, []) == ours  # rows of a large group count less
+
+
+def test_a_figure_of_an_engine_without_other_rows_counts_once(script: ModuleType) -> None:
+    held = [
+        script.Held(by, "NVIDIA, dense", "tpot", np.log(1.0 + error), "H100-SXM-80GB", True, few, False, row)
+        for by, error, few, row in (("model", 0.1, False, 0), ("gpu", 0.2, True, 0), ("source", 0.2, True, 0),
+                                    ("gpu", 0.3, False, 1))
+    ]  # fmt: skip
+    found = script.by_fold(held)
+    assert {fold: pytest.approx(sizes) for fold, sizes in found.items()} == {
+        "model": [0.1],
+        "gpu": [0.3],
+        "engine": [0.2],
+    }
+    lines = [line for line in script.coverage_table([held]) if line.startswith(("without", "figures"))]
+    assert sorted(zip(lines[::2], lines[1::2], strict=True)) == [
+        ('without = "engine"', "figures = 1"), ('without = "gpu"', "figures = 1"), ('without = "model"', "figures = 1"),
+    ]  # fmt: skip
+
+
 def test_an_engine_without_rows_states_what_leaving_out_all_rows_of_others_costs(script: ModuleType) -> None:
     """On accelerators with kernel tables that is one figure for all engines, and twice it for a first token."""
     spreads = script.Spreads(0.1, 0.2, 0.3, 0.15, 0.5, {"h100-sxm": 0.1}, {"h100-sxm": 0.4})
 
     def held(error: float, metric: str = "tpot", *, few: bool = True) -> Any:
-        return script.Held("source", "NVIDIA, dense", metric, error, "H100-SXM-80GB", True, few, False)
+        return script.Held("source", "NVIDIA, dense", metric, error, "H100-SXM-80GB", True, few, False, 0)
 
     assert spreads.stated(held(0.3), 0.27) == 0.27
     assert spreads.stated(held(0.3, "ttft"), 0.27) == 0.54
     assert spreads.stated(held(0.3, few=False), 0.27) == 0.1
     others = [[held(0.1)], [held(0.2)], [held(0.4)]]
-    assert script.alone_sigma(others, tables=True) == pytest.approx(0.4 / script.Z80)
-    assert script.alone_sigma(others, others[2], tables=True) == pytest.approx(0.2 / script.Z80)
+    widened = [script.student.ppf(0.9, n - 1) / script.Z80 for n in (2, 3)]  # as few engines as these say little
+    assert widened[0] > widened[1] > 1.4
+    assert script.alone_sigma(others, tables=True) == pytest.approx(widened[1] * 0.4 / script.Z80)
+    assert script.alone_sigma(others, others[2], tables=True) == pytest.approx(widened[0] * 0.2 / script.Z80)
+    assert script.alone_sigma(others[:1], tables=True) == script.UNSEEN
     assert script.alone_sigma(others) == script.UNSEEN  # nothing known of accelerators without tables
     assert shipped("sglang:0.0:NVIDIA")["spread_other"] < script.UNSEEN

@@ -74,7 +74,7 @@ def test_the_highest_rate_is_found_where_the_limit_breaks() -> None:
     """A server of 20 ms a step, whatever is in it, takes one prompt a step: M/D/1 at a second percentile of its own."""
     zero, rows = np.zeros(513), np.zeros(65)
     step = np.full(513, 0.02)
-    table = StepTable(step, zero, step, zero, zero, rows, rows, rows, np.zeros(18), 0)
+    table = StepTable(step, zero, step, zero, zero, rows, rows, rows, np.zeros(20), 0)
     limits = Limits(max_num_seqs=64, max_num_batched_tokens=512, num_kv_blocks=100_000)
 
     def serve(w: Workload) -> Run:

@@ -361,6 +361,17 @@ def test_query_heads_that_do_not_share_read_their_head_again(
         assert seconds(model, apart) == pytest.approx(seconds(model, alone), rel=1e-9)
 
 
+@given(st.floats(0.0, 2.0), st.integers(1, 600), st.integers(1, 8_000), st.sampled_from([1, 2, 4, 8]))
+def test_contexts_are_divided_up_to_512_sequences_times_query_heads_of_a_rank(
+    undivided: float, batch: int, context: int, tp: int
+) -> None:
+    d = Deployment(llama_8b(), H100, tp=tp)
+    step = Step.decode(batch, context)
+    plain, older = (Roofline(d, ideal().with_(undivided=u)).step_cost(step).kv_s for u in (0.0, undivided))
+    beyond = batch * d.model.num_heads / tp > 512
+    assert older == pytest.approx(plain * (1.0 + undivided * beyond), rel=1e-9)
+
+
 @given(st.integers(1, 256), st.integers(1, 8192))
 def test_an_eight_bit_cache_is_unpacked_in_software_where_there_is_no_such_format(batch: int, context: int) -> None:
     """Two elements a query head, dimension and cached token, 1,000 FLOPs' worth each; no such work on an H100."""

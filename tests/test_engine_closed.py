@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine_cases import POLICIES, Case, affine_table, cases, constant_table
 from gambrel.core.errors import WorkloadError
+from gambrel.core.step import Step
 from gambrel.core.workload import Workload
 from gambrel.engine import ROUTINGS, Limits, Replay, replay, run_of
 from gambrel.engine import state as at
@@ -194,5 +195,32 @@ def test_staggered_users_ask_again_when_the_answer_has_reached_them() -> None:
     run = run_of(replay(table, limits, loop), limits)
     cycles = run.arrival_s[users:] - np.sort(run.last_token_s)[: n - users]
     assert np.allclose(np.sort(cycles), 0.0, atol=1e-9)
+    rate = (n - 1) / (run.arrival_s[-1] - run.arrival_s[0])
+    assert rate * run.distribution("e2e").mean == pytest.approx(users, rel=0.02)
+
+
+@pytest.mark.parametrize("staggered", [False, True])
+def test_a_request_with_time_outside_the_steps_misses_the_one_that_begins(*, staggered: bool) -> None:
+    """An engine goes on when an answer ends; only with nothing outside is the user's next request there in time."""
+    n, users, late = 400, 4, 1e-6
+    loop = Workload(np.zeros(n), np.full(n, 100), np.full(n, 20), closed_loop=users, staggered=staggered)
+    limits, table = Limits(users, 512, 10_000), affine_table(512, users)
+    in_time = replay(table, limits, loop).requests
+    missed = replay(replace(table, request_s=late), limits, loop).requests
+    decode = table.cost(Step.decode(users - 1, 110)).seconds
+    waits = [np.median((r.scheduled - r.arrival)[2 * users :]) for r in (in_time, missed)]
+    if staggered:  # one user's answer ends while the others decode
+        assert waits[0] == pytest.approx(0.0, abs=1e-9)
+        assert waits[1] == pytest.approx(decode, rel=0.2)
+    else:  # all end together: nothing is left to step
+        assert waits == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+def test_users_are_paced_by_what_a_request_takes_outside_the_steps() -> None:
+    """Little's law without a staggered start, too."""
+    n, users, late = 400, 4, 0.05
+    loop = Workload(np.zeros(n), np.full(n, 100), np.arange(n) % 17 + 10, closed_loop=users)
+    limits = Limits(users, 512, 10_000)
+    run = run_of(replay(replace(affine_table(512, users), request_s=late), limits, loop), limits)
     rate = (n - 1) / (run.arrival_s[-1] - run.arrival_s[0])
     assert rate * run.distribution("e2e").mean == pytest.approx(users, rel=0.02)

@@ -1,11 +1,12 @@
 """AccelMark's suites as its harness runs them: limits of the engine, lengths of the requests, prompts that come again.
 
-The harness starts vLLM inside its own process. Offline runs hand it ``max_num_seqs``; the asynchronous engine behind
-all other runs is given none, and in that context vLLM V1 takes 128 sequences and 2,048 tokens a step on every
-accelerator, half or less of what its server takes. Poisson streams are drawn from a fixed seed, rate after rate and
-three times each, and a figure is that of the three together: the very times at which requests came are known. The same
-prompts are sent in every run and at every rate, so from the second time on V1, which caches prefixes unless told not
-to, computes almost nothing of them wherever the cache holds them all.
+The harness starts vLLM inside its own process, and one event loop sends requests and handles every token of every
+stream: a request that is due while it is busy goes out late. Offline runs hand the engine ``max_num_seqs``; the
+asynchronous one behind all other runs is given none, and in that context vLLM V1 takes 128 sequences and 2,048 tokens a
+step on every accelerator, half or less of what its server takes. Poisson streams are drawn from a fixed seed, rate
+after rate and three times each, and a figure is that of the three together: the very times at which requests came are
+known. The same prompts are sent in every run and at every rate, so from the second time on V1, which caches prefixes
+unless told not to, computes almost nothing of them wherever the cache holds them all.
 
 Source: repository FreedomIntelligence/AccelMark at 5797fc4 (``suites/*/suite.json``, ``loadgen/loadgen.py``, the
 runners of vLLM), read 2026-11-29; vLLM's ``EngineArgs`` and ``SchedulerConfig``.
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Ints, Workload
 
 __all__ = [
-    "LOTS", "WARMING", "Suite", "again", "answers", "arrivals", "caches", "prompts", "sent", "suite_limits", "suite_of",
+    "LOTS", "WARMING", "Suite", "again", "answers", "arrivals", "caches", "late_steps", "prompts", "sent",
+    "suite_limits", "suite_of",
 ]  # fmt: skip
 
 LOTS: Final = 3
@@ -72,6 +74,7 @@ _ASYNC: Final = (128, 2048)  # SchedulerConfig's defaults, which the context of 
 _EARLIER: Final = (256, 2048)  # before V1: sequences, and prompt tokens of a step where no prompt may be longer
 _CACHING_SINCE: Final = (0, 8)
 _BLOCK: Final = 16  # tokens
+_LATE: Final = 0.5  # steps: first tokens of its streams show it on every device, those of servers none
 _APART_S: Final = 1e6  # between a pass that warms the cache and the one that counts: longer than any takes
 
 # Prompt lengths over their mean at some of their quantiles: the data set's, in characters.
@@ -97,6 +100,11 @@ def suite_limits(suite: Suite, version: str, limits: tuple[int, int], *, offline
 def caches(row: Row) -> bool:
     """Whether prompts of a row's suite are found again: V1 looks for prefixes unless its settings say not to."""
     return release(row.engine_version) >= _CACHING_SINCE and not row.engine.lower().startswith("1cat")
+
+
+def late_steps(row: Row) -> float:
+    """Steps by which a stream's requests go out late: the loop that sends them handles the last step's tokens first."""
+    return _LATE if suite_of(row) is not None and row.mode == "rate" else 0.0
 
 
 def prompts(rng: np.random.Generator, mean: float, n: int) -> Ints:

@@ -191,9 +191,10 @@ def _held_out() -> list[str]:
     return [
         "## Held out", "",
         ("Every figure predicted by constants that were fitted without its model, without its accelerator, without its"
-        " source (`python scripts/fit_engines.py`): one Gauss-Newton step back from the common fit, then simulated. A"
-        " source that is all an engine has leaves nothing but the start of the fit. Intervals are sized on these"
-        " errors engine by engine; the last column says how often they held by kind."), "",
+        " source (`python scripts/fit_engines.py`): one Gauss-Newton step back from the common fit, then simulated."
+        " Where that takes away all that is known of an engine on a vendor's accelerators, as a source does that no"
+        " other measured them, only the start of the fit is left: such a figure counts as one without its engine."
+        " Intervals are sized on these errors engine by engine; the last column says how often they held by kind."), "",
         *_table(["kind", "metric", "without its", "figures", "median", "p90", "within the 80 % interval"], (
             [h["kind"], h["metric"], h["without"].replace("gpu", "accelerator"), str(h["figures"]),
              *(f"{h[k]:.0%}" for k in ("median", "p90", "covered"))] for h in data["held_out"]
@@ -201,9 +202,11 @@ def _held_out() -> list[str]:
         "Time per token, end-to-end time and throughput by engine, median:", "",
         *_table([
             "engine", "since", "accelerators of", "figures", "without its model", "its accelerator", "its source",
+            "its engine",
         ], (
             [engine, str(e["since"]), e.get("vendor", "NVIDIA"), str(e["rows"]),
-             *(f"{e[f'held_out_{k}']:.0%}" for k in ("model", "gpu", "source"))]
+             *(f"{e[k]:.0%}" if (k := f"held_out_{fold}") in e else "-"
+               for fold in ("model", "gpu", "source", "engine"))]
             for engine, entries in data["engines"].items() for e in entries if e.get("rows")
         )),
     ]  # fmt: skip

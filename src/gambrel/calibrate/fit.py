@@ -40,6 +40,20 @@ _Z95: Final = 1.96
 _BOOTSTRAPS: Final = 400
 _ROBUST: Final = 3.0  # widths of the noise from which an error counts by its size, not by its square
 _MISFIT: Final = 1.5  # residuals over repeatability from which the fit is made again with what they say
+_SHIFTS: Final = (
+    -2.0,
+    -1.4,
+    -1.0,
+    -0.7,
+    -0.4,
+    0.4,
+    0.7,
+    1.0,
+    1.4,
+    2.0,
+)  # tried on a solution, of request_s's logarithm
+_SCANS: Final = 3
+_WORTH: Final = 0.95  # of what the solution costs: less gained is no other fold
 _TOLD: Final = 0.6  # of the prior's width: what is left of it where measurements decided a constant
 _ALIKE: Final = 0.9  # correlation from which two constants cannot be told apart
 
@@ -153,8 +167,6 @@ def calibrate(
     Raises:
         WorkloadError: no usable figure, a point bound by its client, or points of different accelerators or engines.
     """
-    from scipy.optimize import least_squares
-
     require_server_bound(points)
     _require_one_kind(points)
     names = tuple(dict.fromkeys(n for p in points for n in applicable(p.deployment)))
@@ -169,16 +181,12 @@ def calibrate(
     if not where:
         raise WorkloadError("nothing to fit: no point has a measured ttft, tpot, e2e or output_tok_s")
     repeatability = np.array([_NOISE[m] for _, m in where])
+    late = np.array([n == "request_s" for n in names]) * float(base(points[0].deployment).request_s > 0.0)
 
     def fitted(begin: Floats, width: Floats, subset: Sequence[Point] = points) -> Floats:
-        def residuals(theta: Floats) -> Floats:
-            return np.concatenate([errors_at(theta, subset)[0] / width, theta / sigma])
-
-        found = least_squares(
-            residuals, begin, bounds=(-BOUND, BOUND), loss="soft_l1", f_scale=_ROBUST,
-            diff_step=[_STEP] * len(names), x_scale=sigma, max_nfev=12,
-        )  # fmt: skip
-        return np.asarray(found.x, dtype=np.float64)
+        return _descended(
+            lambda theta: np.concatenate([errors_at(theta, subset)[0] / width, theta / sigma]), begin, sigma, late
+        )
 
     theta = fitted(np.zeros(len(names)), repeatability)
     error = errors_at(theta)[0]
@@ -219,6 +227,35 @@ def calibrate(
         in_sample=_by_metric(error, where), held_out=_by_metric(held, where), alike=_alike(names, covariance),
         covariance=covariance, noise_scale=scale, base=base,
     )  # fmt: skip
+
+
+def _descended(residuals: Callable[[Floats], Floats], begin: Floats, sigma: Floats, late: Floats) -> Floats:
+    """The least robust squares of ``residuals`` from where they begin, or from elsewhere along ``late`` if less there.
+
+    ``late`` is the direction of ``request_s``: whether users stay in step hangs by a hair of it, so the errors have
+    folds that a descent does not cross.
+    """
+    from scipy.optimize import least_squares
+
+    def cost(theta: Floats) -> float:
+        return float((np.sqrt(1.0 + (residuals(theta) / _ROBUST) ** 2) - 1.0).sum())
+
+    def solved(start: Floats) -> Floats:
+        found = least_squares(
+            residuals, start, bounds=(-BOUND, BOUND), loss="soft_l1", f_scale=_ROBUST,
+            diff_step=[_STEP] * len(start), x_scale=sigma, max_nfev=12,
+        )  # fmt: skip
+        return np.asarray(found.x, dtype=np.float64)
+
+    theta = solved(begin)
+    for _ in range(_SCANS if late.any() else 0):
+        tried = [theta, *(np.clip(theta + shift * late, -BOUND, BOUND) for shift in _SHIFTS)]
+        costs = [cost(t) for t in tried]
+        best = int(np.argmin(costs))
+        if costs[best] > _WORTH * costs[0]:
+            break
+        theta = solved(tried[best])
+    return theta
 
 
 def _require_one_kind(points: Sequence[Point]) -> None:

@@ -135,7 +135,7 @@ class OperatorTimes:
             none = np.zeros_like
             self._tables[key] = replace(
                 base, linear=linear, collective=none(linear), overhead=none(linear), head=none(base.head),
-                lines=self._attention(), request_s=0.0, wait_steps=0.0,
+                lines=self._attention(), request_s=0.0,
             )  # fmt: skip
         return self._tables[key]
 
@@ -147,7 +147,7 @@ class OperatorTimes:
     def _attention(self) -> Floats:
         """Attention's coefficients in least squares of the relative error, none of them negative."""
         if self._lines is None:
-            lines = np.zeros(18)
+            lines = np.zeros(20)
             at = [(batch, context) for batch in _BATCHES for context in _CONTEXTS]
             held = np.array([batch * context for batch, context in at], np.float64)
             causes = np.stack([np.ones_like(held), held, np.sqrt(held), held / [context for _, context in at]], axis=1)

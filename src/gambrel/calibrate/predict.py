@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from gambrel.calibrate.accelmark import WARMING, suite_of
+from gambrel.calibrate.accelmark import WARMING, late_steps, suite_of
 from gambrel.calibrate.harness import alike, packets, row_lengths, workload_of
 from gambrel.calibrate.inferencex import stream_interval, waiting_steps
 from gambrel.calibrate.setting import TUNED, deployments
@@ -253,6 +253,8 @@ class Predictor:
     def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Roofline, str]:
         """(figures by metric, cost model, what had to be assumed to run at all) of one arrangement."""
         table, memory, priced = self._compiled(deployment, packets(row), alike=alike(row))
+        if row.mode == "offline":  # in the engine's process: nothing comes in from outside, nothing goes out
+            table = replace(table, request_s=0.0)
         prompt, output = row_lengths(row)
         held = held_bytes(deployment, prompt + output / 2) or 1.0
         room = max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held)
@@ -270,7 +272,7 @@ class Predictor:
                    for metric, figure in row.measured.items()}  # fmt: skip
         if "ttft" in figures and not static:  # the first token leaves with the last of its packet
             step = run.distribution("tpot").p50
-            late = stream_interval(row) - 1 + waiting_steps(row, deployment.attention_dp)
+            late = stream_interval(row) - 1 + waiting_steps(row, deployment.attention_dp) + late_steps(row)
             figures["ttft"] += late * step if math.isfinite(step) else 0.0
         figures.setdefault("output_tok_s", run.output_tokens_per_s)
         return figures, priced, assumed

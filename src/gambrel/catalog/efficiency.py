@@ -29,8 +29,8 @@ _ENGINES: Final = Path(__file__).with_name("data") / "engines.toml"
 _FLAT: Final = ("decode_attention", "prefill_attention", "all_reduce", "small_operations")
 _MATMUL_FIELDS: Final = ("mfu_max", "mfu_half_tokens", "bw_max", "bw_half_bytes", "rounding", "expert_passes")
 _ENGINE_FIELDS: Final = (
-    "layer_s", "step_s", "seq_s", "stream_s", "soft_fp8", "logit_passes", "expert_shape", "unshared", "request_s",
-    "wait_steps",
+    "layer_s", "step_s", "seq_s", "stream_s", "soft_fp8", "logit_passes", "expert_shape", "unshared",
+    "undivided", "request_s",
 )  # fmt: skip
 _ENGINE_FACTORS: Final = (
     "bandwidth", "compute", "kv", "experts", "expert_compute", "quantised", "four_bit", "by_block",

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 from gambrel.core.errors import DeploymentError
 
-__all__ = ["Efficiency", "Matmul", "ideal"]
+__all__ = ["UNDIVIDED_FROM", "Efficiency", "Matmul", "ideal"]
+
+UNDIVIDED_FROM: Final = 512
+"""Sequences times query heads from which vLLM's paged attention does not divide a context over thread blocks: the rule
+of its ``PagedAttention`` (V1 or V2), which its early ROCm and xFormers backends call."""
 
 _SIXTEEN_BIT = frozenset({"bf16", "fp16"})
 _BLOCK_SCALED = {"fp8": "fp8_block"}
@@ -78,6 +82,9 @@ class Efficiency:
         kv_bw_max: fraction of peak bandwidth that decode attention reaches on large calls.
         unshared: what each further query head of a group adds to the reading of its KV head, as a share of one reading:
             0 where a kernel serves the group together, about 1 where every head reads for itself.
+        undivided: what reading takes longer, as a share, where a rank's sequences times query heads exceed
+            :data:`UNDIVIDED_FROM`: vLLM's older paged attention then gives each of them to one thread block, whatever
+            its length (up to 8,192 tokens), instead of dividing it.
         kv_floor_s: seconds of a decode attention call that reads nothing, per layer.
         kv_sqrt: seconds per square root of a byte read, per layer call; bends the middle of the curve.
         prefill_mfu_max: fraction of the 16-bit dense peak that prefill attention reaches on long prompts.
@@ -100,7 +107,6 @@ class Efficiency:
         pcie_sharing: over PCIe ``p`` ranks reach ``(2/p)^pcie_sharing`` of what two do: they share the host.
         reserve_bytes: device memory taken by context and communicators.
         request_s: seconds of a request outside the steps: its way in, tokenising, the first token's way out.
-        wait_steps: steps a request waits on average until the engine looks at its queue.
         basis: one phrase for people: what the constants stand on.
         spread: one-sigma relative error of a predicted step (log scale), for intervals.
         expert_spread: the least spread of a model with experts, whose routing and grouped matmuls are less certain.
@@ -112,6 +118,7 @@ class Efficiency:
     expert_shape: float = math.inf
     kv_bw_max: float = 1.0
     unshared: float = 0.0
+    undivided: float = 0.0
     kv_floor_s: float = 0.0
     kv_sqrt: float = 0.0
     prefill_mfu_max: float = 1.0
@@ -133,7 +140,6 @@ class Efficiency:
     pcie_sharing: float = 0.0
     reserve_bytes: float = 0.0
     request_s: float = 0.0
-    wait_steps: float = 0.0
     basis: str = "spec sheet"
     spread: float = 0.0
     expert_spread: float = 0.0

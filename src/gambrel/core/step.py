@@ -186,7 +186,7 @@ class StepTable:
 
     Per token count ``T`` in ``0..max_tokens`` (float64, seconds): ``linear`` (all layer matmuls under the form),
     ``linear_compute``, ``linear_weights``, ``collective``, ``overhead``. Per sampled rows ``R`` in ``0..max_seqs``:
-    ``head`` with ``head_compute`` and ``head_weights``. ``lines`` (float64[18]) are the attention coefficients:
+    ``head`` with ``head_compute`` and ``head_weights``. ``lines`` (float64[20]) are the attention coefficients:
 
     ====== ==========================================================================================
     index  meaning (seconds per ...)
@@ -203,10 +203,12 @@ class StepTable:
     15     1.0 for form ``max``, 0.0 for form ``serial``
     16     per sequence in the step, collective (its row of logits gathered over ranks)
     17     per decoding sequence, compute (MLA absorption, state update)
+    18     decoders beyond which their reading (1, 7) takes longer: a count
+    19     how much longer, as a share
     ====== ==========================================================================================
 
-    ``window`` is the model's attention window in tokens, 0 without one. ``request_s`` and ``wait_steps`` are what a
-    request takes outside the steps (:meth:`outside_s`).
+    ``window`` is the model's attention window in tokens, 0 without one. ``request_s`` is what a
+    request takes outside the steps: client, server, the first token's way back.
     """
 
     linear: Floats
@@ -220,14 +222,6 @@ class StepTable:
     lines: Floats
     window: int
     request_s: float = 0.0
-    wait_steps: float = 0.0
-
-    def outside_s(self, tpot_s: float) -> float:
-        """Seconds that a first token takes beside the steps it waits for and is made in.
-
-        That is client, server, a look at the queue every so many steps of ``tpot_s``; NaN counts as no step.
-        """
-        return self.request_s + (0.0 if math.isnan(tpot_s) else self.wait_steps * tpot_s)
 
     @property
     def max_tokens(self) -> int:
@@ -249,13 +243,13 @@ class StepTable:
     def scaled(self, factor: float) -> StepTable:
         """The same table with every step ``factor`` times as long."""
         lines = self.lines * factor
-        lines[15] = self.lines[15]  # the form is a choice, not a time
+        lines[[15, 18, 19]] = self.lines[[15, 18, 19]]  # the form, a count and a share are no times
         linear, compute, weights, collective, overhead, head, head_compute, head_weights, _ = (
             a * factor for a in self.arrays()
         )
         return StepTable(
             linear, compute, weights, collective, overhead, head, head_compute, head_weights, lines, self.window,
-            self.request_s, self.wait_steps,
+            self.request_s,
         )  # fmt: skip
 
     def stages(self, shares: Sequence[float]) -> tuple[StepTable, ...]:
@@ -271,12 +265,12 @@ class StepTable:
             last = k == len(shares) - 1
             linear, compute, weights, wire, overhead, head, head_compute, head_weights, _ = self.arrays()
             lines = self.lines * share
-            lines[15] = self.lines[15]  # the form
+            lines[[15, 18, 19]] = self.lines[[15, 18, 19]]  # no times
             lines[16] = self.lines[16] * last  # logits
             table = StepTable(
                 linear * share, compute * share, weights * share, wire * share, overhead * share,
                 head * last, head_compute * last, head_weights * last, lines, self.window,
-                self.request_s, self.wait_steps,
+                self.request_s,
             )  # fmt: skip
             found.append(table)
         return tuple(found)
@@ -308,10 +302,11 @@ def step_parts(
     over the chunks where several share a step.
     """
     busy = (decodes > 0) * 1.0
+    longer = 1.0 + lines[19] * (decodes > lines[18])
     kv_decode = (
         busy * (lines[0] + lines[6])
-        + lines[1] * kv + lines[2] * np.sqrt(kv)
-        + lines[7] * kv_win + lines[8] * np.sqrt(kv_win)
+        + lines[1] * longer * kv + lines[2] * np.sqrt(kv)
+        + lines[7] * longer * kv_win + lines[8] * np.sqrt(kv_win)
         + lines[13] * decodes
     )  # fmt: skip
     reads = pre_chunks / np.maximum(pre_tokens, 1)
@@ -369,6 +364,7 @@ def decode_terms(
 
     A loop in which the same sequences decode on and on works these out once.
     """
+    longer = 1.0 + lines[19] * (decodes > lines[18])
     return (
         linear[decodes] + head[decodes],
         linear_compute[decodes] + head_compute[decodes],
@@ -378,7 +374,7 @@ def decode_terms(
         lines[0] + lines[6],
         lines[13] * decodes,
         lines[17] * decodes,
-        lines[1], lines[2], lines[3], lines[7], lines[8], lines[9], lines[15] > 0.5,
+        lines[1] * longer, lines[2], lines[3], lines[7] * longer, lines[8], lines[9], lines[15] > 0.5,
     )  # fmt: skip
 
 

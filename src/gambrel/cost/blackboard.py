@@ -135,7 +135,7 @@ class Blackboard:
     def parts(self, batch: Any, context: Any, form: str = "max") -> Any:
         """(compute, weights, kv, collective, overhead, total) seconds of decode steps; numbers or arrays."""
         batch = np.asarray(batch, dtype=np.float64)
-        lines = np.zeros(18)
+        lines = np.zeros(20)
         lines[1] = self.kv_bytes_per_token / self.bandwidth
         lines[15] = 1.0 if form == "max" else 0.0
         nothing = np.zeros(1)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gambrel.core.efficiency import UNDIVIDED_FROM
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, StepTable, step_parts
 from gambrel.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, pool_wire, send_s, wire
@@ -238,6 +239,13 @@ class Roofline:
         """How often decode attention reads a cached token, as the query heads of a group share its KV head or not."""
         return 1.0 + self.efficiency.unshared * (part.readers - 1.0)
 
+    @property
+    def undivided_beyond(self) -> float:
+        """Decoders of a replica beyond which no rank's kernel divides their contexts (``Efficiency.undivided``)."""
+        d = self._deployment
+        heads = d.model.num_heads * d.attention_dp / d.tp
+        return UNDIVIDED_FROM / heads * d.attention_dp
+
     def _lines(self) -> Floats:
         """The attention coefficients of :class:`~gambrel.core.step.StepTable`.
 
@@ -245,7 +253,7 @@ class Roofline:
         sum, taken at the widest cap of the model: exact for the one cap that nearly every model has.
         """
         d, eff = self._deployment, self.efficiency
-        lines = np.zeros(18)
+        lines = np.zeros(20)
         bandwidth = d.accelerator.memory_bandwidth * eff.kv_bw_max
         peak = self._peak("bf16")
         soft = self.unpacking / peak
@@ -268,6 +276,7 @@ class Roofline:
             lines[17] += n * part.flops_per_token / (eff.decode_attention_mfu * peak)
         lines[14] = eff.seq_s + eff.stream_s + eff.logit_passes * d.model.vocab_size * LOGIT_BYTES / bandwidth
         lines[15] = 1.0 if self.form == "max" else 0.0
+        lines[18], lines[19] = self.undivided_beyond, eff.undivided
         width = d.tp // d.attention_dp
         if width > 1:
             inner = wire(d.accelerator, width, eff)
@@ -299,7 +308,6 @@ class Roofline:
             lines=self._coefficients,
             window=caps[-1] if caps else 0,
             request_s=self.efficiency.request_s,
-            wait_steps=self.efficiency.wait_steps,
         )
 
     def compile(self, max_tokens: int, max_seqs: int) -> StepTable:
@@ -328,9 +336,10 @@ class Roofline:
         lines = self._coefficients.copy()
         lines[[1, 3, 4, 5, 7, 9, 10, 11, 13, 16, 17]] *= groups
         lines[[2, 8]] *= groups**0.5  # seconds per square root
+        lines[18] /= groups
         own = StepTable(
             linear, compute, weights, self._reduces(tokens), self._overhead(tokens),
-            plain.head, plain.head_compute, plain.head_weights, lines, plain.window, plain.request_s, plain.wait_steps,
+            plain.head, plain.head_compute, plain.head_weights, lines, plain.window, plain.request_s,
         )  # fmt: skip
         return RankTable(own, *experts, self._exchange(every))
 

@@ -13,7 +13,16 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, WorkerCost
-from gambrel.engine.simulation import check_fits, limits_of, outside_s, prepared, replay, run_of, special, spread
+from gambrel.engine.simulation import (
+    check_fits,
+    limits_of,
+    paced,
+    prepared,
+    replay,
+    run_of,
+    special,
+    spread,
+)  # fmt: skip
 from gambrel.engine.workers import Pool, Transfer, needed, rank_limits, serve, worker_run
 
 if TYPE_CHECKING:
@@ -142,10 +151,12 @@ def _simulate_workers(
         check_fits(replace(workload, output_tokens=np.ones_like(workload.output_tokens)), prefill.limits)
         pools = (prefill, decode)
     own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
-    if workload.closed_loop and workload.staggered:
-        first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
-        workload = spread(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
+    if workload.closed_loop:
+        if workload.staggered:
+            first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
+            workload = spread(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
+        workload = paced(workload, own)
     played = serve(pools, workload, transfer=transfer, routing=deployment.routing, series=series, watch=watch)
     run = worker_run(played, pools, cost_model.basis)
-    late = outside_s(own, played.requests)
+    late = own.request_s
     return replace(run, first_token_s=run.first_token_s + late, last_token_s=run.last_token_s + late) if late else run

@@ -154,8 +154,8 @@ def replay(
     """
     _check(table, limits, workload, routing)
     oracle = oracle or bool(special(limits, workload))
-    if workload.closed_loop and workload.staggered:
-        workload = _staggered(table, limits, workload)
+    if workload.closed_loop:
+        workload = _driven(table, limits, workload)
     prefixes = _prefixes(workload, limits)
     if limits.prefix_caching and prefixes is None and not oracle:
         # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
@@ -213,24 +213,30 @@ def special(limits: Limits, workload: Workload) -> str:
     return ""
 
 
-def _staggered(table: StepTable, limits: Limits, workload: Workload) -> Workload:
-    """The same users as people and load clients are: see :func:`spread`; the first request on an idle replica."""
-    return spread(workload, table, lambda alone: replay(table, limits, alone).requests)
+def _driven(table: StepTable, limits: Limits, workload: Workload) -> Workload:
+    """The same users as people and load clients are: :func:`paced`, and :func:`spread` where they start so."""
+    if workload.staggered:
+        workload = spread(workload, table, lambda alone: replay(table, limits, alone).requests)
+    return paced(workload, table)
+
+
+def paced(workload: Workload, table: StepTable) -> Workload:
+    """The same users, who send the next request when the last token has reached them.
+
+    What a request takes outside the steps is part of every pause. However short, the engine has begun its next step by
+    then, without the new request; with nothing outside the steps it is there in time.
+    """
+    if not table.request_s:
+        return workload
+    pauses = np.zeros(len(workload)) if workload.think_s is None else workload.think_s
+    return replace(workload, think_s=pauses + table.request_s)
 
 
 def spread(workload: Workload, table: StepTable, served: Callable[[Workload], Requests]) -> Workload:
-    """The same users, their starts spread evenly over the time the first request takes when it is ``served`` alone.
-
-    Each sends the next request when the last token has reached them: what a request takes outside the steps is part of
-    every pause.
-    """
+    """The same users, their starts spread evenly over the time the first request takes when it is ``served`` alone."""
     alone = replace(workload.take(slice(0, 1)), closed_loop=0, staggered=False, think_s=None)
     requests = served(alone)
-    late = outside_s(table, requests)
-    if late:
-        pauses = np.zeros(len(workload)) if workload.think_s is None else workload.think_s
-        workload = replace(workload, think_s=pauses + late)
-    alone_s = float(requests.last[0] - alone.arrival_s[0]) + late
+    alone_s = float(requests.last[0] - alone.arrival_s[0]) + table.request_s
     users = min(workload.closed_loop, len(workload))
     arrival_s = np.zeros(len(workload))
     arrival_s[:users] = alone_s * np.arange(users) / users
@@ -269,22 +275,13 @@ def prepared(deployment: Deployment, cost_model: CostModel) -> tuple[StepTable, 
     return table, limits
 
 
-def outside_s(table: StepTable | None, requests: Requests) -> float:
-    """Seconds by which a client sees every token later than the engine made it, at the median time per token."""
-    if table is None or not (table.request_s or table.wait_steps):
-        return 0.0
-    several = requests.output > 1
-    gaps = (requests.last - requests.first)[several] / (requests.output[several] - 1)
-    return table.outside_s(float(np.nanmedian(gaps)) if np.isfinite(gaps).any() else float("nan"))
-
-
 def run_of(played: Replay, limits: Limits, replicas: int = 1, basis: str = "") -> Run:
     """A replay as the table that reports, plans and fits read."""
     requests, ints, floats = played.requests, played.ints, played.floats
     busy = float(floats[BUSY_S])
     used = np.flatnonzero(played.histogram)
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-    late = outside_s(played.table, requests)
+    late = 0.0 if played.table is None else played.table.request_s  # a client sees every token so much later
     return Run(
         arrival_s=requests.arrival,
         scheduled_s=requests.scheduled,

@@ -233,7 +233,8 @@ class Driver:
         """Bring the loop to ``users`` requests in flight and warm it up: until each user has ended one of this level.
 
         Users already there go on with the new lengths after their request in flight; new ones start spread over
-        ``stagger_s``; those too many stop after theirs. False where ``warm_limit_s`` was over before the loop was warm.
+        ``stagger_s``, between those of other processes; those too many stop after theirs. False where ``warm_limit_s``
+        was over before the loop was warm.
         """
         self._plan = (label, lengths)
         self._finished = set()
@@ -241,9 +242,10 @@ class Driver:
         have, self._target = self._target, users
         fresh = max(users - have, 0)
         now = monotonic_ns()
+        between = 0.5 if have else 0.0  # those already there begin now
         for k in range(have, users):
-            at = now + round(stagger_s * 1e9 * (k - have) / fresh)
-            task = asyncio.create_task(self._user(k, at))
+            share = (k - have + (self.worker + between) / self.workers) / fresh
+            task = asyncio.create_task(self._user(k, now + round(stagger_s * 1e9 * share)))
             self._users.add(task)
             task.add_done_callback(self._user_ended)
         await self._until(lambda: len(self._finished) >= self._target, warm_limit_s)

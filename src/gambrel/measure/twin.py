@@ -222,7 +222,7 @@ class Twin:
         if why := unserved(deployment, self.limits):
             raise DeploymentError(f"the twin does not serve {why}; gambrel simulate does")
         table = self._table = cost_model.compile(self.limits.max_num_batched_tokens, self.limits.max_num_seqs)
-        if table.outside_s(0.0):  # the next request of a user comes later than the end of the last one anyway
+        if table.request_s:  # the next request of a user comes later than the end of the last one anyway
             self.grace_s = 0.0
         self._model = model or deployment.model.name
         room = (self.limits.num_kv_blocks - self.limits.state_blocks) * self.limits.block_size
@@ -305,7 +305,7 @@ class Twin:
         served = _Served(ask, answer)
         arrival = served.arrival_s = (ask.received_s - self.origin_s) / self.scale
         replica = self._route()
-        self._behind_s = max(self._behind_s, arrival + self._table.outside_s(replica.step_s))
+        self._behind_s = max(self._behind_s, arrival + self._table.request_s)
         served.sequence = Sequence(self._behind_s, ask.prompt_tokens, output, served)
         self._serving[ask.id] = (replica, served)
         replica.add(served.sequence)

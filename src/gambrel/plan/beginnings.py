@@ -65,17 +65,13 @@ class Beginnings:
         ]
         return cls(workload, slo, tuple(rungs))
 
-    def misses(self, run: Run, late_s: float, until_s: float) -> bool:
-        """Whether the run of a beginning proves that the whole log misses an objective.
-
-        Its tokens are ``late_s`` later than the whole log's could be at the earliest: what a request takes outside the
-        steps depends on the run's median time per token, so that part counts only as far as it is constant.
-        """
+    def misses(self, run: Run, until_s: float) -> bool:
+        """Whether the run of a beginning proves that the whole log misses an objective."""
         several = self.workload.output_tokens > 1
         bad = np.zeros(len(run), np.bool_)
         for objective in self.slo.limits:
             metric = "tpot" if objective.metric == "itl" else objective.metric
-            values, rows = at_least(metric, run, late_s, until_s), objective.rows(run)
+            values, rows = at_least(metric, run, until_s), objective.rows(run)
             bad |= (values > objective.limit) & rows
             if objective.metric == "itl":
                 continue  # gaps are pooled: when each happened is not kept
@@ -103,10 +99,10 @@ class Beginnings:
         fleet, tried = deployment, bench
         if bench.safety.asked and deployment.replicas > bench.safety.spare:
             fleet, tried = deployment.with_(replicas=deployment.replicas - bench.safety.spare), bench.harder
-        run, late_s = tried.run_with_delay(fleet, rung.log)
+        run = tried.run(fleet, rung.log)
         trial = judge(fleet, tried, rung.log, self.slo, run=run)
         as_asked = replace(trial, candidate=replace(trial.candidate, deployment=deployment), share=rung.share)
-        return as_asked, self.misses(run, late_s, rung.until_s)
+        return as_asked, self.misses(run, rung.until_s)
 
     def judge(self, deployment: Deployment, bench: Bench) -> Trial:
         """The verdict of :func:`gambrel.plan.trial.judge`, on a beginning of the log where that proves a miss."""
@@ -122,19 +118,18 @@ def foreseen(workload: Workload) -> bool:
     return not workload.closed_loop and workload.after is None and workload.deadline_s is None
 
 
-def at_least(metric: str, run: Run, late_s: float, until_s: float) -> Floats:
+def at_least(metric: str, run: Run, until_s: float) -> Floats:
     """What each request of a beginning reaches at the least on the whole log, in seconds; NaN where not defined."""
 
-    def known(times: Floats, late_s: float = late_s) -> Floats:
-        earliest = times - late_s
-        return np.where(earliest <= until_s, earliest, until_s)
+    def known(times: Floats) -> Floats:
+        return np.where(times <= until_s, times, until_s)
 
     if metric == "tpot":
         gaps = (run.output_tokens - 1).astype(np.float64)
         gaps[gaps < 1] = np.nan
         return np.maximum(known(run.last_token_s) - known(run.first_token_s), 0.0) / gaps * (1.0 - ROUNDING)
     if metric == "queue":
-        return known(run.scheduled_s, 0.0) - run.arrival_s
+        return known(run.scheduled_s) - run.arrival_s
     return (known(run.first_token_s if metric == "ttft" else run.last_token_s) - run.arrival_s) * (1.0 - ROUNDING)
 
 

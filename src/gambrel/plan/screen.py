@@ -119,14 +119,12 @@ def screen_latency(table: StepTable, demand: Demand, slo: SLO) -> tuple[Verdict,
 
     Each request's TTFT, TPOT and E2E are bounded by those of a shorter prompt from a grid, alone in the engine; a
     percentile of lower bounds is a lower bound of the percentile, and who is over a limit alone is over it in company.
-    What a request takes outside the steps grows with the median TPOT, which is no less than that of the bounds.
     """
     ttft_grid, tpot_grid = (np.array(x) for x in zip(*alone_each(table, map(int, demand.grid)), strict=True))
     at = np.searchsorted(demand.grid, demand.prompts, side="right") - 1
     several = demand.outputs > 1
     tpot = tpot_grid[at]
-    outside_s = table.outside_s(low_statistic(tpot[several], "p50") if several.any() else float("nan"))
-    ttft = ttft_grid[at] * (not demand.prompts_cached) + outside_s
+    ttft = ttft_grid[at] * (not demand.prompts_cached) + table.request_s
     e2e = ttft + tpot * (demand.outputs - 1)
     bounds = {"ttft": ttft, "tpot": tpot[several], "itl": tpot_grid[:1], "e2e": e2e}
     least = {"ttft": ttft, "tpot": tpot * several, "itl": tpot * several, "e2e": e2e}  # a request's own

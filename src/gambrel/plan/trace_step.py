@@ -262,6 +262,12 @@ class Parts:
                 f"1 + unshared x ({p.readers:g} query heads a KV head - 1)",
             ))  # fmt: skip
         size = made("bytes", "bytes", "product", *factors)
+        reached = made("at the bandwidth reached", "s", "quotient", size, kv_bw, self.bandwidth)
+        if eff.undivided and self.step.decodes > self.model.undivided_beyond:
+            reached = made("in undivided contexts", "s", "product", reached, leaf(
+                "how much longer", 1.0 + eff.undivided, "1", constant_source(self.d, "undivided"),
+                f"1 + undivided: beyond {self.model.undivided_beyond:g} sequences",
+            ))  # fmt: skip
         return made(
             f"{p.layers} layers of KV",
             "s",
@@ -272,7 +278,7 @@ class Parts:
                 "s",
                 "sum",
                 self.constant("kv_floor_s", eff.kv_floor_s, "s"),
-                made("at the bandwidth reached", "s", "quotient", size, kv_bw, self.bandwidth),
+                reached,
                 made(
                     "bend",
                     "s",

@@ -176,15 +176,6 @@ class Bench:
         run = run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
         return told_apart(run, workload)
 
-    def run_with_delay(self, deployment: Deployment, workload: Workload) -> tuple[Run, float]:
-        """A run, and the seconds by which its tokens are later than the same steps would give at any step time."""
-        if needed(deployment):
-            return self.run(deployment, workload), 0.0
-        played = self.replay(deployment, workload)
-        run = run_of(played, self.limits, deployment.replicas, basis=self.cost_model.basis)
-        late_s = float(np.nanmin(run.first_token_s - played.requests.first)) - self.table.outside_s(math.nan)
-        return told_apart(run, workload), max(0.0, late_s)
-
     def replay(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Replay:
         """The replay behind a run of equal replicas of one stage, in the engine's own times."""
         return replay(
