@@ -178,10 +178,13 @@ ENTRIES = (
           parents=("sglang:0.0:NVIDIA",), unsure=SCATTERED, fresh=KERNELS),
     Entry("sglang", "0.0", "AMD", 0.7e-3, 15e-6, 10e-6, "SGLang on ROCm", stream_s=5e-6,
           parents=("vllm:0.6:AMD", "mlperf:0.0:AMD"), inherits=1.0),
-    # A heuristic picks its attention kernel (docs/source/advanced/gpt-attention.md): one source's static batches read a
-    # KV head for each query head, the other's many requests in flight, like users', do not.
-    Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 1.0 (C++ runtime)",
-          free=tuple(k for k in KINDS if k != "unshared")),
+    # A heuristic picks its attention kernel (docs/source/advanced/gpt-attention.md): the early rows' static batches
+    # read a KV head for each query head, later ones' many requests in flight, like users', do not.
+    Entry("tensorrt-llm", "0.0", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM before 0.13"),
+    Entry("tensorrt-llm", "0.13", "NVIDIA", 0.5e-3, 10e-6, 2e-6, "TensorRT-LLM 0.13 to 1.0 (C++ runtime)",
+          parents=("tensorrt-llm:0.0:NVIDIA",), inherits=1.0, fresh=("unshared",),
+          # its rows are of full batches, which say nothing of the least time of a layer
+          free=tuple(k for k in KINDS if k not in {"unshared", "layer_s"})),
     Entry("tensorrt-llm", "1.0", "NVIDIA", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x (PyTorch runtime)", stream_s=30e-6),
     Entry("tensorrt-llm", "1.0", "blackwell", 0.5e-3, 10e-6, 4e-6, "TensorRT-LLM 1.x on Blackwell", stream_s=30e-6,
           parents=("tensorrt-llm:1.0:NVIDIA",), inherits=1.0, unsure=SCATTERED, fresh=KERNELS),

@@ -192,8 +192,8 @@ def _held_out() -> list[str]:
         "## Held out", "",
         ("Every figure predicted by constants that were fitted without its model, without its accelerator, without its"
         " source (`python scripts/fit_engines.py`): one Gauss-Newton step back from the common fit, then simulated."
-        " Where that takes away all that is known of an engine on a vendor's accelerators, as a source does that no"
-        " other measured them, only the start of the fit is left: such a figure counts as one without its engine."
+        " Where that takes away all rows of an engine generation on a vendor's accelerators, only the start of its fit"
+        " is left (the defaults, or an earlier generation's way): such a figure counts once, as one without its engine."
         " Intervals are sized on these errors engine by engine; the last column says how often they held by kind."), "",
         *_table(["kind", "metric", "without its", "figures", "median", "p90", "within the 80 % interval"], (
             [h["kind"], h["metric"], h["without"].replace("gpu", "accelerator"), str(h["figures"]),

@@ -243,7 +243,7 @@ class Roofline:
     def undivided_beyond(self) -> float:
         """Decoders of a replica beyond which no rank's kernel divides their contexts (``Efficiency.undivided``)."""
         d = self._deployment
-        heads = d.model.num_heads * d.attention_dp / d.tp
+        heads = max(1.0, d.model.num_heads * d.attention_dp / d.tp)  # of a rank; a model without attention has none
         return UNDIVIDED_FROM / heads * d.attention_dp
 
     def _lines(self) -> Floats:

@@ -13,16 +13,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, WorkerCost
-from gambrel.engine.simulation import (
-    check_fits,
-    limits_of,
-    paced,
-    prepared,
-    replay,
-    run_of,
-    special,
-    spread,
-)  # fmt: skip
+from gambrel.engine.simulation import check_fits, limits_of, paced, prepared, replay, run_of, special, spread
 from gambrel.engine.workers import Pool, Transfer, needed, rank_limits, serve, worker_run
 
 if TYPE_CHECKING:
