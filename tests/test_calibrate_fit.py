@@ -14,7 +14,7 @@ from gambrel.calibrate.next_level import next_levels
 from gambrel.calibrate.predict import simulated
 from gambrel.calibrate.profile import load_profile, profile_of, write_profile
 from gambrel.calibrate.table import Figure
-from gambrel.catalog.efficiency import kernel_efficiency
+from gambrel.catalog.efficiency import efficiency, kernel_efficiency
 from gambrel.core.errors import WorkloadError
 from gambrel.cost import Roofline
 from gambrel.engine import simulate
@@ -101,6 +101,26 @@ def test_a_level_that_cannot_be_ruins_no_other(fitted: Calibration) -> None:
         others = np.delete(np.abs(spoiled.held_out[metric]), 3)
         assert np.median(others) < np.median(np.abs(fitted.held_out[metric])) + 0.05
     assert spoiled.multiples["compute"] == pytest.approx(TRUTH["compute"], rel=0.15)
+
+
+def test_users_who_keep_step_by_a_hair_do_not_hide_what_a_request_takes_outside() -> None:
+    """First tokens of a closed loop jump with ``request_s``; a fit that only descends stays where it begins."""
+    deployment = api.deployment("Qwen/Qwen3-0.6B", "l4", max_num_seqs=64, max_num_batched_tokens=2048)
+    slower = {"bandwidth": 0.9, "compute": 0.9, "step_s": 1.2, "request_s": 1.2}
+
+    def shipped(d: Deployment) -> Efficiency:
+        return efficiency(d.accelerator, d.engine, d.engine_version)
+
+    server, points = Roofline(deployment, moved(shipped(deployment), slower)), []
+    for users in (1, 2, 4, 8, 16):
+        lengths = {"prompt_tokens": 256, "output_tokens": 64, "users": users, "staggered": True}
+        asked = point_of_lengths(deployment, ASKED, **lengths)  # type: ignore[arg-type]
+        seen = {m: Figure(v) for m, v in simulated(deployment, server, asked.workload, ASKED).items()}
+        points.append(point_of_lengths(deployment, seen, **lengths))  # type: ignore[arg-type]
+    found = calibrate(points, shipped)
+    assert found.multiples["request_s"] == pytest.approx(1.2, rel=0.08)
+    assert np.median(np.abs(found.in_sample["ttft"])) < 0.04
+    assert np.median(np.abs(found.in_sample["tpot"])) < 0.01
 
 
 def test_points_of_one_name_are_left_out_together() -> None:

@@ -40,18 +40,8 @@ _Z95: Final = 1.96
 _BOOTSTRAPS: Final = 400
 _ROBUST: Final = 3.0  # widths of the noise from which an error counts by its size, not by its square
 _MISFIT: Final = 1.5  # residuals over repeatability from which the fit is made again with what they say
-_SHIFTS: Final = (
-    -2.0,
-    -1.4,
-    -1.0,
-    -0.7,
-    -0.4,
-    0.4,
-    0.7,
-    1.0,
-    1.4,
-    2.0,
-)  # tried on a solution, of request_s's logarithm
+# Of request_s's logarithm: tried on a solution.
+_SHIFTS: Final = (-2.0, -1.2, -0.7, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.7, 1.2, 2.0)
 _SCANS: Final = 3
 _WORTH: Final = 0.95  # of what the solution costs: less gained is no other fold
 _TOLD: Final = 0.6  # of the prior's width: what is left of it where measurements decided a constant
