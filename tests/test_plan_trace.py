@@ -111,9 +111,11 @@ def test_memory_floor_wall_and_step_come_out_of_their_trees(
 
 
 @settings(max_examples=20, deadline=None)
-@given(batch=st.integers(1, 200), context=st.integers(1, 8000))
-def test_every_decode_step_adds_up(answer: Plan, batch: int, context: int) -> None:
-    cost_model = api.cost_model(answer.chosen.deployment)
+@given(batch=st.integers(1, 200), context=st.integers(1, 8000), early=st.booleans())
+def test_every_decode_step_adds_up(answer: Plan, batch: int, context: int, *, early: bool) -> None:
+    """``early``: vLLM 0.4 on ROCm, which does not divide contexts from 17 sequences of 32 query heads on."""
+    rocm = api.deployment("meta-llama/Llama-3.1-8B-Instruct", "mi300x", engine_version="0.4")
+    cost_model = api.cost_model(rocm if early else answer.chosen.deployment)
     tree = mean_step(replace(answer, run=replace(answer.run, batch_mean=float(batch))), cost_model, context)
     assert tree.inputs
     assert recompute(tree) == pytest.approx(cost_model.step_cost(Step.decode(batch, context)).seconds, rel=1e-9)

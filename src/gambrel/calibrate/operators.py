@@ -23,6 +23,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError, GambrelError, UnknownName
 from gambrel.core.formats import kv_format
+from gambrel.core.step import NUM_LINES
 from gambrel.cost import Roofline
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class OperatorTimes:
     def _attention(self) -> Floats:
         """Attention's coefficients in least squares of the relative error, none of them negative."""
         if self._lines is None:
-            lines = np.zeros(20)
+            lines = np.zeros(NUM_LINES)
             at = [(batch, context) for batch in _BATCHES for context in _CONTEXTS]
             held = np.array([batch * context for batch, context in at], np.float64)
             causes = np.stack([np.ones_like(held), held, np.sqrt(held), held / [context for _, context in at]], axis=1)

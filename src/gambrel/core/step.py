@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAUSES",
+    "NUM_LINES",
     "CostModel",
     "Floats",
     "MemoryBudget",
@@ -180,13 +181,17 @@ class MemoryBudget:
         return self.num_kv_blocks > 0
 
 
+NUM_LINES = 20
+"""Attention coefficients of a :class:`StepTable`."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepTable:
     """A cost model compiled for the event loop: seconds by lookup and straight lines.
 
     Per token count ``T`` in ``0..max_tokens`` (float64, seconds): ``linear`` (all layer matmuls under the form),
     ``linear_compute``, ``linear_weights``, ``collective``, ``overhead``. Per sampled rows ``R`` in ``0..max_seqs``:
-    ``head`` with ``head_compute`` and ``head_weights``. ``lines`` (float64[20]) are the attention coefficients:
+    ``head`` with ``head_compute`` and ``head_weights``. ``lines`` (float64[NUM_LINES]) are the attention coefficients:
 
     ====== ==========================================================================================
     index  meaning (seconds per ...)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gambrel.core.step import StepTable, step_parts
+from gambrel.core.step import NUM_LINES, StepTable, step_parts
 from gambrel.core.units import SECONDS_PER_HOUR
 
 __all__ = [
@@ -135,7 +135,7 @@ class Blackboard:
     def parts(self, batch: Any, context: Any, form: str = "max") -> Any:
         """(compute, weights, kv, collective, overhead, total) seconds of decode steps; numbers or arrays."""
         batch = np.asarray(batch, dtype=np.float64)
-        lines = np.zeros(20)
+        lines = np.zeros(NUM_LINES)
         lines[1] = self.kv_bytes_per_token / self.bandwidth
         lines[15] = 1.0 if form == "max" else 0.0
         nothing = np.zeros(1)

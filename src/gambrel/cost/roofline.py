@@ -16,7 +16,7 @@ import numpy as np
 
 from gambrel.core.efficiency import UNDIVIDED_FROM
 from gambrel.core.errors import DeploymentError
-from gambrel.core.step import RankTable, StepTable, step_parts
+from gambrel.core.step import NUM_LINES, RankTable, StepTable, step_parts
 from gambrel.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, pool_wire, send_s, wire
 from gambrel.cost.memory import ACTIVATION_BYTES, LOGIT_BYTES, held_bytes, memory_budget
 from gambrel.cost.shards import Kernel, check_parallel, rank_attention, rank_head, rank_kernels
@@ -253,7 +253,7 @@ class Roofline:
         sum, taken at the widest cap of the model: exact for the one cap that nearly every model has.
         """
         d, eff = self._deployment, self.efficiency
-        lines = np.zeros(20)
+        lines = np.zeros(NUM_LINES)
         bandwidth = d.accelerator.memory_bandwidth * eff.kv_bw_max
         peak = self._peak("bf16")
         soft = self.unpacking / peak
