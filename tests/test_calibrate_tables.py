@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gambrel.calibrate.harness import alike, workload_of
+from gambrel.calibrate.harness import alike, packets, workload_of
 from gambrel.calibrate.names import Models, engine_key, engine_version, model_key, weights_name
 from gambrel.calibrate.predict import Predictor
 from gambrel.calibrate.published import default_price
@@ -17,6 +17,7 @@ from gambrel.calibrate.table import read_table
 from gambrel.calibrate.validate import validate
 from gambrel.catalog.accelerators import accelerator
 from gambrel.core.errors import CatalogError, WorkloadError
+from gambrel.engine import simulate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,6 +193,27 @@ def test_a_single_stream_of_llama_bench_has_its_prompt_token_by_token(tmp_path: 
     (row,) = rows(tmp_path, line.replace("40GB,1,1", "40GB,4,1"))
     (deployment,) = deployments(row, Models(), accelerator)
     assert (deployment.pp, deployment.max_num_batched_tokens) == (4, 4)
+
+
+def test_pipeline_stages_work_on_micro_batches_at_once(tmp_path: Path) -> None:
+    """As ``gambrel simulate`` has it; llama.cpp's devices take turns, so two give no more than one."""
+    line = (
+        "a6,bench,2025-11,meta-llama/Llama-3.1-8B,H100-SXM-80GB,2,1,{pp},1,{engine},,bf16,,512,128,offline,64,9,,,,,A,"
+    )
+    found = {}
+    for engine in ("vLLM", "llama.cpp"):
+        for pp in (1, 2):
+            (row,) = rows(tmp_path, line.format(engine=engine, pp=pp).replace("80GB,2", f"80GB,{pp}"))
+            (deployment,) = deployments(row, Models(), accelerator)
+            found[engine, pp] = Predictor(default_price(), Models(), accelerator)(row).figures["output_tok_s"]
+            if (engine, pp) == ("vLLM", 2):
+                workload = workload_of(row)
+                assert workload is not None
+                priced = default_price()(deployment).sending(packets(row))
+                run = simulate(deployment, priced, workload)
+                assert found[engine, pp] == pytest.approx(run.output_tokens_per_s, rel=0.03)  # nothing outside
+    assert 1.1 * found["vLLM", 1] < found["vLLM", 2] < 2.05 * found["vLLM", 1]
+    assert found["llama.cpp", 2] < 1.05 * found["llama.cpp", 1]
 
 
 def test_harness_lengths(tmp_path: Path) -> None:

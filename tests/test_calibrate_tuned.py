@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gambrel.calibrate import tuned
 from gambrel.calibrate.names import Models, device
 from gambrel.calibrate.predict import Predictor
 from gambrel.calibrate.published import default_price
 from gambrel.calibrate.table import Figure, Row
-from gambrel.calibrate.tuned import Limit, as_submitted, drawn, highest_rate, limit_of, task_of
+from gambrel.calibrate.tuned import (
+    Lengths,
+    Limit,
+    as_submitted,
+    drawn,
+    highest_rate,
+    limit_of,
+    midway,
+    task_of,
+    while_full,
+)
 from gambrel.catalog.accelerators import accelerator
-from gambrel.core.step import StepTable
+from gambrel.core.step import NUM_LINES, StepTable
 from gambrel.engine import Limits, replay, run_of
 
 if TYPE_CHECKING:
@@ -63,29 +75,65 @@ def test_offline_keeps_no_limit_and_interactive_a_tighter_one() -> None:
     assert task_of(replace(ROW, source="bench")) is None
 
 
-def test_drawn_lengths_have_their_means() -> None:
-    w = drawn(0, 500.0, 90.0, 5000, 7.0)
-    assert w.prompt_tokens.mean() == pytest.approx(500.0, rel=0.01)
-    assert w.output_tokens.mean() == pytest.approx(90.0, rel=0.01)
-    assert 5000 / w.arrival_s[-1] == pytest.approx(7.0, rel=0.05)
+@given(
+    prompt=st.floats(10.0, 20_000.0), output=st.floats(10.0, 2_000.0), room=st.floats(1.5, 10.0),
+    seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_drawn_lengths_have_their_means_and_keep_to_the_longest(
+    prompt: float, output: float, room: float, seed: int
+) -> None:
+    longest = (room * prompt, room * output)
+    w = drawn(seed, Lengths(prompt, output, longest), 5000, 7.0)
+    assert w.prompt_tokens.mean() == pytest.approx(prompt, rel=0.015)
+    assert w.output_tokens.mean() == pytest.approx(output, rel=0.015)
+    assert w.prompt_tokens.max() <= math.ceil(longest[0])
+    assert w.output_tokens.max() <= math.ceil(longest[1])
+    assert 5000 / w.arrival_s[-1] == pytest.approx(7.0, rel=0.1)
+
+
+def test_lengths_that_the_longest_leaves_no_room_for_are_all_the_longest() -> None:
+    w = drawn(0, Lengths(778.0, 128.0, (math.inf, 128.0)), 50)
+    assert set(w.output_tokens) == {128}
+
+
+@pytest.mark.parametrize("sequences", [16, 64])
+def test_a_full_system_is_found_midway(sequences: int) -> None:
+    """Steps of 10 ms and 0.1 ms a token: a slot's 40 tokens take 40 steps, one with a prompt of 100 and 39 of decoding.
+
+    Three turns of the slots find it, where a replay from an empty system still has all its prompts at its start.
+    """
+    tokens, rows = np.arange(8193.0), np.zeros(65)
+    zero = np.zeros(8193)
+    table = StepTable(0.01 + 1e-4 * tokens, zero, zero, zero, zero, rows, rows, rows, np.zeros(NUM_LINES), 0)
+    limits = Limits(max_num_seqs=sequences, max_num_batched_tokens=8192, num_kv_blocks=100_000)
+    everyone = midway(drawn(0, Lengths(100.0, 40.0), 3 * sequences), sequences)
+    rate, tpot = while_full(run_of(replay(table, limits, everyone), limits), sequences)
+    step = 0.01 + 1e-4 * sequences * (100 + 39) / 40
+    assert rate == pytest.approx(sequences / step, rel=0.08)
+    assert tpot == pytest.approx(step, rel=0.08)
+    many = midway(drawn(0, Lengths(100.0, 40.0), 40 * sequences), sequences)
+    assert while_full(run_of(replay(table, limits, many), limits), sequences)[0] == pytest.approx(
+        sequences / step, rel=0.03
+    )
 
 
 def test_the_highest_rate_is_found_where_the_limit_breaks() -> None:
     """A server of 20 ms a step, whatever is in it, takes one prompt a step: M/D/1 at a second percentile of its own."""
     zero, rows = np.zeros(513), np.zeros(65)
     step = np.full(513, 0.02)
-    table = StepTable(step, zero, step, zero, zero, rows, rows, rows, np.zeros(20), 0)
+    table = StepTable(step, zero, step, zero, zero, rows, rows, rows, np.zeros(NUM_LINES), 0)
     limits = Limits(max_num_seqs=64, max_num_batched_tokens=512, num_kv_blocks=100_000)
 
     def serve(w: Workload) -> Run:
         return run_of(replay(table, limits, w), limits)
 
-    everything = serve(drawn(0, 500.0, 2.0, 2000))
+    lengths = Lengths(500.0, 2.0)
+    everything = serve(drawn(0, lengths, 2000))
     capacity = 2000 / everything.makespan_s
-    loose, tight = (highest_rate(serve, Limit(ttft), capacity, 4.0, 500.0, 2.0) for ttft in (1.0, 0.1))
+    loose, tight = (highest_rate(serve, Limit(ttft), capacity, 4.0, lengths) for ttft in (1.0, 0.1))
     assert 0.0 < tight < loose < capacity
-    assert Limit(0.1).kept(serve(drawn(1, 500.0, 2.0, 1000, tight)))
-    assert not Limit(0.1).kept(serve(drawn(1, 500.0, 2.0, 1000, tight + capacity / 32)))
+    assert Limit(0.1).kept(serve(drawn(1, lengths, 1000, tight)))
+    assert not Limit(0.1).kept(serve(drawn(1, lengths, 1000, tight + capacity / 32)))
 
 
 def test_a_tighter_limit_never_gives_more_tokens() -> None:

@@ -17,10 +17,10 @@ from gambrel.calibrate.harness import alike, packets, row_lengths, workload_of
 from gambrel.calibrate.inferencex import stream_interval, waiting_steps
 from gambrel.calibrate.setting import TUNED, deployments
 from gambrel.calibrate.table import MODES
-from gambrel.calibrate.tuned import drawn, highest_rate, limit_of, task_of
+from gambrel.calibrate.tuned import Lengths, drawn, highest_rate, limit_of, midway, task_of, while_full
 from gambrel.core.errors import CatalogError, GambrelError
 from gambrel.cost.memory import held_bytes
-from gambrel.engine import limits_of, max_request_tokens, replay, run_of
+from gambrel.engine import limits_of, max_request_tokens, replay, run_of, staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +38,12 @@ if TYPE_CHECKING:
 _LONGEST: Final = 1 << 23  # tokens
 _MOST_GPUS: Final = 100_000
 _LEAST_CACHE: Final = 0.05  # of the memory: what a row that ran had at least for its cache
+_WAVES: Final = 3  # times that a saturated system is filled: to 2 % of many times
 _TRIED: Final = (16, 32, 64, 128, 256, 512, 1024, 2048)  # batch limits that a tuned submission is searched over
+
+_FEWER: Final = 0.9  # of the most tokens so far: lower batch limits give fewer still (a full cache may do with fewer)
+_CHUNK: Final = 1024  # prompt tokens of a step that submissions choose beside the engine's own limit
+_IN_TURN: Final = {"llama.cpp"}  # whose devices hold a layer range each and take turns at one batch
 
 _Any = TypeVar("_Any")
 
@@ -200,21 +205,24 @@ class Predictor:
         limit = limit_of(row, task)
         prompt, output = row_lengths(row)
         apart = task.beams // task.together
-        output *= apart
+        lengths = Lengths(prompt, output * apart, (task.longest[0], task.longest[1] * apart))
         tried = []
-        for d in (d.with_(draft_tokens=task.together - 1, acceptance=0.0) for d in options):
-            for sequences in _TRIED:
-                each = d.with_(max_num_seqs=sequences, max_num_batched_tokens=max(sequences, d.max_num_batched_tokens))
-                tokens, step, held = self._saturation(each, prompt, output)
-                if limit is None or step <= limit.tpot_s:
-                    tried.append((tokens * d.replicas, held, each))
+        for d in options:
+            if task.beams > 1 and d.pp > 1:
+                continue
+            chunk = min(_CHUNK, d.max_num_batched_tokens)
+            for most in (chunk,) if d.pp > 1 else sorted({chunk, d.max_num_batched_tokens}):
+                tried += self._limits_tried(
+                    d.with_(draft_tokens=task.together - 1, acceptance=0.0, max_num_batched_tokens=most),
+                    math.inf if limit is None else limit.tpot_s, lengths,
+                )  # fmt: skip
         best, found = 0.0, options[0]
         for tokens, held, each in sorted(tried, key=lambda t: -t[0]):
             if tokens <= best:
                 break  # not even saturated
-            reached = tokens if limit is None else self._sustained(each, limit, tokens, held, (prompt, output))
-            if reached > best:
-                best, found = reached, each
+            kept = tokens if limit is None else self._sustained(each, limit, tokens, held, lengths)
+            if kept > best:
+                best, found = kept, each
         if best <= 0.0:
             raise Skip("no arrangement keeps the scenario's limits")
         priced = self._compiled(found)[2]
@@ -222,33 +230,50 @@ class Predictor:
             row, found, {"output_tok_s": best / apart}, priced.spread, priced.efficiency.ttft_spread, "tuned"
         )
 
-    def _saturation(self, deployment: Deployment, prompt: float, output: float) -> tuple[float, float, float]:
+    def _limits_tried(self, d: Deployment, tpot_s: float, lengths: Lengths) -> list[tuple[float, float, Deployment]]:
+        """(tokens per second, sequences in flight, deployment) by batch limit, largest first, until fewer are worse."""
+        found: list[tuple[float, float, Deployment]] = []
+        room = self._room(d, lengths)
+        for sequences in reversed(_TRIED):
+            if sequences >= 2 * room and sequences > _TRIED[0]:
+                continue  # no more than half as many allow
+            each = d.with_(max_num_seqs=sequences, max_num_batched_tokens=max(sequences, d.max_num_batched_tokens))
+            tokens, step, held = self._saturation(each, lengths)
+            if step > tpot_s:
+                continue
+            found.append((tokens * d.replicas, held, each))
+            if found[-1][0] < _FEWER * max(f[0] for f in found):
+                break
+        return found
+
+    def _room(self, deployment: Deployment, lengths: Lengths) -> int:
+        """Sequences of mean length that the cache of a replica holds, half answered."""
+        _, memory, _ = self._compiled(deployment)
+        held = held_bytes(deployment, lengths.prompt + lengths.output / 2) or 1.0
+        return math.ceil(max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held))
+
+    def _saturation(self, deployment: Deployment, lengths: Lengths) -> tuple[float, float, float]:
         """(tokens per second, mean time per token, sequences in flight) of one saturated replica, remembered."""
         table, memory, _ = self._compiled(deployment)
-        key = (id(table), deployment.max_num_seqs, prompt, output)
+        key = (id(table), deployment.max_num_seqs, deployment.max_num_batched_tokens, lengths)
         if key not in self._saturated:
-            held = held_bytes(deployment, prompt + output / 2) or 1.0
-            room = math.ceil(max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held))
-            sequences = min(deployment.max_num_seqs, room)
-            run, _ = self.run(
-                deployment.with_(replicas=1), table, memory, drawn(0, prompt, output, max(64, 3 * sequences))
-            )
-            self._saturated[key] = (run.output_tokens_per_s, run.distribution("tpot").mean, float(sequences))
+            sequences = min(deployment.max_num_seqs, self._room(deployment, lengths))
+            everyone = midway(drawn(0, lengths, max(64, _WAVES * sequences)), sequences)
+            run, _ = self.run(deployment.with_(replicas=1), table, memory, everyone)
+            self._saturated[key] = (*while_full(run, sequences), float(sequences))
         return self._saturated[key]
 
-    def _sustained(
-        self, deployment: Deployment, limit: Limit, tokens: float, held: float, lengths: tuple[float, float]
-    ) -> float:
+    def _sustained(self, deployment: Deployment, limit: Limit, tokens: float, held: float, lengths: Lengths) -> float:
         """Tokens per second of the fastest Poisson stream to every replica that keeps a limit, remembered."""
         table, memory, _ = self._compiled(deployment)
-        key = (id(table), deployment.max_num_seqs, limit, *lengths)
+        key = (id(table), deployment.max_num_seqs, deployment.max_num_batched_tokens, limit, lengths)
         if key not in self._rates:
             alone = deployment.with_(replicas=1)
-            capacity = tokens / deployment.replicas / lengths[1]
+            capacity = tokens / deployment.replicas / lengths.output
             self._rates[key] = highest_rate(
-                lambda w: self.run(alone, table, memory, w)[0], limit, capacity, held, *lengths
+                lambda w: self.run(alone, table, memory, w)[0], limit, capacity, held, lengths
             )
-        return self._rates[key] * lengths[1] * deployment.replicas
+        return self._rates[key] * lengths.output * deployment.replicas
 
     def _figures(self, row: Row, deployment: Deployment) -> tuple[dict[str, float], Roofline, str]:
         """(figures by metric, cost model, what had to be assumed to run at all) of one arrangement."""
@@ -283,6 +308,8 @@ class Predictor:
         needed = -(-max_request_tokens(workload) // deployment.block_size) + memory.state_blocks
         assumed = "" if memory.num_kv_blocks >= needed else "memory: taken to hold one request, as it ran"
         limits = limits_of(deployment, replace(memory, num_kv_blocks=max(memory.num_kv_blocks, needed)))
+        if deployment.pp > 1 and deployment.engine not in _IN_TURN and deployment.attention_dp == 1:
+            return _counted(staged(deployment, table, limits, workload), workload), assumed
         played = replay(table, limits, workload, replicas=deployment.replicas, routing="round_robin")
         return _counted(run_of(played, limits, deployment.replicas), workload), assumed
 
@@ -307,7 +334,7 @@ class Predictor:
             return priced.compile(d.max_num_batched_tokens, d.max_num_seqs)
         rows = _TRIED[-1] * (1 + d.draft_tokens)
         tokens = max(d.max_num_batched_tokens, rows)
-        key = (d.model.name, d.accelerator.name, d.tp, d.ep, d.attention_dp, d.weights, d.kv, rows, tokens)
+        key = (d.model.name, d.accelerator.name, d.tp, d.pp, d.ep, d.attention_dp, d.weights, d.kv, rows, tokens)
         if key not in self._widest:
             self._widest[key] = priced.compile(tokens, rows)
         return self._widest[key]

@@ -7,6 +7,7 @@ point), SGLang ``server_args`` (chunk by device memory), TensorRT-LLM ``LlmArgs`
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "deployments", "engine_limits", "layout"]
 
 _LARGE: Final = 70 * GIB  # where vLLM's defaults change
+_CROWDED: Final = 0.5  # of memory, above which weights leave little for a cache
 _WIDEST: Final = 8  # accelerators of one machine, the most a tensor-parallel group is searched over
 SUBMITTER: Final = {"NVIDIA": ("tensorrt-llm", "1.0"), "AMD": ("vllm", "0.9")}
 """The engine behind rows that name none (MLPerf submissions), by vendor of the accelerator: whose limits count."""
@@ -151,9 +153,28 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         for tp in widths
         if tp <= most
     ]
+    if tuned and placed.tp is None and not accelerator.board:
+        options += _over_stages(base, placed.gpus, fullest_rank_bytes(options[0]) / accelerator.memory_bytes)
     if placed.tp is None and model.has_experts:
-        options += [_data_parallel(d) for d in options if d.tp > 1]
+        options += [_data_parallel(d) for d in options if d.tp > 1 and d.pp == 1]
     return [_given_memory(d) for d in options] if engine == "tensorrt-llm" else options
+
+
+def _over_stages(base: Deployment, gpus: int, filled: float) -> list[Deployment]:
+    """Pipeline stages that a submission tries where weights crowd an accelerator: over the fewest they do not crowd.
+
+    So NVIDIA's configurations have it, which its partners run: Llama-2-70B on two stages of H100, Llama-3.1-405B in
+    4 bits on four of GB200, or on two of two ranks (closed/NVIDIA/configs of mlcommons/inference_results_v5.0, and of
+    v5.1 as submitted, read 2026-11-29). Boards are left out: theirs have tensor parallelism, or nothing of either.
+    """
+    if filled <= _CROWDED:
+        return []
+    n = 2 ** math.ceil(math.log2(filled / _CROWDED))
+    return [
+        base.with_(tp=n // stages, pp=stages, replicas=max(1, gpus // n))
+        for stages in (2, 4, 8)
+        if stages <= n <= min(gpus, _WIDEST)
+    ]
 
 
 def _formats(row: Row, model: Model, engine: str, accelerator: Accelerator) -> tuple[str, str]:

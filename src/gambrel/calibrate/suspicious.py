@@ -109,6 +109,10 @@ _RULES: Final[tuple[tuple[Callable[[Row], bool], str], ...]] = (
         "run without CUDA graphs (enforce_eager, as the runner asks of quantised models): slower than 16-bit with them",
     ),
     (
+        lambda r: r.source == "AccelMark" and r.mode == "offline" and r.weights == "w4a16",
+        "the runner names the method gptq, offline alone, which keeps vLLM from its Marlin kernels: slower than 8 bits",
+    ),
+    (
         lambda r: r.source == "AccelMark" and r.engine.lower().startswith("1cat"),
         "experimental attention kernels; ten times slower than any other run of the device",
     ),

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from gambrel.core.efficiency import Efficiency, Matmul
+from gambrel.core.efficiency import UNPACKED, Efficiency, Matmul
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,9 +177,13 @@ def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: fl
 
     plateau = {n: m.mfu_max for n, m in base.matmul}
     gain = max(power, least / plateau["bf16"])
+    matmul = {n: faster(m, n, m.mfu_max) for n, m in base.matmul}
+    # half of the arithmetic's rate leaves a kernel that unpacks as much time again
+    most = _value(data["unpacked"]["mfu_max"]) * (2.0 if name in half["accelerators"] else 1.0)
+    matmul[UNPACKED] = replace(matmul["bf16"], mfu_max=min(matmul["bf16"].mfu_max, most), mfu_half_tokens=0.0)
     return replace(
         base,
-        matmul=tuple((n, faster(m, n, m.mfu_max)) for n, m in base.matmul),
+        matmul=tuple(sorted(matmul.items())),
         grouped=tuple((n, faster(m, n, plateau.get(n, m.mfu_max))) for n, m in base.grouped),
         kv_bw_max=min(_MOST_BANDWIDTH, base.kv_bw_max * share),
         kv_sqrt=base.kv_sqrt / share,
@@ -194,12 +198,13 @@ def _clock(accelerator: Accelerator) -> float:
     Boards whose power or 16-bit rate is unknown are taken to hold all of it.
     """
     rule, stand_ins = constants()["power"], constants()["stand_ins"]
-    measured = rule["watts_per_flops"].get(stand_ins.get(accelerator.family, accelerator.family))
+    family = stand_ins.get(accelerator.family, accelerator.family)
+    measured = rule["watts_per_flops"].get(family)
     math_format = accelerator.math_format("bf16")
     if accelerator.tdp_w is None or math_format is None or measured is None:
         return 1.0
     share = accelerator.tdp_w / accelerator.peak_flops[math_format] / measured
-    return float(min(1.0, share ** _value(rule["exponent"])))
+    return float(min(1.0, share ** _value(rule["of_family"].get(family, rule["exponent"]))))
 
 
 def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from gambrel.catalog.efficiency import constants, engine_entry
+from gambrel.core.efficiency import UNPACKED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ _FACTORS: Final = {
     "pcie_bw": "bus",
 }
 """Which factor of an engine multiplies which constant of the kernels."""
+_UNPACKING: Final = ("mfu_max", "mfu_half_tokens")
 
 
 def constant_source(deployment: Deployment, name: str, math: str = "bf16", *, grouped: bool = False) -> str:
@@ -50,10 +52,14 @@ def constant_source(deployment: Deployment, name: str, math: str = "bf16", *, gr
         return f"gambrel's constants for {a.family}"
     family = families[of]
     text = f"{_figures(found, name)}, {_rows(found)}{family['fitted_on']}; {family['source']}, {family['date']}"
+    if math == UNPACKED and name in _UNPACKING:
+        rule = constants()["unpacked"]
+        text = f"weights are unpacked: at most {_figures(rule, 'mfu_max')} of the full rate, from few tokens on"
+        text += f"; {rule['source']}, {rule['date']}"
     factor = _FACTORS.get(name)
     if factor in entry:
         text += f"; times {_figures(entry, str(factor))}, {_standing(entry)}"
-    if factor in {"compute", "bandwidth"} and math not in {"bf16", "fp16"} and "quantised" in entry:
+    if factor in {"compute", "bandwidth"} and math not in {"bf16", "fp16", UNPACKED} and "quantised" in entry:
         text += f"; times {_figures(entry, 'quantised')}"
     if factor in {"compute", "bandwidth"} and grouped and "experts" in entry:
         text += f"; times {_figures(entry, 'experts')}"

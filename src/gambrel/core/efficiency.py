@@ -13,13 +13,16 @@ from typing import Any, Final
 
 from gambrel.core.errors import DeploymentError
 
-__all__ = ["UNDIVIDED_FROM", "Efficiency", "Matmul", "ideal"]
+__all__ = ["UNDIVIDED_FROM", "UNPACKED", "Efficiency", "Matmul", "ideal"]
 
 UNDIVIDED_FROM: Final = 512
 """Sequences times query heads from which vLLM's paged attention does not divide a context over thread blocks: the rule
 of its ``PagedAttention`` (V1 or V2), which its early ROCm and xFormers backends call."""
 
-_SIXTEEN_BIT = frozenset({"bf16", "fp16"})
+UNPACKED: Final = "unpacked"
+"""The name of the constants of matmuls in 16 bits whose weights are stored in fewer and unpacked by the kernel."""
+
+_SIXTEEN_BIT = frozenset({"bf16", "fp16", UNPACKED})
 _BLOCK_SCALED = {"fp8": "fp8_block"}
 """Weight formats with a scale per block of the matrix: their kernels multiply it in as they go, and have constants of
 their own under this name."""
@@ -74,8 +77,9 @@ class Efficiency:
     """Constants of one accelerator family under one engine generation.
 
     Attributes:
-        matmul: by math format (``bf16``, ``fp8``, ``int8``, ``fp4``) or by weight format name where it differs
-            (``int4``: dequantisation); ``bf16`` is always present and stands in for what is missing.
+        matmul: by math format (``bf16``, ``fp8``, ``int8``, ``fp4``), of 8 bits scaled by block apart, and of weights
+            that kernels unpack to 16 bits (:data:`UNPACKED`); ``bf16`` is always present and stands in for what is
+            missing.
         grouped: the same for grouped expert matmuls; empty means as ``matmul``.
         expert_shape: how evenly routing spreads tokens over experts: 1 / squared coefficient of variation of their
             popularity, infinite where all are alike (:meth:`gambrel.core.model.MoE.distinct`).
@@ -152,10 +156,11 @@ class Efficiency:
         if "bf16" not in dict(self.matmul):
             raise DeploymentError("Efficiency.matmul needs a 'bf16' entry: it stands in for formats that have none")
 
-    def matmul_for(self, math_format: str, weights: str = "") -> Matmul:
-        """The constants for a math format, those of weights scaled by block where the format is such."""
+    def matmul_for(self, math_format: str, weights: str = "", *, unpacked: bool = False) -> Matmul:
+        """The constants for a math format: of weights scaled by block, or unpacked to 16 bits, where they are such."""
         table = dict(self.matmul)
-        return _scaled_so(table, math_format, weights) or table.get(math_format) or table["bf16"]
+        found = _scaled_so(table, math_format, weights) or table.get(math_format) or table["bf16"]
+        return table.get(UNPACKED, found) if unpacked and math_format in _SIXTEEN_BIT else found
 
     def grouped_for(self, math_format: str, weights: str = "") -> Matmul:
         """The constants of grouped expert matmuls."""

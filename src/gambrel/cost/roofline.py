@@ -122,8 +122,10 @@ class Roofline:
     def matmul(self, kernel: Kernel) -> Matmul:
         """The constants of a kernel: of weights scaled by block only where the model is published so."""
         used = self._math(kernel.math)
-        find = self.efficiency.matmul_for if kernel.moe is None else self.efficiency.grouped_for
-        return find(used, kernel.weights if self._deployment.model.scaled_by_block else "")
+        weights = kernel.weights if self._deployment.model.scaled_by_block else ""
+        if kernel.moe is not None:
+            return self.efficiency.grouped_for(used, weights)
+        return self.efficiency.matmul_for(used, weights, unpacked=bool(kernel.weights))
 
     # -- the two roofs of a kernel ---------------------------------------------------------------
 

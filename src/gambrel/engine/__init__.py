@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gambrel.engine.deployed import simulate
+from gambrel.engine.deployed import simulate, staged
 from gambrel.engine.policies import POLICIES, policy_of
 from gambrel.engine.recording import record, timeline
 from gambrel.engine.routing import ROUTINGS, run_replica
@@ -27,5 +27,6 @@ __all__ = [
     "run_of",
     "run_replica",
     "simulate",
+    "staged",
     "timeline",
 ]

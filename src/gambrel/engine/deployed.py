@@ -19,11 +19,12 @@ from gambrel.engine.workers import Pool, Transfer, needed, rank_limits, serve, w
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.run import Run
-    from gambrel.core.step import CostModel
+    from gambrel.core.step import CostModel, StepTable
     from gambrel.core.workload import Workload
+    from gambrel.engine.state import Limits
     from gambrel.engine.watch import Watch
 
-__all__ = ["pool_of", "simulate", "transfer_of"]
+__all__ = ["pool_of", "simulate", "staged", "transfer_of"]
 
 FETCHED = {
     "vllm": (True, False),
@@ -33,6 +34,10 @@ FETCHED = {
     "tensorrt_llm_max_utilization": (True, True),
 }
 """By policy: whether decode workers fetch finished prompts, and whether the first token comes along."""
+
+
+_EVEN = {"sglang", "tensorrt-llm", "mlperf"}
+"""Engines that admit an equal share of the sequences to each micro-batch, whatever scheduler stands for theirs."""
 
 
 def pool_of(deployment: Deployment, cost_model: CostModel) -> Pool:
@@ -52,26 +57,35 @@ def pool_of(deployment: Deployment, cost_model: CostModel) -> Pool:
     limits = rank_limits(limits_of(deployment, cost_model.memory()), deployment)
     if limits.num_kv_blocks < 1:
         raise DeploymentError(f"{deployment.label}: no rank has memory for a KV block; use more accelerators")
-    layers = deployment.stage_layers
-    whole = sum(layers)
-    shares = tuple(n / whole for n in layers) if len(layers) > 1 else (1.0,)
-    follows_vllm = deployment.policy.startswith("vllm")
     if deployment.attention_dp == 1:
-        table = cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs)
-        return Pool(table, limits, deployment.replicas, 1, shares, _batch(deployment, limits.max_num_seqs))
+        return _stages(deployment, cost_model.compile(limits.max_num_batched_tokens, limits.max_num_seqs), limits)
     if not isinstance(cost_model, WorkerCost):
         raise DeploymentError(
             f"{deployment.label}: this cost model ({cost_model.basis}) cannot price ranks that step together"
         )
     ranks = cost_model.compile_ranks(limits.max_num_batched_tokens, limits.max_num_seqs)
     return Pool(
-        ranks, limits, deployment.replicas, deployment.attention_dp, shares,
-        _batch(deployment, limits.max_num_seqs), by_score=follows_vllm,
+        ranks, limits, deployment.replicas, deployment.attention_dp, _shares(deployment),
+        _batch(deployment, limits.max_num_seqs), by_score=deployment.policy.startswith("vllm"),
     )  # fmt: skip
 
 
+def _stages(deployment: Deployment, table: StepTable, limits: Limits) -> Pool:
+    """The workers of replicas whose ranks do the same, over as many stages as the deployment has."""
+    return Pool(
+        table, limits, deployment.replicas, 1, _shares(deployment), _batch(deployment, limits.max_num_seqs)
+    )  # fmt: skip
+
+
+def _shares(deployment: Deployment) -> tuple[float, ...]:
+    layers = deployment.stage_layers
+    return tuple(n / sum(layers) for n in layers) if len(layers) > 1 else (1.0,)
+
+
 def _batch(deployment: Deployment, max_num_seqs: int) -> int:
-    return max_num_seqs if deployment.policy.startswith("vllm") else -(-max_num_seqs // deployment.pp)
+    """Sequences in one micro-batch at most; vLLM divides those that run by nothing but who came when."""
+    uneven = deployment.policy.startswith("vllm") and deployment.engine not in _EVEN
+    return max_num_seqs if uneven else -(-max_num_seqs // deployment.pp)
 
 
 def transfer_of(deployment: Deployment, cost_model: CostModel, workload: Workload) -> Transfer:
@@ -141,13 +155,33 @@ def _simulate_workers(
         prefill = pool_of(deployment.prefill_pool, cost_model.prefill())
         check_fits(replace(workload, output_tokens=np.ones_like(workload.output_tokens)), prefill.limits)
         pools = (prefill, decode)
+    return _served(pools, workload, transfer, deployment.routing, cost_model.basis, series=series, watch=watch)
+
+
+def staged(deployment: Deployment, table: StepTable, limits: Limits, workload: Workload) -> Run:
+    """Replay ``workload`` on pipeline stages whose table and limits are there already, in turn over the replicas.
+
+    Raises:
+        DeploymentError: what pipeline stages are not modelled with.
+    """
+    if deployment.draft_tokens or deployment.attention_dp > 1 or deployment.disaggregated:
+        raise DeploymentError(f"{deployment.label}: pipeline stages alone, without speculation, ranks or pools")
+    return _served((_stages(deployment, table, limits),), workload, None, "round_robin", "", series=False, watch=None)
+
+
+def _served(
+    pools: tuple[Pool, ...], workload: Workload, transfer: Transfer | None, routing: str, basis: str, *,
+    series: bool, watch: Watch | None,
+) -> Run:  # fmt: skip
+    """The run of a workload on one pool, or on a prefill and a decode pool."""
+    decode = pools[-1]
     own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
     if workload.closed_loop:
         if workload.staggered:
             first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
             workload = spread(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
         workload = paced(workload, own)
-    played = serve(pools, workload, transfer=transfer, routing=deployment.routing, series=series, watch=watch)
-    run = worker_run(played, pools, cost_model.basis)
+    played = serve(pools, workload, transfer=transfer, routing=routing, series=series, watch=watch)
+    run = worker_run(played, pools, basis)
     late = own.request_s
     return replace(run, first_token_s=run.first_token_s + late, last_token_s=run.last_token_s + late) if late else run

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gambrel.catalog.provenance import constant_source
+from gambrel.core.efficiency import UNPACKED
 from gambrel.cost.collectives import wire
 from gambrel.cost.shards import rank_attention, rank_head, rank_kernels
 from gambrel.plan.trace_leaves import leaf, made, setting, shapes, sheet
@@ -101,8 +102,10 @@ class Parts:
         grouped = k.moe is not None
         eff = self.model.matmul(k)
 
+        of = UNPACKED if k.weights and not grouped and used in {"bf16", "fp16"} else used
+
         def constant(field: str, unit: str = "1") -> Traced:
-            return self.constant(field, getattr(eff, field), unit, used, grouped=grouped)
+            return self.constant(field, getattr(eff, field), unit, of, grouped=grouped)
 
         rate = made(
             "FLOP/s reached",

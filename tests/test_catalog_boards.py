@@ -1,0 +1,68 @@
+"""What sets accelerators apart from the one their family's kernels were timed on: power, half rates; and unpacking."""
+
+from __future__ import annotations
+
+import pytest
+
+from gambrel.catalog.accelerators import accelerator
+from gambrel.catalog.efficiency import kernel_efficiency
+from gambrel.catalog.models import model
+from gambrel.core.deployment import Deployment
+from gambrel.core.efficiency import UNPACKED
+from gambrel.core.step import Step
+from gambrel.cost import Roofline
+from gambrel.cost.shards import rank_kernels
+
+LLAMA = model("llama-3.1-8b")
+
+
+def seconds(name: str, weights: str, tokens: int) -> float:
+    """One step of as many tokens of one prompt, on kernels alone."""
+    device = accelerator(name)
+    priced = Roofline(Deployment(LLAMA, device, weights=weights), kernel_efficiency(device))
+    pairs = tokens * (tokens + 1) // 2
+    step = Step(tokens, 1, 0, 0, prefill_tokens=tokens, prefill_chunks=1, prefill_pairs=pairs)
+    return priced.step_cost(step).seconds
+
+
+@pytest.mark.parametrize("name", ["a100-sxm-80", "a100-pcie-80", "rtx-a6000", "h100-sxm", "l40s", "v100s-pcie-32"])
+def test_weights_that_are_unpacked_gain_in_decoding_and_lose_in_long_prompts(name: str) -> None:
+    sixteen = "bf16" if "bf16" in accelerator(name).peak_flops else "fp16"
+    assert seconds(name, "int4", 1) < 0.5 * seconds(name, sixteen, 1)
+    assert seconds(name, "int4", 8192) >= seconds(name, sixteen, 8192)
+    constants = kernel_efficiency(accelerator(name))
+    assert constants.matmul_for("bf16", "int4", unpacked=True).mfu_half_tokens == 0.0
+    assert constants.matmul_for("bf16", "int4", unpacked=True).mfu_max <= constants.matmul_for("bf16").mfu_max
+
+
+@pytest.mark.parametrize("name", ["rtx-3090", "rtx-4090"])
+def test_half_the_rate_leaves_time_to_unpack(name: str) -> None:
+    table = dict(kernel_efficiency(accelerator(name)).matmul)
+    assert table[UNPACKED].mfu_max == table["bf16"].mfu_max
+
+
+def test_unpacking_is_no_format_of_the_tensor_cores() -> None:
+    """8-bit weights are unpacked where there is no 8-bit float arithmetic, and multiplied as they are elsewhere."""
+    ampere = Roofline(
+        Deployment(LLAMA, accelerator("a100-sxm-80"), weights="fp8-tensor"),
+        kernel_efficiency(accelerator("a100-sxm-80")),
+    )
+    hopper = Roofline(
+        Deployment(LLAMA, accelerator("h100-sxm"), weights="fp8-tensor"), kernel_efficiency(accelerator("h100-sxm"))
+    )
+    for priced, unpacked in ((ampere, True), (hopper, False)):
+        table = dict(priced.efficiency.matmul)
+        kernel = next(k for k in rank_kernels(priced.deployment) if k.weights)
+        assert (priced.matmul(kernel) == table[UNPACKED]) is unpacked
+
+
+def test_fewer_watts_a_flop_hold_a_lower_clock() -> None:
+    """The published rates of these boards are of clocks that they do not hold: per watt none reaches more."""
+    reached = {}
+    for name in ("h100-sxm", "h100-nvl", "h100-pcie"):
+        device = accelerator(name)
+        reached[name] = dict(kernel_efficiency(device).matmul)["fp8"].mfu_max * device.peak_flops["fp8"]
+        assert device.tdp_w is not None
+        reached[name] /= device.tdp_w
+    assert reached["h100-nvl"] == pytest.approx(reached["h100-sxm"], rel=0.01)
+    assert reached["h100-pcie"] == pytest.approx(reached["h100-sxm"], rel=0.01)
