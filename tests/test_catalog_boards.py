@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from gambrel.catalog.accelerators import accelerator
-from gambrel.catalog.efficiency import kernel_efficiency
+from gambrel.catalog.efficiency import constants, kernel_efficiency
 from gambrel.catalog.models import model
 from gambrel.core.deployment import Deployment
 from gambrel.core.efficiency import UNPACKED
 from gambrel.core.step import Step
 from gambrel.cost import Roofline
 from gambrel.cost.shards import rank_kernels
+
+if TYPE_CHECKING:
+    from gambrel.core.accelerator import Accelerator
 
 LLAMA = model("llama-3.1-8b")
 
@@ -66,3 +71,24 @@ def test_fewer_watts_a_flop_hold_a_lower_clock() -> None:
         reached[name] /= device.tdp_w
     assert reached["h100-nvl"] == pytest.approx(reached["h100-sxm"], rel=0.01)
     assert reached["h100-pcie"] == pytest.approx(reached["h100-sxm"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "measured"), [("a100-sxm-40", "a100-sxm-80"), ("h200-sxm", "h100-sxm"), ("gh200-96", "h100-sxm")]
+)
+def test_another_memory_behind_the_same_chip_changes_only_the_time_in_memory(name: str, measured: str) -> None:
+    """What a byte costs on the chip is the same for both; the measured one's bandwidth is the file's."""
+    rule = constants()["same_chip"]
+    one, other = accelerator(name), accelerator(measured)
+    assert rule["bandwidth"][one.family] == other.memory_bandwidth
+    memory = 1.0 / rule["most_share"]["value"]
+
+    def on_chip(of: Accelerator, share: float) -> float:
+        return float((1.0 / share - memory) / of.memory_bandwidth)
+
+    ours, theirs = kernel_efficiency(one), kernel_efficiency(other)
+    for here, there in (
+        (ours.kv_bw_max, theirs.kv_bw_max), (ours.matmul_for("bf16").bw_max, theirs.matmul_for("bf16").bw_max)
+    ):  # fmt: skip
+        assert on_chip(one, here) == pytest.approx(on_chip(other, there), rel=1e-9)
+        assert (here > there) is (one.memory_bandwidth < other.memory_bandwidth)

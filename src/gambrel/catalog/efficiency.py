@@ -157,10 +157,11 @@ def _plateaus(table: tuple[tuple[str, Matmul], ...], mfu: float, bandwidth: floa
     return tuple((name, replace(m, mfu_max=mfu, bw_max=bandwidth)) for name, m in table)
 
 
-def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: float) -> Efficiency:
+def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: float, memory: float) -> Efficiency:
     """The family's constants on one of its accelerators: check bits in memory, half-rate arithmetic, no peer access.
 
-    ``power`` of 1 or less: what its limit on power leaves of the clock.
+    ``power`` of 1 or less: what its limit on power leaves of the clock. ``memory``: its bandwidth over that of the
+    accelerator with the same chip that was measured; 1 for other chips.
     """
     data = constants()
     ecc, half, alone = data["inline_ecc"], data["half_rate"], data["no_peer_access"]
@@ -170,10 +171,16 @@ def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: fl
 
     share = left(name) / (left(measured[0]) if measured else 1.0)
     least = _value(half["mfu_max"]) if name in half["accelerators"] else 0.0
+    fullest = _value(data["same_chip"]["most_share"])
+
+    def used(share_then: float) -> float:
+        """The share of the peak bandwidth that a kernel reaches here: what it takes on the chip stays."""
+        on_chip = max(0.0, 1.0 / share_then - 1.0 / fullest)
+        return min(_MOST_BANDWIDTH, share / (1.0 / share_then - on_chip * (1.0 - memory)))
 
     def faster(m: Matmul, math_format: str, mfu: float) -> Matmul:
         gain = max(power, least / mfu) if math_format.removesuffix("_block") in half["formats"] else power
-        return replace(m, mfu_max=min(1.0, m.mfu_max * gain), bw_max=min(_MOST_BANDWIDTH, m.bw_max * share))
+        return replace(m, mfu_max=min(1.0, m.mfu_max * gain), bw_max=used(m.bw_max))
 
     plateau = {n: m.mfu_max for n, m in base.matmul}
     gain = max(power, least / plateau["bf16"])
@@ -185,7 +192,7 @@ def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: fl
         base,
         matmul=tuple(sorted(matmul.items())),
         grouped=tuple((n, faster(m, n, plateau.get(n, m.mfu_max))) for n, m in base.grouped),
-        kv_bw_max=min(_MOST_BANDWIDTH, base.kv_bw_max * share),
+        kv_bw_max=used(base.kv_bw_max),
         kv_sqrt=base.kv_sqrt / share,
         prefill_mfu_max=min(1.0, base.prefill_mfu_max * gain),
         pcie_bw=base.pcie_bw * (_value(alone["pcie_bw"]) if name in alone["accelerators"] else 1.0),
@@ -219,11 +226,21 @@ def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
     return min(1.0, ridge / fitted["ridge"]), note
 
 
+def _other_memory(accelerator: Accelerator) -> float:
+    """Its memory bandwidth over that of the measured accelerator with the same chip; 1 where there is none."""
+    chip = constants()["same_chip"]
+    if accelerator.name not in chip["accelerators"]:
+        return 1.0
+    return float(accelerator.memory_bandwidth / chip["bandwidth"][accelerator.family])
+
+
 @cache
-def _kernels(family: str, name: str, ridge_share: float, note: str, ramp_share: float, clock: float) -> Efficiency:
+def _kernels(
+    family: str, name: str, ridge_share: float, note: str, ramp_share: float, clock: float, memory: float
+) -> Efficiency:
     base, basis = _family(family)
     measured = constants()["families"].get(family, {}).get("accelerators", ())
-    base = _set_apart(base, name, tuple(measured), clock)
+    base = _set_apart(base, name, tuple(measured), clock, memory)
     return replace(
         base,
         matmul=_filled(_scaled(base.matmul, ridge_share), ramp_share),
@@ -241,7 +258,8 @@ def kernel_efficiency(accelerator: Accelerator) -> Efficiency:
     ramp = constants()["ramp"]
     share = accelerator.memory_bandwidth / ramp["bandwidth"] if accelerator.family in ramp["families"] else 1.0
     ridge, note = _fitted_for(accelerator)
-    return _kernels(accelerator.family, accelerator.name, ridge, note, min(1.0, share), _clock(accelerator))
+    clock, memory = _clock(accelerator), _other_memory(accelerator)
+    return _kernels(accelerator.family, accelerator.name, ridge, note, min(1.0, share), clock, memory)
 
 
 def is_measured(accelerator: Accelerator) -> bool:
