@@ -22,6 +22,7 @@ from gambrel.core.workload import Workload
 from gambrel.cost import Roofline
 from gambrel.engine import ROUTINGS, Limits, Watch, replay, simulate
 from gambrel.engine import state as at
+from gambrel.engine.deployed import pool_of
 from gambrel.engine.workers import LOOKING, Played, Pool, serve
 from test_engine_prefix import shared
 
@@ -218,6 +219,12 @@ def test_decoders_of_p_micro_batches_keep_p_stages_busy_and_wait_a_whole_round()
     uncapped = serve((replace(pool, batch_seqs=0),), eight)  # all decode in one micro-batch, as vLLM has it
     assert float(uncapped.floats[0, at.BUSY_S]) / float(uncapped.requests.last.max()) == pytest.approx(0.5, abs=0.01)
     assert uncapped.requests.last.max() == pytest.approx(101 * 0.02)
+
+
+@pytest.mark.parametrize(("engine", "each"), [("vllm", 64), ("tensorrt-llm", 16), ("sglang", 16)])
+def test_engines_that_share_sequences_out_do_so_under_any_scheduler(engine: str, each: int) -> None:
+    d = llama_on_h100(engine=engine, pp=4, max_num_seqs=64, policy="vllm")
+    assert pool_of(d, Roofline(d, ideal())).batch_seqs == each
 
 
 def test_one_request_takes_as_long_as_without_stages() -> None:
