@@ -15,6 +15,7 @@ from gambrel.calibrate import tuned
 from gambrel.calibrate.names import Models, device
 from gambrel.calibrate.predict import Predictor
 from gambrel.calibrate.published import default_price
+from gambrel.calibrate.setting import deployments
 from gambrel.calibrate.table import Figure, Row
 from gambrel.calibrate.tuned import (
     Lengths,
@@ -134,6 +135,23 @@ def test_the_highest_rate_is_found_where_the_limit_breaks() -> None:
     assert 0.0 < tight < loose < capacity
     assert Limit(0.1).kept(serve(drawn(1, lengths, 1000, tight)))
     assert not Limit(0.1).kept(serve(drawn(1, lengths, 1000, tight + capacity / 32)))
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "weights", "staged"),
+    [("meta-llama/Llama-2-70b-chat-hf", "H100-SXM-80GB", "fp8", {(1, 2)}),
+     ("meta-llama/Llama-3.1-405B-Instruct", "B200-SXM-180GB", "fp4", {(2, 2), (1, 4)}),
+     ("meta-llama/Llama-3.1-405B-Instruct", "H100-SXM-80GB", "fp8", set()),
+     ("meta-llama/Llama-2-70b-chat-hf", "L40S-48GB", "fp8", set()),
+     ("EleutherAI/gpt-j-6b", "H100-SXM-80GB", "fp8", set())],
+)  # fmt: skip
+def test_stages_are_tried_where_published_configurations_have_them(
+    model: str, gpu: str, weights: str, staged: set[tuple[int, int]]
+) -> None:
+    row = replace(ROW, model=model, gpu=gpu, weights=weights, notes=f"A / B (8x {gpu}) / {gpu}; scenario Offline")
+    options = deployments(row, Models(), accelerator)
+    assert {(d.tp, d.pp) for d in options if d.pp > 1} == staged
+    assert all(d.tp * d.pp * d.replicas == 8 for d in options)
 
 
 def test_a_tighter_limit_never_gives_more_tokens() -> None:

@@ -32,6 +32,7 @@ __all__ = ["Layout", "deployments", "engine_limits", "layout"]
 
 _LARGE: Final = 70 * GIB  # where vLLM's defaults change
 _CROWDED: Final = 0.5  # of memory, above which weights leave little for a cache
+_STAGED: Final = 4  # accelerators of one copy at most that published configurations cut into stages
 _WIDEST: Final = 8  # accelerators of one machine, the most a tensor-parallel group is searched over
 SUBMITTER: Final = {"NVIDIA": ("tensorrt-llm", "1.0"), "AMD": ("vllm", "0.9")}
 """The engine behind rows that name none (MLPerf submissions), by vendor of the accelerator: whose limits count."""
@@ -165,15 +166,15 @@ def _over_stages(base: Deployment, gpus: int, filled: float) -> list[Deployment]
 
     So NVIDIA's configurations have it, which its partners run: Llama-2-70B on two stages of H100, Llama-3.1-405B in
     4 bits on four of GB200, or on two of two ranks (closed/NVIDIA/configs of mlcommons/inference_results_v5.0, and of
-    v5.1 as submitted, read 2026-11-29). Boards are left out: theirs have tensor parallelism, or nothing of either.
+    v5.1 as submitted, read 2026-11-29). What takes more has tensor parallelism there, and boards have that or nothing.
     """
     if filled <= _CROWDED:
         return []
     n = 2 ** math.ceil(math.log2(filled / _CROWDED))
     return [
         base.with_(tp=n // stages, pp=stages, replicas=max(1, gpus // n))
-        for stages in (2, 4, 8)
-        if stages <= n <= min(gpus, _WIDEST)
+        for stages in (2, 4)
+        if stages <= n <= min(gpus, _STAGED)
     ]
 
 
