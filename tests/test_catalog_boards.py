@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gambrel.catalog.accelerators import accelerator
-from gambrel.catalog.efficiency import constants, kernel_efficiency
+from gambrel.catalog.efficiency import constants, engine_entry, kernel_efficiency
 from gambrel.catalog.models import model
 from gambrel.core.deployment import Deployment
 from gambrel.core.efficiency import UNPACKED
@@ -92,3 +94,26 @@ def test_another_memory_behind_the_same_chip_changes_only_the_time_in_memory(nam
     ):  # fmt: skip
         assert on_chip(one, here) == pytest.approx(on_chip(other, there), rel=1e-9)
         assert (here > there) is (one.memory_bandwidth < other.memory_bandwidth)
+
+
+def quoted(page: str, sentence: str) -> list[float]:
+    """The figures of a sentence of the docs, whose lines break anywhere."""
+    text = " ".join((Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8").split())
+    found = re.search(sentence.replace("#", r"(\d+\.\d+)"), text)
+    assert found, f"{page} no longer says it"
+    return [float(figure) for figure in found.groups()]
+
+
+def test_the_docs_quote_the_fitted_collectives() -> None:
+    said = quoted("calibrate.md", r"vLLM before V1 reaches #, TensorRT-LLM before 0\.13 # and from there to 1\.0 # of")
+    entries = (("vllm", "0.6.0"), ("tensorrt-llm", "0.12.0"), ("tensorrt-llm", "0.20.0"))
+    fitted = [engine_entry(*entry, "NVIDIA")[0]["wire"]["value"] for entry in entries]
+    assert said == [round(value, 2) for value in fitted]
+
+
+def test_the_docs_quote_the_bandwidth_behind_the_same_chip() -> None:
+    said = quoted(
+        "cost.md", "# of its peak on an A100 of 40 GB where the 80 GB has #, .*?, # on an H200 where the H100 has #"
+    )
+    boards = ("a100-sxm-40", "a100-sxm-80", "h200-sxm", "h100-sxm")
+    assert said == [round(kernel_efficiency(accelerator(name)).matmul_for("bf16").bw_max, 2) for name in boards]

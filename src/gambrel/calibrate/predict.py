@@ -93,6 +93,12 @@ def _steady(run: Run, users: int) -> float:
     return users * float(run.output_tokens.mean()) / run.distribution("e2e").mean
 
 
+def _sequences_held(deployment: Deployment, memory: MemoryBudget, context: float) -> int:
+    """Sequences of so many tokens that the cache of a replica holds; one at the least, as the row ran."""
+    held = held_bytes(deployment, context) or 1.0
+    return math.ceil(max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held))
+
+
 def _counted(run: Run, workload: Workload) -> Run:
     """A run without the requests that only warmed a cache."""
     if workload.kind is None or WARMING not in workload.kinds:
@@ -249,8 +255,7 @@ class Predictor:
     def _room(self, deployment: Deployment, lengths: Lengths) -> int:
         """Sequences of mean length that the cache of a replica holds, half answered."""
         _, memory, _ = self._compiled(deployment)
-        held = held_bytes(deployment, lengths.prompt + lengths.output / 2) or 1.0
-        return math.ceil(max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held))
+        return _sequences_held(deployment, memory, lengths.prompt + lengths.output / 2)
 
     def _saturation(self, deployment: Deployment, lengths: Lengths) -> tuple[float, float, float]:
         """(tokens per second, mean time per token, sequences in flight) of one saturated replica, remembered."""
@@ -281,9 +286,8 @@ class Predictor:
         if row.mode == "offline":  # in the engine's process: nothing comes in from outside, nothing goes out
             table = replace(table, request_s=0.0)
         prompt, output = row_lengths(row)
-        held = held_bytes(deployment, prompt + output / 2) or 1.0
-        room = max(1.0, memory.num_kv_blocks * memory.kv_bytes_per_block / held)
-        saturating = min(deployment.max_num_seqs, math.ceil(room)) * deployment.replicas
+        room = _sequences_held(deployment, memory, prompt + output / 2)
+        saturating = min(deployment.max_num_seqs, room) * deployment.replicas
         workload = self._workload(row, saturating)
         if workload is None:
             raise Skip("lengths of prompts and answers not published")

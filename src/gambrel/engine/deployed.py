@@ -72,9 +72,8 @@ def pool_of(deployment: Deployment, cost_model: CostModel) -> Pool:
 
 def _stages(deployment: Deployment, table: StepTable, limits: Limits) -> Pool:
     """The workers of replicas whose ranks do the same, over as many stages as the deployment has."""
-    return Pool(
-        table, limits, deployment.replicas, 1, _shares(deployment), _batch(deployment, limits.max_num_seqs)
-    )  # fmt: skip
+    batch = _batch(deployment, limits.max_num_seqs)
+    return Pool(table, limits, deployment.replicas, 1, _shares(deployment), batch)
 
 
 def _shares(deployment: Deployment) -> tuple[float, ...]:
