@@ -128,6 +128,18 @@ def test_mixtures_of_a_table_that_says_so_have_attention_apart(tmp_path: Path) -
     assert deployments(dense, Models(), accelerator)[0].attention_dp == 1
 
 
+@pytest.mark.parametrize(("counted", "ranks"), [(1, 2), (2, 4), (4, 8), (8, 8)])
+@pytest.mark.parametrize("engine", ["vLLM", "llama.cpp"])
+def test_packages_run_as_the_devices_that_an_engine_sees(tmp_path: Path, engine: str, counted: int, ranks: int) -> None:
+    """A machine has four MI250: a row that counts eight counts their dies."""
+    line = CLOSED.replace("H100-SXM-80GB,2,2", f"MI250-128GB,{counted},{counted}").replace("vLLM", engine)
+    (row,) = rows(tmp_path, line.replace(",fp8,", ",bf16,"))
+    (deployment,) = deployments(row, Models(), accelerator)
+    assert deployment.accelerator.name == "mi250-gcd"
+    assert deployment.num_gpus == ranks
+    assert (deployment.pp if engine == "llama.cpp" else deployment.tp) == ranks
+
+
 def test_generated_configurations_have_the_batch_of_their_load(tmp_path: Path) -> None:
     line = (
         "a4,aiconfigurator-silicon,2026-03,Qwen/Qwen3-235B-A22B-FP8,H100-SXM-80GB,8,8,1,8,TensorRT-LLM,1.0.0rc3,fp8,,"

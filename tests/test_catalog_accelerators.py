@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gambrel.catalog.accelerators import accelerator, accelerators
+from gambrel.catalog.efficiency import kernel_efficiency
 from gambrel.catalog.tables import FAMILIES, fold, shipped_prices, tables
 from gambrel.core.accelerator import Accelerator, Price
 from gambrel.core.errors import CatalogError, UnknownName
@@ -340,6 +341,20 @@ def test_figures_agree_with_the_collected_table(shared_data: Path) -> None:
             if row[column]:
                 assert device.peak_flops[fmt] == pytest.approx(float(row[column]) * 1e12), (row["id"], fmt)
         assert device.confidence == row["confidence"]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if accelerator(n).devices > 1])
+def test_the_devices_of_a_package_add_up_to_it(name: str) -> None:
+    package = accelerator(name)
+    one, n = accelerator(package.device), package.devices
+    assert one.devices == 1
+    assert package.tdp_w is not None
+    assert package.l2_bytes is not None
+    assert {fmt: flops / n for fmt, flops in package.peak_flops.items()} == pytest.approx(dict(one.peak_flops))
+    for field in ("memory_bytes", "memory_bandwidth", "link_bandwidth", "pcie_bandwidth", "tdp_w", "l2_bytes"):
+        assert getattr(one, field) * n == pytest.approx(getattr(package, field)), field
+    assert one.max_tp == package.max_tp * n
+    assert package.device in kernel_efficiency(package).basis
 
 
 def test_doc_walks_through_a_file_that_works(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ runners of vLLM), read 2026-11-29; vLLM's ``EngineArgs`` and ``SchedulerConfig``
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import re
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from gambrel.calibrate.lengths import stretched
 from gambrel.calibrate.names import release
 
 if TYPE_CHECKING:
@@ -117,11 +117,7 @@ def prompts(rng: np.random.Generator, mean: float, n: int) -> Ints:
 def answers(rng: np.random.Generator, mean: float, longest: int, n: int) -> Ints:
     """int64[n]: answers that end by themselves, lognormal, or at ``longest`` tokens; their mean is the one given."""
     drawn = rng.lognormal(0.0, _ANSWERS, n)
-    low, high = 1.0, 1e6
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if np.minimum(drawn * middle, longest).mean() < mean else (low, middle)
-    found: Ints = np.maximum(1, np.rint(np.minimum(drawn * low, longest))).astype(np.int64)
+    found: Ints = np.maximum(1, np.rint(stretched(drawn, mean, longest))).astype(np.int64)
     return found
 
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from gambrel.calibrate.accelmark import LOTS, again, answers, arrivals, caches, prompts, sent, suite_of
 from gambrel.calibrate.inferencex import published, stream_interval
+from gambrel.calibrate.lengths import lognormal
 from gambrel.calibrate.names import engine_key
-from gambrel.calibrate.tuned import lognormal, task_of
+from gambrel.calibrate.tuned import task_of
 from gambrel.core.workload import Workload
 
 if TYPE_CHECKING:

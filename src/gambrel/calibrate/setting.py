@@ -125,7 +125,7 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
         CatalogError: a model or accelerator that is not known, or without the figures a roofline needs.
         DeploymentError: settings that contradict each other.
     """
-    row = as_submitted(row, find)
+    row = _by_device(as_submitted(row, find), find)
     accelerator = device(row.gpu, find)
     model = models(row.model)
     engine = engine_key(row.engine)
@@ -159,6 +159,17 @@ def deployments(row: Row, models: Models, find: Callable[[str], Accelerator]) ->
     if placed.tp is None and model.has_experts:
         options += [_data_parallel(d) for d in options if d.tp > 1 and d.pp == 1]
     return [_given_memory(d) for d in options] if engine == "tensorrt-llm" else options
+
+
+def _by_device(row: Row, find: Callable[[str], Accelerator]) -> Row:
+    """The row with packages counted as the devices that an engine sees in them, unless it counts those already."""
+    package = device(row.gpu, find)
+    if package.devices == 1:
+        return row
+    one, n = find(package.device), package.devices
+    if row.num_gpus > package.max_tp:  # more than a machine has packages: its devices are counted
+        n = 1
+    return replace(row, gpu=one.name, num_gpus=row.num_gpus * n, tp=row.tp * n if row.tp else row.tp)
 
 
 def _over_stages(base: Deployment, gpus: int, filled: float) -> list[Deployment]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gambrel.calibrate.lengths import lognormal
 from gambrel.calibrate.names import device
 from gambrel.core.errors import CatalogError
 from gambrel.core.workload import Workload
@@ -25,17 +26,14 @@ if TYPE_CHECKING:
     from gambrel.calibrate.table import Row
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.run import Run
-    from gambrel.core.workload import Ints
 
 __all__ = [
-    "Lengths", "Limit", "Task", "as_submitted", "drawn", "highest_rate", "limit_of", "lognormal", "midway", "task_of",
-    "while_full",
+    "Lengths", "Limit", "Task", "as_submitted", "drawn", "highest_rate", "limit_of", "midway", "task_of", "while_full",
 ]  # fmt: skip
 
 _SPREAD: Final = 0.6  # of lengths over their mean; their distribution is not published with the rows
 _REQUESTS: Final = 1000  # of one trial at least: ten of them lie beyond the 99th percentile
 _ROUNDS: Final = 4  # times that a trial turns over what is in flight
-_CUTS: Final = 20  # halvings of how much lengths are stretched
 _HALVINGS: Final = 5  # of the rate: to within 3 % of what saturates
 
 
@@ -140,23 +138,6 @@ def as_submitted(row: Row, find: Callable[[str], Accelerator]) -> Row:
         except CatalogError:
             pass  # a name that is not of an accelerator: the column's counts
     return row if (counted, gpu) == (row.num_gpus, row.gpu) else replace(row, num_gpus=counted, gpu=gpu)
-
-
-def lognormal(rng: np.random.Generator, mean: float, cv: float, n: int, most: float = math.inf) -> Ints:
-    """int64[n]: lengths with the given mean, which the draw keeps up to rounding, spread over it, ``most`` at most."""
-    sigma = math.sqrt(math.log1p(cv * cv))
-    drawn = rng.lognormal(0.0, sigma, n)
-    drawn *= mean / drawn.mean()
-    if mean >= most:
-        return np.full(n, round(most), np.int64)
-    if drawn.max() > most:  # all are stretched by as much as what is cut off the longest
-        low, high = 1.0, most / drawn.min()
-        for _ in range(_CUTS):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if np.minimum(drawn * middle, most).mean() < mean else (low, middle)
-        drawn = np.minimum(drawn * low, most)
-    found: Ints = np.maximum(1, np.rint(drawn)).astype(np.int64)
-    return found
 
 
 def drawn(seed: int, lengths: Lengths, n: int, rate: float = math.inf) -> Workload:

@@ -82,6 +82,8 @@ def _build(name: str, row: Mapping[str, Any], found: tuple[Price, ...]) -> Accel
         source=dated,
         notes=row.get("notes", ""),
         max_tp=row.get("max_tp", 8),
+        devices=row.get("devices", 1),
+        device=row.get("device", ""),
         network_bandwidth=float(row.get("network_bandwidth", 0.0)),
         price=found[0] if found else None,
         offers=found,

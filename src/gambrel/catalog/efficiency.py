@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from gambrel.catalog.tables import shipped_accelerators
 from gambrel.core.efficiency import UNPACKED, Efficiency, Matmul
 
 if TYPE_CHECKING:
@@ -199,6 +200,12 @@ def _set_apart(base: Efficiency, name: str, measured: tuple[str, ...], power: fl
     )
 
 
+def _measured_in(family: str) -> Mapping[str, Any] | None:
+    """The data sheet of the accelerator whose kernels the family's constants were fitted to; None without one."""
+    names = constants()["families"].get(family, {}).get("accelerators", ())
+    return shipped_accelerators()[names[0]] if names else None
+
+
 def _clock(accelerator: Accelerator) -> float:
     """The share of its clock that a board holds under full load if it has fewer watts a FLOP/s than the measured one.
 
@@ -206,11 +213,11 @@ def _clock(accelerator: Accelerator) -> float:
     """
     rule, stand_ins = constants()["power"], constants()["stand_ins"]
     family = stand_ins.get(accelerator.family, accelerator.family)
-    measured = rule["watts_per_flops"].get(family)
-    math_format = accelerator.math_format("bf16")
+    measured, math_format = _measured_in(family), accelerator.math_format("bf16")
     if accelerator.tdp_w is None or math_format is None or measured is None:
         return 1.0
-    share = accelerator.tdp_w / accelerator.peak_flops[math_format] / measured
+    watts = measured["tdp_w"] / measured["peak_flops"]["bf16"]
+    share = accelerator.tdp_w / accelerator.peak_flops[math_format] / watts
     return float(min(1.0, share ** _value(rule["of_family"].get(family, rule["exponent"]))))
 
 
@@ -223,6 +230,8 @@ def _fitted_for(accelerator: Accelerator) -> tuple[float, str]:
     ridge = accelerator.ridge(math_format) if math_format else math.inf
     mine = accelerator.name in fitted.get("accelerators", ())
     note = "" if mine or accelerator.family != source else f"; {accelerator.name} itself was not measured"
+    if accelerator.devices > 1:
+        note += f"; an engine sees {accelerator.devices} devices here, each with its share: {accelerator.device}"
     return min(1.0, ridge / fitted["ridge"]), note
 
 
@@ -231,7 +240,8 @@ def _other_memory(accelerator: Accelerator) -> float:
     chip = constants()["same_chip"]
     if accelerator.name not in chip["accelerators"]:
         return 1.0
-    return float(accelerator.memory_bandwidth / chip["bandwidth"][accelerator.family])
+    measured = _measured_in(accelerator.family)
+    return float(accelerator.memory_bandwidth / measured["memory_bandwidth"]) if measured else 1.0
 
 
 @cache

@@ -23,7 +23,10 @@ from gambrel.core.errors import CatalogError, UnknownName
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["FAMILIES", "MATH_FORMATS", "PRICE_KINDS", "Tables", "fold", "shipped_prices", "tables", "user_files"]
+__all__ = [
+    "FAMILIES", "MATH_FORMATS", "PRICE_KINDS", "Tables", "fold", "shipped_accelerators", "shipped_prices", "tables",
+    "user_files",
+]  # fmt: skip
 
 FAMILIES: Final = (
     "volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4",
@@ -142,6 +145,11 @@ def _shipped() -> Tables:
     absent = {fold(spelling): (spelling, str(why)) for spelling, why in document.pop("absent").items()}
     _lay_over(accelerators, document, path, Tables({}, {}, {}, {}))
     return _index(accelerators, absent)
+
+
+def shipped_accelerators() -> Mapping[str, Mapping[str, Any]]:
+    """Fields of every accelerator that gambrel ships, by canonical name, whatever a user's file says of it."""
+    return _shipped().accelerators
 
 
 @cache
@@ -301,6 +309,8 @@ _ACCELERATOR_FIELDS: Final[Mapping[str, Callable[[Any], str | None]]] = MappingP
         "network_bandwidth": _link,
         "tdp_w": _number(1, "watts, at least 1"),
         "l2_bytes": _number(1e3, "bytes, at least 1e3"),
+        "devices": _count,
+        "device": _text,
         "year": _number(2000, "a year", most=2100),
         "confidence": _text,
         "source": _text,

@@ -49,7 +49,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """One device as software sees it.
+    """One device as software sees it, or a package of a few that are sold as one (``devices``).
 
     Attributes:
         name: short id, e.g. ``h100-sxm``.
@@ -69,6 +69,8 @@ class Accelerator:
         l2_bytes: last-level cache on the die, or None.
         confidence: A two sources agree, B one source, C partly derived.
         max_tp: devices in a normal machine, the most a tensor-parallel group can hold.
+        devices: how many software sees where this is a package of several; 1 for everything else.
+        device: the name of one of those, with its share of each figure; empty where ``devices`` is 1.
         price: dollars per hour of one device, or None where no trustworthy price is known.
         offers: machines of the same provider and kind as ``price``, which :meth:`price_for` chooses among.
         offer: what sets this one apart where the same device is on offer in several ways, e.g. ``spot`` or ``owned``.
@@ -96,6 +98,8 @@ class Accelerator:
     offers: tuple[Price, ...] = ()
     network_bandwidth: float = 0.0
     offer: str = ""
+    devices: int = 1
+    device: str = ""
 
     @property
     def id(self) -> str:

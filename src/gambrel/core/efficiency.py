@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gambrel.core.errors import DeploymentError
 
-__all__ = ["UNDIVIDED_FROM", "UNPACKED", "Efficiency", "Matmul", "ideal"]
+__all__ = ["UNDIVIDED_FROM", "UNPACKED", "Efficiency", "Matmul", "ideal", "run_as"]
 
 UNDIVIDED_FROM: Final = 512
 """Sequences times query heads from which vLLM's paged attention does not divide a context over thread blocks: the rule
@@ -26,6 +26,16 @@ _SIXTEEN_BIT = frozenset({"bf16", "fp16", UNPACKED})
 _BLOCK_SCALED = {"fp8": "fp8_block"}
 """Weight formats with a scale per block of the matrix: their kernels multiply it in as they go, and have constants of
 their own under this name."""
+
+
+def run_as(math_format: str, weights: str) -> str:
+    """The name of a matmul's constants: its math format, or :data:`UNPACKED` where that is wider than its weights.
+
+    Args:
+        math_format: that the matmul runs in.
+        weights: the format they are stored in; empty for a checkpoint's own 16 bits.
+    """
+    return UNPACKED if weights and math_format in _SIXTEEN_BIT else math_format
 
 
 def _check(constants: Any, fractions: tuple[str, ...]) -> None:
@@ -156,11 +166,10 @@ class Efficiency:
         if "bf16" not in dict(self.matmul):
             raise DeploymentError("Efficiency.matmul needs a 'bf16' entry: it stands in for formats that have none")
 
-    def matmul_for(self, math_format: str, weights: str = "", *, unpacked: bool = False) -> Matmul:
-        """The constants for a math format: of weights scaled by block, or unpacked to 16 bits, where they are such."""
+    def matmul_for(self, math_format: str, weights: str = "") -> Matmul:
+        """The constants for a math format, or :data:`UNPACKED`: of weights scaled by block where they are such."""
         table = dict(self.matmul)
-        found = _scaled_so(table, math_format, weights) or table.get(math_format) or table["bf16"]
-        return table.get(UNPACKED, found) if unpacked and math_format in _SIXTEEN_BIT else found
+        return _scaled_so(table, math_format, weights) or table.get(math_format) or table["bf16"]
 
     def grouped_for(self, math_format: str, weights: str = "") -> Matmul:
         """The constants of grouped expert matmuls."""

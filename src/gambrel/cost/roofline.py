@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gambrel.core.efficiency import UNDIVIDED_FROM
+from gambrel.core.efficiency import UNDIVIDED_FROM, run_as
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import NUM_LINES, RankTable, StepTable, step_parts
 from gambrel.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, pool_wire, send_s, wire
@@ -125,7 +125,7 @@ class Roofline:
         weights = kernel.weights if self._deployment.model.scaled_by_block else ""
         if kernel.moe is not None:
             return self.efficiency.grouped_for(used, weights)
-        return self.efficiency.matmul_for(used, weights, unpacked=bool(kernel.weights))
+        return self.efficiency.matmul_for(run_as(used, kernel.weights), weights)
 
     # -- the two roofs of a kernel ---------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gambrel.catalog.provenance import constant_source
-from gambrel.core.efficiency import UNPACKED
+from gambrel.core.efficiency import run_as
 from gambrel.cost.collectives import wire
 from gambrel.cost.shards import rank_attention, rank_head, rank_kernels
 from gambrel.plan.trace_leaves import leaf, made, setting, shapes, sheet
@@ -102,7 +102,7 @@ class Parts:
         grouped = k.moe is not None
         eff = self.model.matmul(k)
 
-        of = UNPACKED if k.weights and not grouped and used in {"bf16", "fp16"} else used
+        of = used if grouped else run_as(used, k.weights)
 
         def constant(field: str, unit: str = "1") -> Traced:
             return self.constant(field, getattr(eff, field), unit, of, grouped=grouped)
