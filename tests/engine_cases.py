@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from gambrel.core.step import StepTable
+from gambrel.core.step import NUM_LINES, StepTable
 from gambrel.core.workload import Workload
 from gambrel.engine import Limits
 
@@ -17,7 +17,7 @@ def affine_table(max_tokens: int, max_seqs: int, window: int = 0, *, form: str =
     tokens = np.arange(max_tokens + 1.0)
     rows = np.arange(max_seqs + 1.0)
     compute, weights = tokens * 3.2e-5, np.full(max_tokens + 1, 5e-3)
-    lines = np.zeros(20)
+    lines = np.zeros(NUM_LINES)
     lines[[0, 1, 2, 3, 4, 5]] = 2e-5, 4e-8, 1e-7, 3e-9, 1e-9, 1e-7
     lines[[12, 13, 14, 16, 17]] = 1e-5, 3e-8, 1e-6, 2e-8, 1e-8
     if window:
@@ -32,7 +32,7 @@ def affine_table(max_tokens: int, max_seqs: int, window: int = 0, *, form: str =
 def constant_table(seconds: float, max_tokens: int, max_seqs: int) -> StepTable:
     """Every step takes the same time."""
     none, rows = np.zeros(max_tokens + 1), np.zeros(max_seqs + 1)
-    return StepTable(none + seconds, none, none + seconds, none, none, rows, rows, rows, np.zeros(20), 0)
+    return StepTable(none + seconds, none, none + seconds, none, none, rows, rows, rows, np.zeros(NUM_LINES), 0)
 
 
 def poisson(n: int, rate: float, prompt: int, output: int, seed: int = 0) -> Workload:

@@ -117,3 +117,9 @@ def test_the_docs_quote_the_bandwidth_behind_the_same_chip() -> None:
     )
     boards = ("a100-sxm-40", "a100-sxm-80", "h200-sxm", "h100-sxm")
     assert said == [round(kernel_efficiency(accelerator(name)).matmul_for("bf16").bw_max, 2) for name in boards]
+
+
+def test_the_docs_quote_what_unpacking_costs_a_long_prompt() -> None:
+    said = quoted("cost.md", r"a long prompt's matmuls take # times \(H100\) or # times \(A100\) as long")
+    matmul = [dict(kernel_efficiency(accelerator(name)).matmul) for name in ("h100-sxm", "a100-sxm-80")]
+    assert said == [round(table["bf16"].mfu_max / table[UNPACKED].mfu_max, 2) for table in matmul]

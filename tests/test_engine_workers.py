@@ -17,7 +17,7 @@ from cost_factory import llama_on_h100
 from engine_cases import POLICIES, Case, affine_table, cases, constant_table, poisson
 from gambrel.core.efficiency import ideal
 from gambrel.core.errors import DeploymentError
-from gambrel.core.step import RankTable, StepTable
+from gambrel.core.step import NUM_LINES, RankTable, StepTable
 from gambrel.core.workload import Workload
 from gambrel.cost import Roofline
 from gambrel.engine import ROUTINGS, Limits, Watch, replay, simulate
@@ -244,7 +244,7 @@ def test_one_request_takes_as_long_as_without_stages() -> None:
 def test_a_step_lasts_as_long_as_the_slowest_rank() -> None:
     """Two ranks, a prompt of 10 and one of 4 tokens: 10 token times, then the experts of 14, the exchange of 2 x 10."""
     tokens, rows = np.arange(33.0), np.zeros(9)
-    own = StepTable(tokens, tokens, np.zeros(33), np.zeros(33), np.zeros(33), rows, rows, rows, np.zeros(20), 0)
+    own = StepTable(tokens, tokens, np.zeros(33), np.zeros(33), np.zeros(33), rows, rows, rows, np.zeros(NUM_LINES), 0)
     every = np.arange(65.0)
     table = RankTable(own, every * 100.0, every * 100.0, np.zeros(65), every * 1e4)
     workload = Workload(np.zeros(2), np.array([10, 4]), np.ones(2, np.int64))

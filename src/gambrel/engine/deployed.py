@@ -13,7 +13,7 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.step import RankTable, WorkerCost
-from gambrel.engine.simulation import check_fits, limits_of, paced, prepared, replay, run_of, special, spread
+from gambrel.engine.simulation import check_fits, driven, limits_of, prepared, replay, run_of, special
 from gambrel.engine.workers import Pool, Transfer, needed, rank_limits, serve, worker_run
 
 if TYPE_CHECKING:
@@ -176,10 +176,8 @@ def _served(
     decode = pools[-1]
     own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
     if workload.closed_loop:
-        if workload.staggered:
-            first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
-            workload = spread(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
-        workload = paced(workload, own)
+        first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
+        workload = driven(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
     played = serve(pools, workload, transfer=transfer, routing=routing, series=series, watch=watch)
     run = worker_run(played, pools, basis)
     late = own.request_s

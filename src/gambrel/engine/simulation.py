@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _KNOWN: list[tuple[tuple[Any, ...], int, Prefixes]] = []  # of the last workloads: their columns, block size, units
 
-__all__ = ["Replay", "check_fits", "limits_of", "max_request_tokens", "prepared", "replay", "run_of"]
+__all__ = ["Replay", "check_fits", "driven", "limits_of", "max_request_tokens", "prepared", "replay", "run_of"]
 
 
 def limits_of(deployment: Deployment, memory: MemoryBudget | int) -> Limits:
@@ -155,7 +155,7 @@ def replay(
     _check(table, limits, workload, routing)
     oracle = oracle or bool(special(limits, workload))
     if workload.closed_loop:
-        workload = _driven(table, limits, workload)
+        workload = driven(workload, table, lambda alone: replay(table, limits, alone).requests)
     prefixes = _prefixes(workload, limits)
     if limits.prefix_caching and prefixes is None and not oracle:
         # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
@@ -213,14 +213,15 @@ def special(limits: Limits, workload: Workload) -> str:
     return ""
 
 
-def _driven(table: StepTable, limits: Limits, workload: Workload) -> Workload:
-    """The same users as people and load clients are: :func:`paced`, and :func:`spread` where they start so."""
-    if workload.staggered:
-        workload = spread(workload, table, lambda alone: replay(table, limits, alone).requests)
-    return paced(workload, table)
+def driven(workload: Workload, table: StepTable, served: Callable[[Workload], Requests]) -> Workload:
+    """The same users as people and load clients are: pauses of their own, starts spread out where they start so.
+
+    ``served`` plays a request alone.
+    """
+    return _paced(_spread(workload, table, served) if workload.staggered else workload, table)
 
 
-def paced(workload: Workload, table: StepTable) -> Workload:
+def _paced(workload: Workload, table: StepTable) -> Workload:
     """The same users, who send the next request when the last token has reached them.
 
     What a request takes outside the steps is part of every pause. However short, the engine has begun its next step by
@@ -232,7 +233,7 @@ def paced(workload: Workload, table: StepTable) -> Workload:
     return replace(workload, think_s=pauses + table.request_s)
 
 
-def spread(workload: Workload, table: StepTable, served: Callable[[Workload], Requests]) -> Workload:
+def _spread(workload: Workload, table: StepTable, served: Callable[[Workload], Requests]) -> Workload:
     """The same users, their starts spread evenly over the time the first request takes when it is ``served`` alone."""
     alone = replace(workload.take(slice(0, 1)), closed_loop=0, staggered=False, think_s=None)
     requests = served(alone)
