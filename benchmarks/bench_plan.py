@@ -17,7 +17,10 @@ import numpy as np
 
 from gambrel.faces import api
 from gambrel.plan import Space
-from gambrel.plan.search import Bench, Hunter, Question, fewest_replicas, search
+from gambrel.plan.hunter import Hunter
+from gambrel.plan.question import Question
+from gambrel.plan.search import search
+from gambrel.plan.trial import Bench, fewest_replicas
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment

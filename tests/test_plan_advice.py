@@ -17,7 +17,7 @@ from gambrel.core.workload import Workload
 from gambrel.faces import advise_commands, api
 from gambrel.faces.advise_commands import advice_tables
 from gambrel.plan.advice import advise
-from gambrel.plan.search import Bench, judge
+from gambrel.plan.trial import Bench, judge
 from gambrel.traffic.server_metrics import watched_server
 from test_plan_file import run
 from test_plan_search import MODEL, chat

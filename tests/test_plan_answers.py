@@ -24,7 +24,7 @@ from gambrel.plan.chance import DRAWS, SLACK_TOLERANCE, chances, redrawn
 from gambrel.plan.compare import no_worse, pareto_front
 from gambrel.plan.explain import Loads, met_objectives
 from gambrel.plan.growth import outlook
-from gambrel.plan.search import Bench
+from gambrel.plan.trial import Bench
 from gambrel.traffic import closed_loop, scale_load
 from test_plan_file import run
 from test_plan_search import MODEL, chat, devices

@@ -14,7 +14,8 @@ from gambrel.faces.documents import plan_document
 from gambrel.faces.search_file import SearchFile
 from gambrel.plan import Space
 from gambrel.plan.journal import digest, read_entry, write_entry
-from gambrel.plan.search import Question, Threads, search
+from gambrel.plan.question import Question
+from gambrel.plan.search import Threads, search
 from test_plan_search import MODEL, chat, devices
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from gambrel.plan.search import Search
+    from gambrel.plan.question import Search
 
 OBJECTIVES = ("ttft.p95<=800ms", "tpot.p95<=50ms", "goodput>=90%")
 AXES: dict[str, Any] = {"tp": (1, 2), "max_num_seqs": (64, 256), "max_num_batched_tokens": (512, 2048)}

@@ -12,8 +12,9 @@ from gambrel.core.slo import SLO
 from gambrel.faces import api
 from gambrel.plan import Space, plan
 from gambrel.plan.safety import Safety
-from gambrel.plan.search import Bench, judge, search
+from gambrel.plan.search import search
 from gambrel.plan.slower import Slower
+from gambrel.plan.trial import Bench, judge
 from test_plan_search import MODEL, chat, devices
 
 SLOS = SLO.parse(["ttft.p95<=1s", "tpot.p95<=40ms"])

@@ -16,9 +16,12 @@ from gambrel.core.workload import Workload
 from gambrel.faces import api
 from gambrel.plan import Space, plan
 from gambrel.plan.explain import SHORT_PROMPT, Loads, alone_workload, met_objectives
+from gambrel.plan.hunter import Hunter
 from gambrel.plan.launch import vllm_command
+from gambrel.plan.question import Question
 from gambrel.plan.screen import Demand, least_busy_s, screen_latency
-from gambrel.plan.search import Bench, Hunter, Question, judge, price_run, search, sustained
+from gambrel.plan.search import search
+from gambrel.plan.trial import Bench, judge, price_run, sustained
 from gambrel.traffic import closed_loop
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from gambrel.faces import api
 from gambrel.plan import Space
 from gambrel.plan.beginnings import Beginnings, too_many
 from gambrel.plan.safety import Safety
-from gambrel.plan.search import Bench, judge, search
+from gambrel.plan.search import search
+from gambrel.plan.trial import Bench, judge
 from test_plan_search import MODEL, chat, devices
 
 if TYPE_CHECKING:

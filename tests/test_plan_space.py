@@ -18,8 +18,9 @@ from gambrel.core.slo import SLO
 from gambrel.faces import api, offers
 from gambrel.plan import Space, plan
 from gambrel.plan.caveats import caveats
-from gambrel.plan.search import Bench, judge, search
+from gambrel.plan.search import search
 from gambrel.plan.space import AXES, shape_of
+from gambrel.plan.trial import Bench, judge
 from gambrel.traffic import cap_context, closed_loop
 from test_plan_search import MODEL, chat, devices
 

@@ -15,7 +15,7 @@ from gambrel.core.slo import SLO, Objective
 from gambrel.faces import api, offers
 from gambrel.plan import Space, plan
 from gambrel.plan.beginnings import Beginnings
-from gambrel.plan.search import Bench, judge
+from gambrel.plan.trial import Bench, judge
 from gambrel.traffic import closed_loop, mixed, scale_load
 from test_plan_search import MODEL, chat, devices
 

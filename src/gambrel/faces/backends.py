@@ -17,7 +17,8 @@ from gambrel.core.errors import GambrelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gambrel.plan.search import Pool, Search
+    from gambrel.plan.question import Search
+    from gambrel.plan.search import Pool
 
 __all__ = ["BACKENDS", "workers"]
 

@@ -152,7 +152,7 @@ def pool_documents(run: Run) -> dict[str, Any]:
 
 def run_document(run: Run, deployment: Deployment, memory: MemoryBudget, wall_s: float) -> dict[str, Any]:
     """The result of ``gambrel simulate``."""
-    from gambrel.plan.search import price_run
+    from gambrel.plan.trial import price_run
 
     price = deployment.usd_per_hour
     pricing = None if price is None else price_run(run, price)

@@ -14,7 +14,7 @@ from gambrel.core.errors import GambrelError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gambrel.plan.search import Question, Search
+    from gambrel.plan.question import Question, Search
 
 __all__ = ["SearchFile"]
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from gambrel.core.errors import DeploymentError
 from gambrel.plan.explain import Loads, carries
-from gambrel.plan.search import Bench, fewest_replicas, judge, too_small
 from gambrel.plan.settings import fixes, neighbours
+from gambrel.plan.trial import Bench, fewest_replicas, judge, too_small
 from gambrel.plan.worth import CAUSES
 from gambrel.report.humanise import count, figure, per_hour, percent
 

@@ -21,7 +21,7 @@ import numpy as np
 from gambrel.core.plan import Chance, Surer
 from gambrel.plan.explain import met_objectives
 from gambrel.plan.safety import Safety
-from gambrel.plan.search import Bench, fewest_replicas, judge
+from gambrel.plan.trial import Bench, fewest_replicas, judge
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gambrel.plan.explain import Loads, carries
 from gambrel.plan.file import Figures, by_name
 from gambrel.plan.safety import Safety
-from gambrel.plan.search import Bench, fewest_replicas, judge, too_small
+from gambrel.plan.trial import Bench, fewest_replicas, judge, too_small
 from gambrel.report.humanise import number, outcome, signed_percent
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Cell, LoadPoint
-from gambrel.plan.search import METRICS, Bench
+from gambrel.plan.trial import METRICS, Bench
 from gambrel.traffic import scale_load
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from gambrel.core.errors import DeploymentError
 from gambrel.core.plan import Month, Outlook
 from gambrel.plan.explain import TOLERANCE
-from gambrel.plan.search import Bench, fewest_replicas, judge, search
+from gambrel.plan.search import search
+from gambrel.plan.trial import Bench, fewest_replicas, judge
 from gambrel.report.humanise import per_hour, signed_percent
 from gambrel.traffic import scale_load
 

@@ -22,11 +22,11 @@ from gambrel.core.run import Distribution  # noqa: TC001 - msgspec reads the ann
 from gambrel.core.slo import Verdict  # noqa: TC001 - msgspec reads the annotations
 from gambrel.core.step import MemoryBudget  # noqa: TC001 - msgspec reads the annotations
 from gambrel.core.version import __version__
-from gambrel.plan.search import Search
+from gambrel.plan.question import Search
 from gambrel.plan.trial import Outcome
 
 if TYPE_CHECKING:
-    from gambrel.plan.search import Question
+    from gambrel.plan.question import Question
 
 __all__ = ["Entry", "digest", "read_entry", "write_entry"]
 
@@ -67,7 +67,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one task found, as :class:`~gambrel.plan.search.Search` has it."""
+    """What one task found, as :class:`~gambrel.plan.question.Search` has it."""
 
     task: str
     trials: list[Row] = field(default_factory=list)

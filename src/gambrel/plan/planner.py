@@ -25,9 +25,9 @@ from gambrel.plan.explain import (
 from gambrel.plan.launch import vllm_command
 from gambrel.plan.other_traffic import sensitivities
 from gambrel.plan.relax import refusal
-from gambrel.plan.search import WORKERS, Bench, Outcome, Search, in_full, judge, rank, search
+from gambrel.plan.search import WORKERS, search
 from gambrel.plan.settings import fixes, neighbours, price_modes, settings
-from gambrel.plan.trial import loss
+from gambrel.plan.trial import Bench, Outcome, in_full, judge, loss, rank
 from gambrel.plan.worth import with_measurement
 from gambrel.report.humanise import per_hour
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gambrel.core.slo import SLO
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
+    from gambrel.plan.question import Search
     from gambrel.plan.search import Journal, Pool
     from gambrel.plan.space import Space
 

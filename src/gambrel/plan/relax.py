@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gambrel.core.slo import Verdict
     from gambrel.core.step import CostModel
     from gambrel.core.workload import Workload
-    from gambrel.plan.search import Search
+    from gambrel.plan.question import Search
     from gambrel.plan.space import Space
 
 __all__ = ["refusal", "relaxations", "rounded_up"]

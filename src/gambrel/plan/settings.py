@@ -17,7 +17,7 @@ from gambrel.core.plan import Fix, PriceMode, Setting, SettingStep
 from gambrel.core.step import Step
 from gambrel.core.units import SECONDS_PER_HOUR
 from gambrel.plan.explain import TOLERANCE, carries
-from gambrel.plan.search import Bench
+from gambrel.plan.trial import Bench
 from gambrel.report.humanise import figure, percent, seconds, tokens
 
 if TYPE_CHECKING:

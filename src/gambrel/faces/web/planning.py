@@ -203,7 +203,7 @@ def whatif_answer(planned: Planned, asked: WhatIf) -> dict[str, Any]:
         requests = scale_load(requests, asked.load, seed=0)
     run = api.simulate(d, requests, api.cost_model(d, profile=planned.profile))
     verdicts = plan.slo.check(run)
-    from gambrel.plan.search import price_run
+    from gambrel.plan.trial import price_run
 
     usd = d.usd_per_hour
     pricing = None if usd is None else price_run(run, usd)
