@@ -264,6 +264,17 @@ def test_growth_says_when_the_plan_runs_out_and_what_it_takes(answer: Plan) -> N
 
 
 @pytest.mark.parametrize(("growth", "months"), [(0.0, 6), (-0.1, 6), (math.nan, 6), (0.1, 0), (0.1, 500), (1.0, 12)])
+def test_growth_stays_within_what_can_be_had_beside_a_prefill_pool() -> None:
+    axes = {"prefill_replicas": (1,), "prefill_tp": (2,), "kv_link_bytes_per_s": (25e9,)}
+    few = {"max_num_seqs": (64,), "max_num_batched_tokens": (2048,)}
+    space = Space(devices("l40s"), tp=(1,), pp=(1,), weights=("fp8",), max_gpus=5, axes=axes, **few)  # type: ignore[arg-type]  # a dict of mixed values
+    log = chat(400, 16.0, prompt=150, output=300)
+    found = plan(MODEL, log, SLO.parse(["ttft.p95<=1s", "tpot.p95<=40ms"]), space, api.pricer())
+    months = outlook(found, log, space, api.pricer(), 0.25, 5).months
+    held = [found.chosen.deployment.with_(replicas=m.replicas) for m in months if m.replicas is not None]
+    assert {d.num_gpus for d in held} == {5}
+
+
 def test_growth_that_cannot_be_is_refused(answer: Plan, growth: float, months: int) -> None:
     with pytest.raises(DeploymentError):
         outlook(answer, chat(600, 20.0), Space(devices("l4")), api.pricer(), growth, months)

@@ -62,6 +62,17 @@ def test_too_few_accelerators_are_counted() -> None:
     assert any("of the load" in r.change for r in found)
 
 
+def test_what_can_be_had_counts_the_prefill_pool() -> None:
+    axes = {"prefill_replicas": (1,), "prefill_tp": (2,), "kv_link_bytes_per_s": (25e9,)}
+    space = Space(devices("l40s"), tp=(1,), max_gpus=3, axes=axes, **FEW)
+    log = chat(600, 40.0, prompt=150, output=300)
+    _, found = refused(SLO.parse(["ttft.p95<=1s", "tpot.p95<=40ms"]), space, log)
+    assert found[0].change.startswith("--max-gpus ")
+    (part,) = (r.deployment for r in found if "of the load" in r.change)
+    assert part is not None
+    assert part.num_gpus == 3
+
+
 def test_spares_that_cannot_be_had_are_given_up() -> None:
     space = Space(devices("l40s"), tp=(1,), max_gpus=1, spare=1, **FEW)
     _, found = refused(SLO.parse(["ttft.p95<=2s"]), space, chat(200, 2.0))

@@ -227,6 +227,22 @@ def test_every_dollar_is_charged_once() -> None:
 
 def test_an_overloaded_fleet_is_a_backlog_even_without_a_ttft_objective() -> None:
     deployment = Deployment(MODEL, api.accelerator("l4"), max_num_seqs=8)
+@pytest.mark.parametrize(("prefill_tp", "tp"), [(8, 2), (2, 8)])
+def test_pools_are_weighed_by_their_accelerators(prefill_tp: int, tp: int) -> None:
+    deployment = api.deployment(MODEL, "h100-sxm", tp=tp, prefill_replicas=1, prefill_tp=prefill_tp)
+    run = Bench.of(api.cost_model(deployment)).run(deployment, chat(200))
+    prefill, decode = run.pools
+    assert (prefill.gpus, decode.gpus) == (prefill_tp, tp)
+    assert prefill.prefill_s + decode.prefill_s == pytest.approx(run.prefill_s)
+    assert prefill.prefill_s == pytest.approx(prefill.busy_s)
+    busy = prefill.busy_s * prefill_tp + decode.busy_s * tp
+    price = price_run(run, 3.6)
+    dollars = 3.6 / 3600 * run.makespan_s
+    charged = price.usd_per_mtok_input * run.prompt_tokens.sum() / 1e6
+    assert charged == pytest.approx(dollars * prefill.busy_s * prefill_tp / busy)
+    assert price.utilisation == pytest.approx(busy / (run.makespan_s * deployment.num_gpus))
+
+
     bench = Bench.of(api.cost_model(deployment))
     trial = judge(deployment, bench, chat(2000, 50.0), SLO.parse(["tpot.p95<=10s"]))
     assert not trial.candidate.keeps_up

@@ -112,7 +112,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
-    """What one pool of workers did, ``prefill`` or ``decode``: the figures of :class:`Run`, of these replicas alone."""
+    """What one pool of workers did, ``prefill`` or ``decode``: the figures of :class:`Run`, of these replicas alone.
+
+    ``gpus`` accelerators make one of its replicas.
+    """
 
     name: str
     replicas: int
@@ -122,6 +125,8 @@ class PoolUse:
     batch_max: int
     kv_usage_mean: float
     kv_usage_max: float
+    gpus: int = 1
+    prefill_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -290,9 +295,20 @@ class Run:
         return float(self.cached_tokens.sum()) / float(self.prompt_tokens.sum())
 
     @property
+    def gpu_busy_s(self) -> float:
+        """Busy seconds of accelerators where there are pools, else of replicas, which are all alike."""
+        return sum(p.busy_s * p.gpus for p in self.pools) if self.pools else self.busy_s
+
+    @property
+    def gpu_prefill_s(self) -> float:
+        """What prompt tokens add to them."""
+        return sum(p.prefill_s * p.gpus for p in self.pools) if self.pools else self.prefill_s
+
+    @property
     def utilisation(self) -> float:
-        """Share of the makespan that replicas spent in steps."""
-        return self.busy_s / (self.makespan_s * self.replicas) if self.makespan_s > 0 else 0.0
+        """Share of the makespan that replicas spent in steps; of pools, that their accelerators did."""
+        count = sum(p.replicas * p.gpus for p in self.pools) if self.pools else self.replicas
+        return self.gpu_busy_s / (self.makespan_s * count) if self.makespan_s > 0 else 0.0
 
     @property
     def idle_share(self) -> float:

@@ -67,13 +67,14 @@ def pool_of(deployment: Deployment, cost_model: CostModel) -> Pool:
     return Pool(
         ranks, limits, deployment.replicas, deployment.attention_dp, _shares(deployment),
         _batch(deployment, limits.max_num_seqs), by_score=deployment.policy.startswith("vllm"),
+        gpus=deployment.gpus_per_replica,
     )  # fmt: skip
 
 
 def _stages(deployment: Deployment, table: StepTable, limits: Limits) -> Pool:
     """The workers of replicas whose ranks do the same, over as many stages as the deployment has."""
     batch = _batch(deployment, limits.max_num_seqs)
-    return Pool(table, limits, deployment.replicas, 1, _shares(deployment), batch)
+    return Pool(table, limits, deployment.replicas, 1, _shares(deployment), batch, gpus=deployment.gpus_per_replica)
 
 
 def _shares(deployment: Deployment) -> tuple[float, ...]:

@@ -66,7 +66,8 @@ SMALL_SERVER, SPARE_SHARE = 32, 2
 class Pool:
     """Equal workers: their table (one rank and stage: a plain one), the limits of one rank, and their shape.
 
-    ``shares`` of the layers by pipeline stage, first to last; ``batch_seqs`` sequences in one micro-batch at most.
+    ``shares`` of the layers by pipeline stage, first to last; ``batch_seqs`` sequences in one micro-batch at most;
+    ``gpus`` accelerators make one worker.
     """
 
     table: StepTable | RankTable
@@ -76,6 +77,7 @@ class Pool:
     shares: tuple[float, ...] = (1.0,)
     batch_seqs: int = 0
     by_score: bool = True
+    gpus: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +333,8 @@ def worker_run(played: Played, pools: tuple[Pool, ...], basis: str = "") -> Run:
             batch_max=int(i[BATCH_MAX]),
             kv_usage_mean=float(f[USED_S]) / (max(float(f[BUSY_S]), 1e-300) * pool.limits.num_kv_blocks * pool.ranks),
             kv_usage_max=int(i[USED_MAX]) / (pool.limits.num_kv_blocks * pool.ranks),
+            gpus=pool.gpus,
+            prefill_s=float(f[PREFILL_S]),
         )
         for name, pool, i, f in zip(names, pools, ints, floats, strict=True)
     )

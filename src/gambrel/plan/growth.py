@@ -61,7 +61,7 @@ def outlook(
     if space.safety.asked:
         first = bears(plan, bench, workload, min(first, MOST_LOAD))
     lasts = math.log(first) / math.log1p(growth) if first > 1.0 else 0.0
-    most = space.most_gpus(chosen.accelerator) // chosen.gpus_per_replica
+    most = space.most_replicas(chosen)
     rows, replicas = [], chosen.replicas
     for month in range(1, months + 1):
         load = (1.0 + growth) ** month

@@ -104,9 +104,9 @@ def without_limits(
             have = space.most_gpus(d.accelerator)
             change = f"--available {d.accelerator.name}={d.num_gpus}" if space.available else f"--max-gpus {d.num_gpus}"
             yield told(change, f"{d.accelerator.name}={have} is too few: it takes {d.num_gpus}", free)
-            if not workload.closed_loop and have >= d.gpus_per_replica:
-                fewer = d.with_(replicas=have // d.gpus_per_replica)
-                yield from carried(fewer, workload, slo, pricer)
+            most = space.most_replicas(d)
+            if not workload.closed_loop and most:
+                yield from carried(d.with_(replicas=most), workload, slo, pricer)
     if space.spare:
         free = cheapest(slo, replace(space, spare=0))
         if free is not None:

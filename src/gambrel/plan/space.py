@@ -75,6 +75,11 @@ class Space:
         named = self.available.get(accelerator.name, self.max_gpus)
         return min(self.max_gpus, self.available.get(accelerator.id, named))
 
+    def most_replicas(self, deployment: Deployment) -> int:
+        """How many replicas the fleet may have beside its prefill pool; 0 where not one can be had."""
+        one = deployment.with_(replicas=1)
+        return max(0, 1 + (self.most_gpus(one.accelerator) - one.num_gpus) // one.gpus_per_replica)
+
     def shapes(self, model: Model) -> Iterator[Deployment]:
         """Every accelerator x parallelism x formats x other axes, one replica each, with the first batch limits."""
         for accelerator, tp in product(self.accelerators, self.tp):

@@ -98,12 +98,13 @@ def token_prices(plan: Plan, workload: Workload) -> list[Traced]:
         ),
         leaf("seconds in an hour", SECONDS_PER_HOUR, "s/h", "definition"),
     )
+    whose = "all replicas, times the accelerators of one" if run.pools else "all replicas"
     share = made(
         "prefill's share of the busy time",
         "1",
         "quotient",
-        simulated("seconds that prompt tokens add to steps", run.prefill_s, "s", "beyond what decoders alone take"),
-        simulated("busy seconds", run.busy_s, "s", "all replicas"),
+        simulated("seconds that prompt tokens add to steps", run.gpu_prefill_s, "s", "beyond what decoders alone take"),
+        simulated("busy seconds", run.gpu_busy_s, "s", whose),
     )
     million = leaf("a million", 1e6, "1", "definition")
     found = []

@@ -106,11 +106,11 @@ def sustained(run: Run) -> bool:
 def price_run(run: Run, usd_per_hour: float) -> Pricing:
     """Dollars per token at the utilisation the traffic really gives: idle time is paid too.
 
-    The fleet is charged from the first arrival to the last token. Prefill's share of the busy time is charged to
-    prompt tokens, the rest to output tokens; ``usd_per_mtok`` charges everything to output tokens.
+    The fleet is charged from the first arrival to the last token. Prefill's share of the accelerators' busy time is
+    charged to prompt tokens, the rest to output tokens; ``usd_per_mtok`` charges everything to output tokens.
     """
     dollars = usd_per_hour * run.makespan_s / 3600.0
-    share = run.prefill_s / run.busy_s if run.busy_s > 0 else 0.0
+    share = run.gpu_prefill_s / run.gpu_busy_s if run.gpu_busy_s > 0 else 0.0
     prompt, output = float(run.prompt_tokens.sum()), float(run.output_tokens.sum())
     return Pricing(
         usd_per_hour=usd_per_hour,
