@@ -252,6 +252,30 @@ def test_pools_are_weighed_by_their_accelerators(prefill_tp: int, tp: int) -> No
 
 def test_users_of_a_closed_loop_are_all_served_at_once() -> None:
     five = closed_loop(5, 100_000, 200)
+def test_one_client_that_gives_up_is_no_backlog() -> None:
+    deployment = Deployment(MODEL, api.accelerator("h100-sxm"))
+    bench, slo = Bench.of(api.cost_model(deployment)), SLO.parse(["goodput>=95%", "ttft.p95<=1s"])
+    for n in (40, 400):
+        hasty = np.full(n, np.inf)
+        hasty[-2] = 1e-4
+        log = replace(chat(n), deadline_s=hasty)
+        trial = judge(deployment, bench, log, slo)
+        assert np.isnan(trial.run.queue_s[-2])
+        assert trial.candidate.feasible, trial.candidate.lost_because
+    found = plan(MODEL, log, slo, Space(devices("h100-sxm"), tp=(1,)), api.pricer())
+    assert found.chosen.keeps_up
+    assert all(np.isfinite(c.tokens_per_s) for c in found.cells)
+
+
+def test_an_overloaded_fleet_falls_behind_even_where_the_queue_is_left() -> None:
+    deployment = Deployment(MODEL, api.accelerator("l4"), max_num_seqs=8)
+    log = replace(chat(2000, 5.0), deadline_s=np.full(2000, 15.0))
+    trial = judge(deployment, Bench.of(api.cost_model(deployment)), log, SLO.parse(["tpot.p95<=10s"]))
+    assert float(np.nanmax(trial.run.queue_s)) <= 15.0 < 0.05 * log.span_s  # nobody waits long: they leave
+    assert not trial.candidate.keeps_up
+    assert "clients leave" in trial.candidate.lost_because
+
+
     found = plan(MODEL, five, SLO.parse(["tpot.p95<=100ms"]), Space(devices("l40s", "h100-sxm")), api.pricer())
     d = found.chosen.deployment
     assert found.chosen.memory.kv_tokens // 100_200 * d.replicas >= 5

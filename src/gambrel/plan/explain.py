@@ -68,7 +68,7 @@ def cells(deployment: Deployment, bench: Bench, workload: Workload, run: Run) ->
     """The four cells {1 user, N users} x {short prompt, the log's prompts} on the same deployment."""
     one = deployment.with_(replicas=1)
     short = replace(workload, prompt_tokens=np.full(len(workload), SHORT_PROMPT, np.int64), prefix_blocks=None)
-    users = max(1, round(float(run.e2e_s.sum()) / max(run.makespan_s, 1e-9)))
+    users = max(1, round(float(np.nansum(run.e2e_s)) / max(run.makespan_s, 1e-9)))
     real = float(workload.prompt_tokens.mean())
     runs = (
         (1, float(SHORT_PROMPT), "short prompt", bench.run(one, alone_workload(workload, SHORT_PROMPT))),
@@ -84,7 +84,7 @@ def cells(deployment: Deployment, bench: Bench, workload: Workload, run: Run) ->
             ttft_p95_s=r.distribution("ttft").p95,
             tpot_p95_s=r.distribution("tpot").p95,
             e2e_p95_s=r.distribution("e2e").p95,
-            tokens_per_s=float(r.output_tokens.sum() / r.e2e_s.sum()) if n == 1 else r.output_tokens_per_s,
+            tokens_per_s=one_by_one(r) if n == 1 else r.output_tokens_per_s,
             kv_usage_max=r.kv_usage_max,
             hides=hides,
         )
@@ -102,6 +102,12 @@ class Loads:
     def at(self, load: float) -> Workload:
         """The log at ``load`` times its rate."""
         if load not in self._made:
+def one_by_one(run: Run) -> float:
+    """Tokens per second of requests that never overlap, pauses between them left out."""
+    done = np.isfinite(run.last_token_s)
+    return float(run.output_tokens[done].sum() / run.e2e_s[done].sum()) if done.any() else 0.0
+
+
             if len(self._made) > KEPT:
                 self._made = {1.0: self.workload}
             self._made[load] = scale_load(self.workload, load, seed=0)

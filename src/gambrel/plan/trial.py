@@ -52,6 +52,7 @@ __all__ = [
 
 TENTH = 0.1  # share of a missing margin that half as many replicas again must bring
 IDLE = 0.05  # busy share below which a missed objective is not a matter of load
+BEHIND = 0.05  # of the log's span, or of its clients: a queue that long, or so many who leave it, are a backlog
 NARROWLY = 0.1  # margin by which more replicas may miss what fewer hold
 METRICS = ("ttft", "tpot", "itl", "e2e", "queue")
 
@@ -97,10 +98,15 @@ def sustained(run: Run) -> bool:
     """Whether the fleet keeps up with a log: the queue of the last tenth of requests is not a backlog.
 
     A backlog grows with the log's length; the test allows a twentieth of the span (and one second for short logs).
+    Where clients give up it cannot grow: what those who left would have asked is then the work not done, and a
+    twentieth of the last tenth (or one client) may leave before being served.
     """
     last = run.queue_s[-max(1, len(run) // 10) :]
+    served = last[~np.isnan(last)]
     span = float(run.arrival_s[-1] - run.arrival_s[0])
-    return bool(np.mean(last) <= 0.05 * span + 1.0)
+    left = len(last) - len(served)
+    waited = float(np.mean(served)) if len(served) else 0.0
+    return left <= max(1.0, BEHIND * len(last)) and waited <= BEHIND * span + 1.0
 
 
 def price_run(run: Run, usd_per_hour: float) -> Pricing:
@@ -163,7 +169,8 @@ class Bench:
         for the memory of another.
         """
         if not workload.closed_loop:
-            return "" if sustained(run) else "falls behind: the queue grows to the end of the log"
+            grows = "the queue grows" if workload.deadline_s is None else "the queue grows, or clients leave it,"
+            return "" if sustained(run) else f"falls behind: {grows} to the end of the log"
         longest = int((workload.prompt_tokens + workload.output_tokens).max())
         seats = self.seats(longest) * deployment.replicas
         return "" if seats >= workload.closed_loop else f"serves {seats} of {workload.closed_loop} users at once"
