@@ -72,6 +72,40 @@ def test_stages_are_added_where_the_weights_ask_for_them() -> None:
     assert {d.pp for d in space.shapes(MODEL)} == {1}
 
 
+def test_key_value_heads_divide_or_are_copied_to_equally_many_ranks() -> None:
+    phi = api.model("microsoft/phi-4")  # 40 heads, 10 key-value heads
+    assert {d.tp for d in Space(devices("h100-sxm")).shapes(phi)} == {1, 2}
+    assert {d.tp for d in Space(devices("h100-sxm"), tp=(1, 5)).shapes(phi)} == {1, 5}
+    qwen = api.model("Qwen/Qwen2.5-7B-Instruct")  # 28 heads, 4 key-value heads
+    assert {d.tp for d in Space(devices("h100-sxm")).shapes(qwen)} == {1, 2, 4}
+    latent = api.model("deepseek-ai/DeepSeek-V3")
+    assert {d.tp for d in Space(devices("h100-sxm")).shapes(latent)} == {1, 2, 4, 8}
+
+
+def test_prefill_workers_are_cut_as_engines_accept() -> None:
+    phi = api.model("microsoft/phi-4")
+    space = Space(devices("h100-sxm"), tp=(1,), axes={"prefill_replicas": (1,), "prefill_tp": (1, 2, 4, 16)})
+    assert {d.prefill_tp for d in space.shapes(phi)} == {1, 2}
+
+
+@given(
+    allowed=st.integers(0, 40), tp=st.sampled_from([1, 2, 4]), prefills=st.integers(0, 3), cut=st.sampled_from([1, 8])
+)
+def test_a_fleet_has_all_the_replicas_that_fit_beside_its_prefill_pool(
+    allowed: int, tp: int, prefills: int, cut: int
+) -> None:
+    d = api.deployment(MODEL, "h100-sxm", tp=tp, prefill_replicas=prefills, prefill_tp=cut if prefills else None)
+    most = Space(devices("h100-sxm"), max_gpus=allowed).most_replicas(d)
+    assert d.with_(replicas=most + 1).num_gpus > allowed
+    assert most == 0 or d.with_(replicas=most).num_gpus <= allowed
+
+
+def test_fewer_guesses_than_none_are_refused() -> None:
+    space = Space(devices("h100-sxm"), tp=(1,), axes={"draft_tokens": (-1,)})
+    with pytest.raises(DeploymentError, match="draft_tokens must be at least 0, got -1"):
+        plan(MODEL, chat(20), SLOS, space, api.pricer())
+
+
 def test_a_name_that_is_no_axis_is_refused_with_those_that_are() -> None:
     with pytest.raises(DeploymentError, match="'colour' is no axis of the search; known: attention_dp, "):
         Space(devices("l4"), axes={"colour": ("red",)})

@@ -121,6 +121,8 @@ class Space:
                 check_parallel(found.prefill_pool)
         except DeploymentError:
             return None
+        if found.disaggregated and not tp_is_possible(model, accelerator, found.prefill_pool.tp):
+            return None
         return found
 
     def stages(self, model: Model, accelerator: Accelerator, tp: int, weights: str) -> tuple[int, ...]:
@@ -166,8 +168,17 @@ SHAPE = tuple(
 
 
 def tp_is_possible(model: Model, accelerator: Accelerator, tp: int) -> bool:
-    """Whether engines accept the degree: heads divide evenly, and the devices share a machine or scale-up domain."""
-    return tp == 1 or (model.num_heads % tp == 0 and tp <= accelerator.max_tp)
+    """Whether engines accept the degree: heads divide evenly, and the devices share a machine or scale-up domain.
+
+    Key-value heads are divided, or each is copied to equally many ranks (vLLM's ``QKVParallelLinear``); a latent
+    (MLA) is on every rank, and a fixed state has none.
+    """
+    if tp == 1:
+        return True
+    mixers = (mixer for _, layer in model.layers for mixer in (layer.mixer, *layer.side_mixers))
+    held = {mixer.kv_heads for mixer in mixers if mixer.kind == "gqa"}
+    shared = all(heads % tp == 0 or tp % heads == 0 for heads in held)
+    return model.num_heads % tp == 0 and shared and tp <= accelerator.max_tp
 
 
 def weight_formats_for(accelerator: Accelerator, model: Model) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def _deployment(setup: Setup) -> Deployment:
     if not _possible(model, device, setup.tp):
         raise DeploymentError(
             f"tp {setup.tp} is not possible: {device.title} joins at most {device.max_tp}, and {model.num_heads} heads "
-            "must divide evenly"
+            "and their key-value heads must divide evenly"
         )
     settings: dict[str, Any] = {"tp": setup.tp}
     settings |= {k: v for k, v in (("weights", setup.weights), ("kv", setup.kv)) if v}
