@@ -91,6 +91,11 @@ def test_an_interrupt_keeps_what_is_done() -> None:
         serve_shards(TABLE, LIMITS, lambda _: None, 50, progress=progress)
 
 
+def test_a_day_without_a_request_is_refused() -> None:
+    with pytest.raises(WorkloadError, match="no request arrives at any of 3 replicas"):
+        serve_shards(TABLE, LIMITS, lambda _: None, 3)
+
+
 def test_a_request_that_fits_no_replica_is_named() -> None:
     with pytest.raises(WorkloadError, match="need 313 KV blocks"):
         serve_shards(TABLE, Limits(64, 1024, 100), lambda _: Workload(np.zeros(1), np.array([5000]), np.array([2])), 3)

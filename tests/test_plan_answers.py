@@ -256,6 +256,7 @@ def test_growth_says_when_the_plan_runs_out_and_what_it_takes(answer: Plan) -> N
         assert m.load == pytest.approx(1.2**m.month)
         if m.replicas is not None:
             grown = Loads(log).at(m.load)
+            assert grown is not None
             bench = bench_of(answer)
             assert all(met_objectives(answer.chosen.deployment.with_(replicas=m.replicas), bench, grown, SLOS).values())
     assert found.then is not None
@@ -263,7 +264,6 @@ def test_growth_says_when_the_plan_runs_out_and_what_it_takes(answer: Plan) -> N
     assert found.then_because.startswith(("stay", "switch"))
 
 
-@pytest.mark.parametrize(("growth", "months"), [(0.0, 6), (-0.1, 6), (math.nan, 6), (0.1, 0), (0.1, 500), (1.0, 12)])
 def test_growth_stays_within_what_can_be_had_beside_a_prefill_pool() -> None:
     axes = {"prefill_replicas": (1,), "prefill_tp": (2,), "kv_link_bytes_per_s": (25e9,)}
     few = {"max_num_seqs": (64,), "max_num_batched_tokens": (2048,)}
@@ -275,6 +275,7 @@ def test_growth_stays_within_what_can_be_had_beside_a_prefill_pool() -> None:
     assert {d.num_gpus for d in held} == {5}
 
 
+@pytest.mark.parametrize(("growth", "months"), [(0.0, 6), (-0.1, 6), (math.nan, 6), (0.1, 0), (0.1, 500), (1.0, 12)])
 def test_growth_that_cannot_be_is_refused(answer: Plan, growth: float, months: int) -> None:
     with pytest.raises(DeploymentError):
         outlook(answer, chat(600, 20.0), Space(devices("l4")), api.pricer(), growth, months)

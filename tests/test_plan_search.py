@@ -189,7 +189,9 @@ def test_an_objective_holds_below_its_breaking_load_and_not_above(answer: object
     bench = Bench.of(api.cost_model(deployment))
     for name, load in answer.breaks_at.items():
         if np.isfinite(load) and load > 0:
-            assert met_objectives(deployment, bench, loads.at(load), answer.slo)[name]
+            log = loads.at(load)
+            assert log is not None
+            assert met_objectives(deployment, bench, log, answer.slo)[name]
     assert min(answer.breaks_at.values()) >= 1.0  # it holds today
 
 
@@ -225,8 +227,6 @@ def test_every_dollar_is_charged_once() -> None:
     assert price.usd_per_mtok * run.output_tokens.sum() / 1e6 == pytest.approx(dollars)
 
 
-def test_an_overloaded_fleet_is_a_backlog_even_without_a_ttft_objective() -> None:
-    deployment = Deployment(MODEL, api.accelerator("l4"), max_num_seqs=8)
 @pytest.mark.parametrize(("prefill_tp", "tp"), [(8, 2), (2, 8)])
 def test_pools_are_weighed_by_their_accelerators(prefill_tp: int, tp: int) -> None:
     deployment = api.deployment(MODEL, "h100-sxm", tp=tp, prefill_replicas=1, prefill_tp=prefill_tp)
@@ -243,6 +243,8 @@ def test_pools_are_weighed_by_their_accelerators(prefill_tp: int, tp: int) -> No
     assert price.utilisation == pytest.approx(busy / (run.makespan_s * deployment.num_gpus))
 
 
+def test_an_overloaded_fleet_is_a_backlog_even_without_a_ttft_objective() -> None:
+    deployment = Deployment(MODEL, api.accelerator("l4"), max_num_seqs=8)
     bench = Bench.of(api.cost_model(deployment))
     trial = judge(deployment, bench, chat(2000, 50.0), SLO.parse(["tpot.p95<=10s"]))
     assert not trial.candidate.keeps_up
@@ -250,8 +252,6 @@ def test_pools_are_weighed_by_their_accelerators(prefill_tp: int, tp: int) -> No
     assert "falls behind" in trial.candidate.lost_because
 
 
-def test_users_of_a_closed_loop_are_all_served_at_once() -> None:
-    five = closed_loop(5, 100_000, 200)
 def test_one_client_that_gives_up_is_no_backlog() -> None:
     deployment = Deployment(MODEL, api.accelerator("h100-sxm"))
     bench, slo = Bench.of(api.cost_model(deployment)), SLO.parse(["goodput>=95%", "ttft.p95<=1s"])
@@ -276,6 +276,8 @@ def test_an_overloaded_fleet_falls_behind_even_where_the_queue_is_left() -> None
     assert "clients leave" in trial.candidate.lost_because
 
 
+def test_users_of_a_closed_loop_are_all_served_at_once() -> None:
+    five = closed_loop(5, 100_000, 200)
     found = plan(MODEL, five, SLO.parse(["tpot.p95<=100ms"]), Space(devices("l40s", "h100-sxm")), api.pricer())
     d = found.chosen.deployment
     assert found.chosen.memory.kv_tokens // 100_200 * d.replicas >= 5
@@ -297,12 +299,45 @@ def test_a_model_that_fits_nowhere_is_refused_with_both_figures() -> None:
     assert caught.value.needed_bytes > caught.value.available_bytes > 0
 
 
-def test_one_user_never_overlaps() -> None:
-    alone = alone_workload(chat(900), SHORT_PROMPT)
+def turns(n: int) -> Workload:
+    """Conversations of three turns with ten seconds between them."""
+    after = np.where(np.arange(n) % 3 == 0, -1, np.arange(n) - 1)
+    return replace(chat(n), after=after, think_s=np.full(n, 10.0), session=np.arange(n) // 3)
+
+
+@pytest.mark.parametrize("log", [chat(900), closed_loop(40, 600, 120, think_s=2.0), turns(900)])
+def test_one_user_never_overlaps(log: Workload) -> None:
+    alone = alone_workload(log, SHORT_PROMPT)
     deployment = Deployment(MODEL, api.accelerator("l4"))
     run = Bench.of(api.cost_model(deployment)).run(deployment, alone)
     assert run.batch_max == 1
     assert float(run.queue_s.max()) == 0.0
+    assert np.array_equal(run.arrival_s, alone.arrival_s)
+
+
+def test_a_demo_may_buy_the_chosen_shape() -> None:
+    found = plan(MODEL, chat(300, 2.0), SLO.parse(["ttft.p95<=1s"]), Space(devices("a100-sxm-80")), api.pricer())
+    one = found.chosen.deployment.with_(replicas=1)
+    alone = alone_workload(chat(300, 2.0), SHORT_PROMPT, most=100)
+    assert judge(one, Bench.of(api.cost_model(one)), alone, found.slo).candidate.feasible
+    assert found.demo_plan is not None
+    assert found.demo_plan.usd_per_hour <= (one.usd_per_hour or 0.0)
+    assert found.chosen.deployment not in [c.deployment for c in found.alternatives]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_log_of_hardly_any_request_is_planned(n: int) -> None:
+    log = Workload(np.arange(n, dtype=np.float64), np.full(n, 100), np.full(n, 10))
+    found = plan(MODEL, log, SLO.parse(["ttft.p95<=1s"]), Space(devices("h100-sxm"), tp=(1,)), api.pricer())
+    assert found.chosen.feasible
+    assert 1.0 in [p.load for p in found.loads]
+
+
+def test_what_costs_nothing_is_planned() -> None:
+    own = api.accelerator("h100-sxm", price=0.0)
+    found = plan(MODEL, chat(200), SLO.parse(["ttft.p95<=1s"]), Space((own,), tp=(1,)), api.pricer())
+    assert found.chosen.usd_per_hour == 0.0
+    assert {m.price for m in found.price_modes} == {1.0}
 
 
 def test_the_launch_line_names_every_choice() -> None:

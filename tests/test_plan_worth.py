@@ -62,6 +62,19 @@ def test_what_is_known_exactly_is_not_worth_measuring(answer: Plan, log: Workloa
     assert found.saves_usd_per_hour == 0.0
 
 
+def test_stages_are_weighed_at_their_own_step_times(log: Workload) -> None:
+    made = api.pricer()
+
+    class Doubted(Slower):
+        spread = 0.3  # a constant instead of the property
+
+    space = Space(devices("l40s"), tp=(1,), pp=(2,), max_num_seqs=(256,), max_num_batched_tokens=(2048,))
+    found = worth_measuring(plan(MODEL, log, SLOS, space, made), log, lambda d: Doubted(made(d), 1.0))
+    dollars = [then for *_, then in found.choices]
+    assert dollars == sorted(dollars)
+    assert dollars[-1] > dollars[0]
+
+
 def test_the_command_is_one_that_gambrel_takes(answer: Plan) -> None:
     assert answer.measurement is not None
     program, verb, *words = shlex.split(answer.measurement.command)

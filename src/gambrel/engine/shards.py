@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gambrel.core.errors import WorkloadError
 from gambrel.core.run import Distribution, Histogram
 from gambrel.core.slo import Verdict
 from gambrel.core.step import CAUSES
@@ -139,7 +140,7 @@ def serve_shards(
     (:attr:`Tally.complete`); KeyboardInterrupt goes on where there is nothing yet.
 
     Raises:
-        WorkloadError: a request cannot fit a replica.
+        WorkloadError: a request cannot fit a replica, or no replica has any.
     """
     window_s = horizon_s / windows
     parts: dict[int, _Part] = {}
@@ -173,6 +174,8 @@ def serve_shards(
             gather({future for future in waiting if not future.cancel()})
             if not parts:
                 raise
+    if not parts:
+        raise WorkloadError(f"no request arrives at any of {shards:,} replicas; a higher rate or a longer time works")
     return total.tally(shards, [parts[k] for k in sorted(parts)], len(empty), window_s, basis)
 
 

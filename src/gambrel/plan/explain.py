@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gambrel.core.errors import WorkloadError
 from gambrel.core.plan import Cell, LoadPoint
 from gambrel.plan.trial import METRICS, Bench
 from gambrel.traffic import scale_load
@@ -55,13 +56,22 @@ INTERVAL_SIGMAS = 1.2816  # 80 % of a normal distribution lies within
 def alone_workload(workload: Workload, prompt_tokens: int | None = None, most: int = 500) -> Workload:
     """The log's requests one at a time, never overlapping: one user who waits for each answer.
 
-    Takes ``most`` requests evenly over the log; ``prompt_tokens`` replaces every prompt length.
+    Takes ``most`` requests evenly over the log, whose users or sessions they are no longer; ``prompt_tokens`` replaces
+    every prompt length.
     """
     rows = np.unique(np.linspace(0, len(workload) - 1, min(most, len(workload))).astype(np.intp))
     picked = workload.take(rows)
     gap_s = 1e5  # longer than any single answer
     prompts = picked.prompt_tokens if prompt_tokens is None else np.full(len(rows), prompt_tokens, np.int64)
-    return replace(picked, arrival_s=np.arange(len(rows), dtype=np.float64) * gap_s, prompt_tokens=prompts)
+    return replace(
+        picked,
+        arrival_s=np.arange(len(rows), dtype=np.float64) * gap_s,
+        prompt_tokens=prompts,
+        closed_loop=0,
+        staggered=False,
+        think_s=None,
+        after=None,
+    )
 
 
 def cells(deployment: Deployment, bench: Bench, workload: Workload, run: Run) -> tuple[Cell, ...]:
@@ -92,25 +102,30 @@ def cells(deployment: Deployment, bench: Bench, workload: Workload, run: Run) ->
     )
 
 
-class Loads:
-    """The log at multiples of its load, with its burst structure; each multiple is made once and kept a while."""
-
-    def __init__(self, workload: Workload) -> None:
-        self.workload = workload
-        self._made: dict[float, Workload] = {1.0: workload}
-
-    def at(self, load: float) -> Workload:
-        """The log at ``load`` times its rate."""
-        if load not in self._made:
 def one_by_one(run: Run) -> float:
     """Tokens per second of requests that never overlap, pauses between them left out."""
     done = np.isfinite(run.last_token_s)
     return float(run.output_tokens[done].sum() / run.e2e_s[done].sum()) if done.any() else 0.0
 
 
+class Loads:
+    """The log at multiples of its load, with its burst structure; each multiple is made once and kept a while."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self._made: dict[float, Workload | None] = {1.0: workload}
+
+    def at(self, load: float) -> Workload | None:
+        """The log at ``load`` times its rate; None where so small a part of a short log is no request at all."""
+        if load not in self._made:
             if len(self._made) > KEPT:
                 self._made = {1.0: self.workload}
-            self._made[load] = scale_load(self.workload, load, seed=0)
+            try:
+                self._made[load] = scale_load(self.workload, load, seed=0)
+            except WorkloadError:
+                if load >= 1.0:
+                    raise
+                self._made[load] = None
         return self._made[load]
 
 
@@ -125,9 +140,12 @@ def load_sweep(
     points: list[LoadPoint] = []
     holds: dict[str, list[tuple[float, bool]]] = {name: [] for name in (*(o.name for o in slo.objectives), "backlog")}
     for load in LOADS:
-        run = bench.run(deployment, loads.at(load))
+        log = loads.at(load)
+        if log is None:
+            continue
+        run = bench.run(deployment, log)
         points.append(point(run, load, slo))
-        for name, met in held(deployment, bench, loads.at(load), run, slo).items():
+        for name, met in held(deployment, bench, log, run, slo).items():
             holds[name].append((load, met))
         if load >= 1.0 and all(not history[-1][1] for history in holds.values()):
             break
@@ -140,11 +158,13 @@ def load_sweep(
         low, high = (history[broken - 1][0] if broken else 0.0), history[broken][0]
 
         def holds_at(x: float, objective: str = name) -> bool:
-            return met_objectives(deployment, bench, loads.at(x), slo)[objective]
+            log = loads.at(x)
+            return log is None or met_objectives(deployment, bench, log, slo)[objective]
 
         breaks[name] = bisect(low, high, holds_at)
     between = {load for load in breaks.values() if 0 < load < np.inf} - {p.load for p in points}
-    points += [point(bench.run(deployment, loads.at(load)), load, slo) for load in sorted(between)]
+    logs = ((load, loads.at(load)) for load in sorted(between))
+    points += [point(bench.run(deployment, log), load, slo) for load, log in logs if log is not None]
     return tuple(sorted(points, key=lambda p: p.load)), breaks
 
 
@@ -204,7 +224,8 @@ def carries(
     """
 
     def holds_at(load: float) -> bool:
-        return all(met_objectives(deployment, bench, loads.at(load), slo).values())
+        log = loads.at(load)
+        return log is None or all(met_objectives(deployment, bench, log, slo).values())
 
     widen = 2.0 if guess == 1.0 else 1.2
     low, high = 0.0, min(guess, most)

@@ -75,7 +75,6 @@ def plan(
     if not ranked:
         raise refusal(model, workload, slo, space, pricer, found)
     best = ranked[0]
-    found.trials.remove(best)
     deployment = best.candidate.deployment
     cost_model = pricer(deployment)
     run = Bench.of(cost_model).run(deployment, workload, series=True)
@@ -202,6 +201,8 @@ def losers(
     for trial in sorted(found.trials, key=rank):
         candidate = trial.candidate
         deployment = candidate.deployment
+        if deployment == best.candidate.deployment:
+            continue
         if candidate.feasible:
             more = candidate.usd_per_hour - best.candidate.usd_per_hour
             reason = f"holds, but costs {per_hour(more)} more" if more > 0.005 else tied(deployment, best)

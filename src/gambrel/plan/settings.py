@@ -226,4 +226,7 @@ def price_modes(deployment: Deployment, cost_model: CostModel, workload: Workloa
         rows.append((batch, 1.0 / step, 1e6 * usd / SECONDS_PER_HOUR * step / batch, all(step <= x for x in limits)))
     slowest = min(r[1] for r in rows)
     cheapest = min(r[2] for r in rows)
-    return tuple(PriceMode(b, speed, price, speed / slowest, price / cheapest, ok) for b, speed, price, ok in rows)
+    return tuple(
+        PriceMode(b, speed, price, speed / slowest, price / cheapest if cheapest > 0 else 1.0, ok)
+        for b, speed, price, ok in rows
+    )

@@ -128,7 +128,7 @@ def weighed(
     choices, flips = [], 0
     for i in range(draws):
         factor = math.exp(NormalDist().inv_cdf((i + 0.5) / draws) * cost_model.spread)
-        bench = Bench(inner.cost_model, inner.memory, inner.table.scaled(factor), inner.limits, inner.safety)
+        bench = inner.slower(factor)
         trial = fewest_replicas(
             partial(judge, bench=bench, workload=workload, slo=plan.slo),
             d,
