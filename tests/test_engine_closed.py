@@ -15,6 +15,7 @@ from gambrel.core.step import Step
 from gambrel.core.workload import Workload
 from gambrel.engine import ROUTINGS, Limits, Replay, replay, run_of
 from gambrel.engine import state as at
+from gambrel.engine.fleet import serve_fleet
 
 THINK = {"none": 0.0, "instant": 1e-9, "short": 5e-3, "long": 2.0}
 
@@ -216,11 +217,26 @@ def test_a_request_with_time_outside_the_steps_misses_the_one_that_begins(*, sta
         assert waits == pytest.approx([0.0, 0.0], abs=1e-5)
 
 
-def test_users_are_paced_by_what_a_request_takes_outside_the_steps() -> None:
-    """Little's law without a staggered start, too."""
+@pytest.mark.parametrize("remembers", [False, True])
+def test_users_are_paced_by_what_a_request_takes_outside_the_steps(*, remembers: bool) -> None:
+    """Little's law without a staggered start, too, whether or not replicas remember prompts that nothing repeats."""
     n, users, late = 400, 4, 0.05
     loop = Workload(np.zeros(n), np.full(n, 100), np.arange(n) % 17 + 10, closed_loop=users)
-    limits = Limits(users, 512, 10_000)
+    limits = Limits(users, 512, 10_000, prefix_caching=remembers)
     run = run_of(replay(replace(affine_table(512, users), request_s=late), limits, loop), limits)
     rate = (n - 1) / (run.arrival_s[-1] - run.arrival_s[0])
     assert rate * run.distribution("e2e").mean == pytest.approx(users, rel=0.02)
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_turn_is_sent_when_the_answer_before_it_has_reached_the_user(*, remembers: bool) -> None:
+    late, think = 0.05, 0.5
+    turns = Workload(
+        np.zeros(3), np.full(3, 100), np.full(3, 20), after=np.array([-1, 0, 1]), think_s=np.full(3, think)
+    )  # fmt: skip
+    table, limits = replace(affine_table(512, 4), request_s=late), Limits(4, 512, 10_000, prefix_caching=remembers)
+    one = run_of(replay(table, limits, turns), limits)
+    day = serve_fleet(table, limits, turns).run
+    assert one.arrival_s[1:] == pytest.approx(one.last_token_s[:-1] + think, abs=1e-9)
+    assert day.arrival_s == pytest.approx(one.arrival_s, abs=1e-9)
+    assert day.last_token_s == pytest.approx(one.last_token_s, abs=1e-9)

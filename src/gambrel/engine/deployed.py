@@ -176,9 +176,8 @@ def _served(
     """The run of a workload on one pool, or on a prefill and a decode pool."""
     decode = pools[-1]
     own = decode.table.own if isinstance(decode.table, RankTable) else decode.table
-    if workload.closed_loop:
-        first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
-        workload = driven(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
+    first = None if transfer is None else replace(transfer, seconds=transfer.seconds[:1])
+    workload = driven(workload, own, lambda alone: serve(pools, alone, transfer=first).requests)
     played = serve(pools, workload, transfer=transfer, routing=routing, series=series, watch=watch)
     run = worker_run(played, pools, basis)
     late = own.request_s

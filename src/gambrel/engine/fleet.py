@@ -26,7 +26,7 @@ from gambrel.core.units import SECONDS_PER_HOUR
 from gambrel.engine.autoscaling import Autoscale, Kpa, Look
 from gambrel.engine.dispatch import Dispatch
 from gambrel.engine.prefixes import Prefixes
-from gambrel.engine.simulation import Replay, check_fits, prepared, run_of, special
+from gambrel.engine.simulation import Replay, check_fits, driven, prepared, replay, run_of, special
 from gambrel.engine.state import CLOCK, FINISHED, NEVER, Replicas, Requests
 from gambrel.engine.workers import needed
 
@@ -386,6 +386,7 @@ def serve_fleet(
         )
     if not (math.isfinite(start_up_s) and start_up_s >= 0):
         raise DeploymentError(f"start-up must take at least 0 seconds, got {start_up_s!r}")
+    workload = driven(workload, table, lambda alone: replay(table, limits, alone).requests)
     prefixes = Prefixes.none(len(workload))
     if limits.prefix_caching and workload.prefix_blocks is not None:
         prefixes = Prefixes.of(workload, limits.block_size)

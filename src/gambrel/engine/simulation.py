@@ -154,17 +154,22 @@ def replay(
     """
     _check(table, limits, workload, routing)
     oracle = oracle or bool(special(limits, workload))
-    if workload.closed_loop:
-        workload = driven(workload, table, lambda alone: replay(table, limits, alone).requests)
+    workload = driven(workload, table, lambda alone: replay(table, limits, alone).requests)
     prefixes = _prefixes(workload, limits)
+    how = (replicas, routing, oracle, series, watch)
     if limits.prefix_caching and prefixes is None and not oracle:
         # Where nothing is shared only preempted requests find anything: without any, memory changes nothing.
-        plain = replay(
-            table, replace(limits, prefix_caching=False), workload, replicas=replicas, routing=routing, series=series,
-            watch=watch,
-        )  # fmt: skip
+        plain = _played(table, replace(limits, prefix_caching=False), workload, None, *how)
         if not plain.requests.preemptions.any() or (watch is not None and watch.stop[0]):
             return plain
+    return _played(table, limits, workload, prefixes, *how)
+
+
+def _played(
+    table: StepTable, limits: Limits, workload: Workload, prefixes: Prefixes | None, replicas: int, routing: str,
+    oracle: bool, series: bool, watch: Watch | None,
+) -> Replay:  # fmt: skip
+    """One pass of the kernels over requests as their users send them."""
     if prefixes is None:  # without rows where no kernel will look for any
         prefixes = Prefixes.none(len(workload) if limits.prefix_caching or routing == "prefix_aware" else 0)
     requests = Requests.of(workload, prefixes, None if watch is None else watch.stop)
@@ -214,19 +219,16 @@ def special(limits: Limits, workload: Workload) -> str:
 
 
 def driven(workload: Workload, table: StepTable, served: Callable[[Workload], Requests]) -> Workload:
-    """The same users as people and load clients are: pauses of their own, starts spread out where they start so.
+    """The requests as users send them who wait for answers: the next one when the last token has reached them.
 
-    ``served`` plays a request alone.
+    What a request takes outside the steps is part of every pause, in closed loops and sessions alike. However short,
+    the engine has begun its next step by then, without the new request; with nothing outside the steps it is there in
+    time. ``served`` plays a request alone, after which users start who start spread out. Others are left as they are.
     """
-    return _paced(_spread(workload, table, served) if workload.staggered else workload, table)
-
-
-def _paced(workload: Workload, table: StepTable) -> Workload:
-    """The same users, who send the next request when the last token has reached them.
-
-    What a request takes outside the steps is part of every pause. However short, the engine has begun its next step by
-    then, without the new request; with nothing outside the steps it is there in time.
-    """
+    if not workload.closed_loop and workload.after is None:
+        return workload
+    if workload.staggered:
+        workload = _spread(workload, table, served)
     if not table.request_s:
         return workload
     pauses = np.zeros(len(workload)) if workload.think_s is None else workload.think_s
