@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cost_factory import A100, ACCELERATORS, H100, deepseek_like, dense, llama_8b, llama_on_h100
 from gambrel.catalog.accelerators import accelerator, accelerators
 from gambrel.catalog.efficiency import constants, efficiency
+from gambrel.catalog.models import model as shipped
 from gambrel.core.deployment import Deployment
 from gambrel.core.efficiency import Efficiency, Matmul, ideal
 from gambrel.core.errors import DeploymentError
@@ -23,6 +24,7 @@ from gambrel.core.formats import KV_FORMATS, WEIGHT_FORMATS, Role
 from gambrel.core.model import Model, MoE
 from gambrel.core.step import Step, StepTable, causal_pairs, step_parts
 from gambrel.cost import Roofline
+from gambrel.cost.shards import rank_attention
 
 FAMILIES = tuple(constants()["families"])
 
@@ -398,6 +400,30 @@ def test_kv_heads_and_the_latent_are_replicated_over_ranks() -> None:
 def test_mla_decode_is_bound_by_compute_where_bytes_are_few() -> None:
     cost = Roofline(Deployment(deepseek_like(), A100, tp=1), ideal()).step_cost(Step.decode(64, 50_000))
     assert cost.compute_s > cost.kv_s
+
+
+def test_every_rank_runs_the_whole_selector() -> None:
+    """No rank can choose keys by a share of the heads: what selecting takes is no less over eight ranks than on one."""
+    model = shipped("deepseek-ai/DeepSeek-V3.2")
+    whole = {n: p for n, p in enumerate(rank_attention(Deployment(model, H100))) if p.math == "fp8"}
+    shares = rank_attention(Deployment(model, H100, tp=8))
+    assert whole
+    assert all(shares[n].prefill_flops_per_pair == p.prefill_flops_per_pair for n, p in whole.items())
+    pairs = causal_pairs(0, 131_072)
+    least = sum(p.layers * p.prefill_flops_per_pair for p in whole.values()) * pairs / H100.peak_flops["fp8"]
+    step = Step.prefill(131_072, window=model.spans[-1])
+    assert Roofline(Deployment(model, H100, tp=8), ideal()).step_cost(step).seconds > least
+
+
+@pytest.mark.parametrize("guesses", [1, 3])
+def test_the_tokens_that_are_verified_together_share_what_is_read_and_not_the_arithmetic(guesses: int) -> None:
+    step = Step.decode(64, 50_000)
+    one, more = (
+        Roofline(Deployment(deepseek_like(), A100, draft_tokens=n), ideal()).step_cost(step) for n in (0, guesses)
+    )
+    linear = Roofline(Deployment(deepseek_like(), A100), ideal()).step_cost(Step.decode(64, 0)).compute_s
+    assert more.kv_s == one.kv_s
+    assert more.compute_s - linear == pytest.approx((1 + guesses) * (one.compute_s - linear))
 
 
 def test_windowed_layers_stop_growing_at_the_window() -> None:

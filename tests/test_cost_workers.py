@@ -152,6 +152,8 @@ def test_every_rank_fetches_its_own_copy_of_a_latent() -> None:
     whole = 1000 * 61 * 576 * 2 / 25e9
     assert Roofline(d, ideal()).transfer_s(tokens)[0] == pytest.approx(whole)
     assert Roofline(d.with_(attention_dp=8), ideal()).transfer_s(tokens)[0] == pytest.approx(whole)
+    # one accelerator sends all eight copies
+    assert Roofline(d.with_(prefill_tp=1), ideal()).transfer_s(tokens)[0] == pytest.approx(8 * whole)
 
 
 def test_the_network_port_stands_in_for_a_link_that_is_not_stated() -> None:

@@ -111,11 +111,14 @@ def test_memory_floor_wall_and_step_come_out_of_their_trees(
 
 
 @settings(max_examples=20, deadline=None)
-@given(batch=st.integers(1, 200), context=st.integers(1, 8000), early=st.booleans())
-def test_every_decode_step_adds_up(answer: Plan, batch: int, context: int, *, early: bool) -> None:
-    """``early``: vLLM 0.4 on ROCm, which does not divide contexts from 17 sequences of 32 query heads on."""
-    rocm = api.deployment("meta-llama/Llama-3.1-8B-Instruct", "mi300x", engine_version="0.4")
-    cost_model = api.cost_model(rocm if early else answer.chosen.deployment)
+@given(batch=st.integers(1, 200), context=st.integers(1, 8000), case=st.sampled_from(("chosen", "rocm", "guesses")))
+def test_every_decode_step_adds_up(answer: Plan, batch: int, context: int, case: str) -> None:
+    """``rocm``: vLLM 0.4 on ROCm, which does not divide contexts from 17 sequences of 32 query heads on."""
+    cost_model = api.cost_model({
+        "chosen": answer.chosen.deployment,
+        "rocm": api.deployment("meta-llama/Llama-3.1-8B-Instruct", "mi300x", engine_version="0.4"),
+        "guesses": answer.chosen.deployment.with_(draft_tokens=2),
+    }[case])  # fmt: skip
     tree = mean_step(replace(answer, run=replace(answer.run, batch_mean=float(batch))), cost_model, context)
     assert tree.inputs
     assert recompute(tree) == pytest.approx(cost_model.step_cost(Step.decode(batch, context)).seconds, rel=1e-9)

@@ -219,7 +219,7 @@ class Roofline:
         width = d.tp // d.attention_dp
         seconds = reduces * all_reduce_s(message / d.attention_dp, width, wire(d.accelerator, width, self.efficiency))
         if d.pp > 1:
-            seconds = seconds + (d.pp - 1) * send_s(message, self.link)
+            seconds = seconds + (d.pp - 1) * send_s(message / d.attention_dp, self.link)
         return np.asarray(seconds, dtype=np.float64)
 
     def _overhead(self, tokens: Floats) -> Floats:
@@ -257,9 +257,9 @@ class Roofline:
         d, eff = self._deployment, self.efficiency
         lines = np.zeros(NUM_LINES)
         bandwidth = d.accelerator.memory_bandwidth * eff.kv_bw_max
-        peak = self._peak("bf16")
-        soft = self.unpacking / peak
         for part in rank_attention(d):
+            peak = self._peak(part.math)
+            soft = self.unpacking / peak if part.math == "bf16" else 0.0
             n, at = part.layers, 0 if part.span is None else 6
             if part.read_bytes_per_token > 0.0:
                 lines[at] += n * eff.kv_floor_s
@@ -267,7 +267,9 @@ class Roofline:
             read = part.read_bytes_per_token * self.readings(part)
             lines[at + 1] += n * read / bandwidth
             lines[at + 2] += n * eff.kv_sqrt * read**0.5
-            lines[at + 3] += n * part.decode_flops_per_pair * (1.0 / (eff.decode_attention_mfu * peak) + soft)
+            # an element of the cache is unpacked once for all tokens of a sequence that are verified together
+            pair = part.decode_flops_per_pair
+            lines[at + 3] += n * pair * ((1 + d.draft_tokens) / (eff.decode_attention_mfu * peak) + soft)
             pair = part.prefill_flops_per_pair / (eff.prefill_mfu_max * peak)
             lines[at + 4] += n * pair
             lines[at + 5] += n * pair * eff.prefill_half_keys
@@ -367,15 +369,17 @@ class Roofline:
 
         Every accelerator sends and receives its part at once; the one with the most to move decides. Where a pool
         replicates what it caches (an MLA latent over ranks, surplus KV heads), each rank of the decode pool fetches
-        its own copy.
+        its own copy, and the ranks of a prefill worker share the sending of all copies.
 
         Raises:
             DeploymentError: the deployment states no link and none of the accelerator is known.
         """
         d = self._deployment
         link = pool_wire(d)
-        most = np.maximum(*(held_bytes(p, tokens) * p.attention_dp for p in (d.prefill_pool, d.decode_pool)))
-        return np.asarray(send_s(most, link), dtype=np.float64)
+        to, by = d.decode_pool, d.prefill_pool
+        received = held_bytes(to, tokens) * to.attention_dp  # on each rank of the group that takes the request
+        copies = (to.tp // to.attention_dp * to.pp) / (by.tp // by.attention_dp * by.pp)
+        return np.asarray(send_s(received * max(1.0, copies), link), dtype=np.float64)
 
     def step_cost(self, step: Step) -> StepCost:
         """Seconds of one step by cause: the table of one row, so the very formula of :meth:`compile`."""

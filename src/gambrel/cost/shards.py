@@ -46,7 +46,8 @@ class Kernel:
 class Attention:
     """What ``layers`` equal mixers do on one rank, per layer: bytes a token, FLOPs a pair, bytes of state.
 
-    ``readers``: query heads that read a KV head; 1 for a latent, whose kernels are made for sharing it.
+    ``readers``: query heads that read a KV head; 1 for a latent, whose kernels are made for sharing it. ``math``: the
+    format pairs are multiplied in: 16 bits, or the 8 that a selector's keys are stored in.
 
     Under data-parallel attention a rank holds its share of the sequences, so every figure is that share of one
     sequence's: a mean over the sequences of the step.
@@ -62,6 +63,7 @@ class Attention:
     window: int | None
     span: int | None
     readers: float
+    math: str
 
 
 def check_parallel(deployment: Deployment) -> None:
@@ -182,7 +184,8 @@ def rank_attention(deployment: Deployment) -> tuple[Attention, ...]:
     found = []
     for n, mixer in deployment.model.all_mixers():
         held = mixer.bytes_per_token_on_rank(kv, tp) / groups
-        share = (-(-mixer.num_heads // tp) / mixer.num_heads if mixer.num_heads else 1.0 / tp) / groups
+        cut = 1 if mixer.kind == "index" else tp  # every rank runs the whole selector
+        share = (-(-mixer.num_heads // cut) / mixer.num_heads if mixer.num_heads else 1.0 / cut) / groups
         found.append(
             Attention(
                 layers=n,
@@ -195,6 +198,7 @@ def rank_attention(deployment: Deployment) -> tuple[Attention, ...]:
                 window=mixer.window,
                 span=mixer.span,
                 readers=-(-mixer.num_heads // tp) / -(-mixer.kv_heads // tp) if mixer.kind == "gqa" else 1.0,
+                math="fp8" if mixer.kind == "index" and mixer.own_bytes else _SIXTEEN_BIT,
             )
         )
     return tuple(found)

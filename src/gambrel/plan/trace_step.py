@@ -217,11 +217,12 @@ class Parts:
             if p.state_bytes > 0:
                 reads.append(self.state(p, layers, kv_bw))
             pair = leaf("FLOPs of a pair", p.decode_flops_per_pair, "FLOP", shapes(self.d))
+            together = leaf("tokens verified together", 1 + self.d.draft_tokens, "1", "1 + draft_tokens")
             flops = made(
                 "FLOPs",
                 "FLOP",
                 "sum",
-                made("of pairs", "FLOP", "product", pair, cached),
+                made("of pairs", "FLOP", "product", pair, cached, *([together] if self.d.draft_tokens else [])),
                 made(
                     "of tokens",
                     "FLOP",
@@ -230,11 +231,11 @@ class Parts:
                     leaf("decoding sequences", self.step.decodes, "1", "the step"),
                 ),
             )
-            used = self.d.accelerator.math_format("bf16") or "bf16"
+            used = self.d.accelerator.math_format(p.math) or p.math
             peak = leaf(f"dense {used} peak", self.d.accelerator.peak_flops[used], "FLOP/s", sheet(self.d))
             mfu = leaf("decode_attention_mfu", eff.decode_attention_mfu, "1", "catalog constant: assumed, no rows")
             one = made("one", "s", "quotient", flops, mfu, peak)
-            soft = self.model.unpacking
+            soft = self.model.unpacking if p.math == "bf16" else 0.0
             if soft > 0.0:
                 pairs = made("FLOPs of pairs", "FLOP", "product", pair, cached)
                 worth = leaf(
