@@ -7,14 +7,15 @@ point; the planner searches it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gambrel.core.errors import DeploymentError
 from gambrel.core.formats import KVFormat, WeightFormat, kv_format
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
@@ -24,6 +25,29 @@ __all__ = ["Deployment"]
 _NO_PREFILL: dict[str, Any] = {
     "prefill_replicas": 0, "prefill_tp": None, "prefill_pp": None, "prefill_ep": None, "prefill_attention_dp": None,
 }  # fmt: skip
+
+
+_WHOLE: Final[Mapping[str, int]] = {
+    **dict.fromkeys(
+        ("tp", "pp", "ep", "attention_dp", "replicas", "max_num_seqs", "max_num_batched_tokens", "max_model_len"), 1
+    ),
+    **dict.fromkeys(("block_size", "prefill_tp", "prefill_pp", "prefill_ep", "prefill_attention_dp"), 1),
+    **dict.fromkeys(("prefill_replicas", "draft_tokens"), 0),
+}
+_LEAST: Final = 5e-324  # above 0
+_BETWEEN: Final[Mapping[str, tuple[float, float, str]]] = {
+    "gpu_memory_utilization": (_LEAST, 1.0, "above 0 and at most 1"),
+    "kv_link_bytes_per_s": (_LEAST, math.inf, "above 0, or None"),
+    "expert_load": (1.0, math.inf, "the busiest rank's tokens over the mean rank's, at least 1, or None"),
+    "acceptance": (0.0, math.nextafter(1.0, 0.0), "at least 0 and below 1"),
+    "draft_cost": (0.0, math.inf, "a share of a step, at least 0"),
+}
+_OPTIONAL: Final = frozenset(
+    {
+        *("prefill_tp", "prefill_pp", "prefill_ep", "prefill_attention_dp"),
+        *("max_model_len", "kv_link_bytes_per_s", "expert_load"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,7 @@ class Deployment:
     ``policy`` names the engine's scheduling rule.
     ``draft_tokens`` guesses a step (speculative decoding, multi-token prediction), each accepted with probability
     ``acceptance`` after the one before it; a guess takes ``draft_cost`` of a decode step of one sequence.
-    ``prefill_chunk`` of None means ``max_num_batched_tokens``.
+    ``weights`` and ``kv`` name formats in any case and become the names that :mod:`gambrel.core.formats` has.
     """
 
     model: Model
@@ -79,29 +103,21 @@ class Deployment:
     expert_load: float | None = None
 
     def __post_init__(self) -> None:
-        whole = ("tp", "pp", "ep", "attention_dp", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size")
-        for name in whole:
+        for name, least in _WHOLE.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise DeploymentError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.prefill_replicas < 0:
-            raise DeploymentError(f"prefill_replicas must be at least 0, which is none, got {self.prefill_replicas!r}")
-        for name in ("prefill_tp", "prefill_pp", "prefill_ep", "prefill_attention_dp"):
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, int) or value < least:
+                none = ", or None" if name in _OPTIONAL else ""
+                raise DeploymentError(f"{name} must be a whole number of at least {least}{none}, got {value!r}")
+        for name, (low, high, wanted) in _BETWEEN.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise DeploymentError(f"{name} must be a whole number of at least 1, or None, got {value!r}")
-        if self.kv_link_bytes_per_s is not None and not self.kv_link_bytes_per_s > 0.0:
-            raise DeploymentError(f"kv_link_bytes_per_s must be above 0, got {self.kv_link_bytes_per_s!r}")
-        if self.expert_load is not None and not self.expert_load >= 1.0:
-            raise DeploymentError(
-                f"expert_load is the busiest rank's tokens over the mean rank's, at least 1, got {self.expert_load!r}"
-            )
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
-            raise DeploymentError(
-                f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization!r}"
-            )
-        self.model.weight_format(self.weights)
-        kv_format(self.kv)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, int | float) or not low <= value <= high or not math.isfinite(value):
+                raise DeploymentError(f"{name} must be {wanted}, got {value!r}")
+        object.__setattr__(self, "weights", self.model.weight_format(self.weights).name)
+        object.__setattr__(self, "kv", kv_format(self.kv).name)
 
     @property
     def weight_format(self) -> WeightFormat:

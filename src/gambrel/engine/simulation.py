@@ -67,8 +67,6 @@ def limits_of(deployment: Deployment, memory: MemoryBudget | int) -> Limits:
             f"max_num_batched_tokens ({deployment.max_num_batched_tokens}) must be at least max_num_seqs "
             f"({deployment.max_num_seqs}), as vLLM requires: every running sequence takes one token a step"
         )
-    if not 0.0 <= deployment.acceptance < 1.0:
-        raise DeploymentError(f"acceptance must be at least 0 and below 1, got {deployment.acceptance!r}")
     num_kv_blocks = memory if isinstance(memory, int) else memory.num_kv_blocks
     most = None if isinstance(memory, int) else memory.max_sequences
     if num_kv_blocks < 1 or most == 0:
