@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gambrel.catalog.accelerators import accelerator
 from gambrel.catalog.prices import owned
+from gambrel.core.accelerator import Price
 from gambrel.core.deployment import Deployment
 from gambrel.core.errors import CatalogError, DeploymentError, GambrelError, WorkloadError
 from gambrel.core.slo import SLO
@@ -214,12 +215,21 @@ def test_what_can_be_had_is_per_card_or_per_offer() -> None:
 
 
 def test_formats_that_change_answers_say_so_with_their_source() -> None:
-    plain = Deployment(MODEL, accelerator("h100-sxm"))
+    plain = Deployment(MODEL, accelerator("h100-sxm"), replicas=8)  # a machine of them
     assert caveats(plain) == ()
     assert any("arXiv 2411.02355" in s and "unknown" in s for s in caveats(plain.with_(weights="fp8")))
     assert any("unknown" in s for s in caveats(plain.with_(weights="mxfp4")))
     assert any("KV cache" in s and "unknown" in s for s in caveats(plain.with_(kv="fp8")))
     assert any("0.7 as you stated" in s for s in caveats(plain.with_(draft_tokens=3, acceptance=0.7)))
+
+
+@pytest.mark.parametrize(("replicas", "idle"), [(1, 7), (3, 5), (8, 0), (9, 7)])
+def test_machines_that_are_rented_whole_say_what_stands_idle(replicas: int, idle: int) -> None:
+    offer = Price(2.0, "someone", gpu_count=8)
+    machine = replace(api.accelerator("h100-sxm"), price=offer, offers=(offer,))
+    said = [s for s in caveats(api.deployment(MODEL, machine, replicas=replicas)) if "stand idle" in s]
+    assert len(said) == (idle > 0)
+    assert all(f"{idle} would stand idle" in s and f"${2 * (replicas + idle)}" in s.replace(".00", "") for s in said)
 
 
 # -- caps --------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,10 @@ every model.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+from gambrel.report.humanise import per_hour
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +50,15 @@ def said(deployment: Deployment) -> Iterator[str]:
     if price is not None and price.kind in TERMS:
         note = f" ({price.note})" if price.note and price.kind == "owned" else ""
         yield TERMS[price.kind] + note
+    if price is not None:
+        machines = math.ceil(deployment.num_gpus / price.gpu_count)
+        idle = machines * price.gpu_count - deployment.num_gpus
+        if idle:
+            whole = machines * price.gpu_count * price.usd_per_hour
+            yield (
+                f"the price counts accelerators, and {price.provider} rents {price.gpu_count} as one machine: "
+                f"{idle} would stand idle here unless something else uses them, at {per_hour(whole)} in all"
+            )
     own = deployment.model.weight_format()
     if deployment.weight_format.element_bits < own.element_bits:
         known = WEIGHTS.get(deployment.weights)
