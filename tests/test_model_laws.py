@@ -79,7 +79,9 @@ def test_ranks_sum_to_the_whole_plus_the_stated_replication(config: dict[str, An
             extra += n * tensor.count * (tp - 1)
         elif tensor.shard is Shard.KV_HEADS and tp > kv_heads:
             extra += n * tensor.count * (tp // kv_heads - 1)
-    assert m.params_on_rank(tp) * tp == m.total_params + extra
+    on_rank = sum(t.on_rank(tp).count for t in m.tensors)
+    on_rank += sum(n * t.on_rank(tp, x.mixer.kv_heads).count for n, x in m.layers for t in x.tensors)
+    assert on_rank * tp == m.total_params + extra
 
 
 @given(configs(), st.integers(1, 16))

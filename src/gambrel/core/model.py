@@ -11,7 +11,7 @@ Units: elements, bytes, FLOPs with one multiply-add = 2.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from statistics import NormalDist
@@ -526,24 +526,3 @@ class Model:
         rest = dict(self.extras).get("mtp", 0) - sum(n * t.count for n, t in layers)
         stored = math.fsum(n * t.stored_bytes(fmt, self.base_bits) for n, t in layers)
         return round(stored + rest * self.base_bits / 8)
-
-    # -- one rank of tensor parallelism -----------------------------------------------------------
-
-    def tensors_on_rank(self, tp: int, ep: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """The largest share of every tensor that one rank holds, with how many layers repeat it.
-
-        Tensor parallelism divides rows or columns and replicates norms, routers and surplus KV heads; with
-        ``ep`` > 1 whole experts are divided over ``ep`` ranks instead.
-        """
-        for tensor in self.tensors:
-            yield 1, tensor.on_rank(tp)
-        for n, layer in self.layers:
-            for tensor in layer.tensors:
-                if ep > 1 and tensor.routed:
-                    yield n, replace(tensor, copies=-(-tensor.copies // ep))
-                else:
-                    yield n, tensor.on_rank(tp, layer.mixer.kv_heads)
-
-    def params_on_rank(self, tp: int, ep: int = 1) -> int:
-        """Parameters on the fullest of ``tp`` ranks."""
-        return sum(n * t.count for n, t in self.tensors_on_rank(tp, ep))

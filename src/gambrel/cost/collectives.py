@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.efficiency import Efficiency
 
-__all__ = ["Wire", "all_gather_s", "all_reduce_s", "all_to_all_s", "pool_wire", "reduce_scatter_s", "send_s", "wire"]
+__all__ = ["Wire", "all_gather_s", "all_reduce_s", "all_to_all_s", "pool_wire", "send_s", "wire"]
 
 NETWORK_SHARE = 0.87
 """Of a network port's line rate that large transfers reach. Mooncake's transfer engine moved 87 GB/s over four ports of
@@ -101,10 +101,6 @@ def all_gather_s(num_bytes: Any, ranks: int, link: Wire) -> Any:
     if ranks <= 1:
         return num_bytes * 0.0
     return (link.alpha_s + (ranks - 1) / ranks * num_bytes / link.bytes_per_s) * (np.asarray(num_bytes) > 0)
-
-
-reduce_scatter_s = all_gather_s
-"""Seconds to sum ``num_bytes`` over ``ranks`` and leave each with its share: the all-gather's mirror image."""
 
 
 def all_to_all_s(num_bytes: Any, ranks: int, link: Wire) -> Any:

@@ -444,7 +444,7 @@ def serve(
     """Serve every request by the pools of ``limits`` int64[p, NUM_LIMITS]: one of both kinds, or prefill then decode.
 
     ``tables`` float64[stages of all pools, ...]: a rank's own part by its tokens and rows, ``lines`` float64[stages,
-    18]; what ranks share by the tokens of all (``experts``...) and by the padded ones (``exchange``), of width 1
+    NUM_LINES]; what ranks share by the tokens of all (``experts``...) and by the padded ones (``exchange``), of width 1
     without lockstep; stages ``alike`` bool[stages] the one before have the same own part. ``num_open`` rows arrive by
     themselves, the ``opens``, or the first ones if that is empty; row ``then`` int32[n], if any, when one has ended and
     its pause ``think`` is over. ``users`` above 0 make the arrivals instead: whose request ended asks the next row of
