@@ -103,7 +103,7 @@ def test_a_fleet_has_all_the_replicas_that_fit_beside_its_prefill_pool(
 
 def test_fewer_guesses_than_none_are_refused() -> None:
     space = Space(devices("h100-sxm"), tp=(1,), axes={"draft_tokens": (-1,)})
-    with pytest.raises(DeploymentError, match="draft_tokens must be at least 0, got -1"):
+    with pytest.raises(DeploymentError, match="draft_tokens must be a whole number of at least 0, got -1"):
         plan(MODEL, chat(20), SLOS, space, api.pricer())
 
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gambrel.core.errors import DeploymentError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -174,10 +172,6 @@ class Limits:
     draft_s: float = 0.0
     by_priority: bool = False
     state_blocks: int = 0
-
-    def __post_init__(self) -> None:
-        if self.draft_tokens < 0:
-            raise DeploymentError(f"draft_tokens must be at least 0, got {self.draft_tokens!r}")
 
     def accepted(self, num: int = 1 << 16) -> Ints:
         """How many guesses hold, drawn ``num`` times with a fixed seed: int64[num] of 0 to ``draft_tokens``."""
