@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gambrel.core.accelerator import Accelerator
 from gambrel.core.deployment import Deployment
 from gambrel.core.formats import Role
@@ -82,6 +84,13 @@ def dense(
     if not tied:
         outside.append(Tensor("lm_head", vocab, hidden, Role.HEAD, Shard.COLUMN))
     return Model(name, hidden, vocab, heads, tuple(groups), tuple(outside), tied, max_context=131072)
+
+
+def recurrent() -> Model:
+    """Three layers of state to one of attention."""
+    full = dense(layers=1).layers[0][1]
+    state = replace(full, mixer=Mixer("linear", state_elements=1_000_000, conv_elements=10_000, state_bits=32))
+    return replace(dense(layers=4), layers=((3, state), (1, full)))
 
 
 def llama_8b() -> Model:

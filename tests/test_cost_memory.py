@@ -9,23 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_factory import A100, H100, L40S, deepseek_like, dense, llama_8b, llama_70b, llama_on_h100
+from cost_factory import A100, H100, L40S, deepseek_like, dense, llama_8b, llama_70b, llama_on_h100, recurrent
 from gambrel.catalog.accelerators import accelerator
 from gambrel.catalog.efficiency import efficiency
 from gambrel.core.deployment import Deployment
 from gambrel.core.efficiency import ideal
 from gambrel.core.errors import DoesNotFit
-from gambrel.core.model import Mixer, Model, MoE
+from gambrel.core.model import Model, MoE
 from gambrel.core.units import GIB
 from gambrel.cost import Roofline, held_bytes, memory_budget, require_fit
 from gambrel.cost.memory import SHORT_WINDOW
-
-
-def recurrent() -> Model:
-    """Three layers of state to one of attention."""
-    full = dense(layers=1).layers[0][1]
-    state = replace(full, mixer=Mixer("linear", state_elements=1_000_000, conv_elements=10_000, state_bits=32))
-    return replace(dense(layers=4), layers=((3, state), (1, full)))
 
 
 def test_a_measured_capacity_is_met_within_two_percent() -> None:

@@ -162,18 +162,35 @@ class MemoryBudget:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that one sequence can hold: the blocks but for those of its own state."""
+        """Tokens that one sequence can hold: the blocks but for those of its own state; not to be shared out."""
         return max(0, self.num_kv_blocks - self.state_blocks) * self.block_size
 
     @property
     def state_blocks(self) -> int:
         """Blocks that hold one sequence's state, whole ones as an engine's pool hands them out; 0 if ``state_only``."""
-        return 0 if self.state_only else math.ceil(self.state_bytes_per_sequence / self.kv_bytes_per_block)
+        if self.state_only or self.kv_bytes_per_block <= 0.0:
+            return 0
+        return math.ceil(self.state_bytes_per_sequence / self.kv_bytes_per_block)
 
     @property
     def max_sequences(self) -> int | None:
         """How many sequences' states fit where nothing else is held; None where tokens count."""
         return math.floor(self.kv_cache_bytes / self.state_bytes_per_sequence) if self.state_only else None
+
+    def sequences(self, tokens: int) -> int:
+        """How many sequences of so many tokens each the cache holds at once, by the rule of the engine's pool."""
+        each = max(1, self.state_blocks + math.ceil(tokens / self.block_size))
+        held = self.num_kv_blocks // each
+        return held if self.max_sequences is None else min(held, self.max_sequences)
+
+    def sequence_bytes(self, tokens: Any) -> Any:
+        """Bytes of the cache that a sequence of ``tokens`` (number or array) takes: whole blocks, its state's as well.
+
+        A ``state_only`` sequence takes its state, and its blocks where they are more than the model's longest context.
+        """
+        blocks = np.ceil(np.asarray(tokens, dtype=np.float64) / self.block_size) + self.state_blocks
+        least = self.state_bytes_per_sequence if self.state_only else 0.0
+        return np.maximum(blocks * self.kv_bytes_per_block, least)
 
     @property
     def fits(self) -> bool:

@@ -79,7 +79,9 @@ def _stage_share(deployment: Deployment) -> float:
 def held_bytes(deployment: Deployment, context: Any) -> Any:
     """KV and state bytes on one rank for a sequence of ``context`` tokens (number or array), before block rounding.
 
-    Every layer at its own window. Divided by pipeline stages, though a full pipeline holds as many sequences more.
+    Every layer at its own window: what there is to move or to read. What the pool of the simulated engine sets aside
+    for it is :meth:`gambrel.core.step.MemoryBudget.sequence_bytes`, more where windows do not give blocks back. Divided
+    by pipeline stages, though a full pipeline holds as many sequences more.
     """
     held: Any = 0.0
     for part in rank_attention(deployment):

@@ -160,7 +160,7 @@ class Hunter:
             return 1 + self.space.spare
         demand, spare, users = self.question.demand, self.space.spare, self.question.workload.closed_loop
         if users:
-            return -(-users // max(1, bench.seats(demand.longest))) + spare
+            return -(-users // max(1, bench.seats(self.question.workload))) + spare
         if not foreseen(self.question.workload):
             return 1 + spare
         ttft, tpot = alone(bench.table, int(demand.grid[-1]))

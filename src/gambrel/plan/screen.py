@@ -8,13 +8,14 @@ workload can take at the best batch the memory and ``max_num_seqs`` allow, over 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gambrel.core.slo import Verdict
 from gambrel.core.step import Step
+from gambrel.engine.prefixes import Prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.slo import SLO
     from gambrel.core.step import Floats, MemoryBudget, StepTable
-    from gambrel.core.workload import Workload
+    from gambrel.core.workload import Ints, Workload
 
-__all__ = ["Demand", "alone", "least_busy_s", "least_replicas", "screen_latency"]
+__all__ = ["Demand", "alone", "least_busy_s", "least_replicas", "screen_latency", "shared_blocks"]
 
 GRID = (*np.linspace(0.0, 1.0, 24), 0.9, 0.95, 0.99, 0.995, 0.999)
 """Quantiles of the prompts whose requests are rated alone; those that objectives name are among them, to lose nothing.
@@ -40,6 +41,8 @@ class Demand:
     ``kv_token_steps`` is the number of cached tokens read by decoders in all: sum of P G + G (G + 1) / 2, less the
     first token of each request, which prefill emits. ``prompts_cached``: the log says which prompts share blocks, so a
     prefix cache may know any of them; prompts then bound nothing, and their tokens and pairs count as none.
+    ``held_token_steps`` is what of ``kv_token_steps`` a decoder must hold for itself: all but what another request
+    names as well, which a prefix cache holds once for both.
     """
 
     num_requests: int
@@ -48,6 +51,7 @@ class Demand:
     output_tokens: int
     decode_tokens: int
     kv_token_steps: float
+    held_token_steps: float
     prefill_pairs: float
     longest: int
     prompts: Floats
@@ -69,6 +73,7 @@ class Demand:
             output_tokens=int(g.sum()),
             decode_tokens=int((g - 1).sum()),
             kv_token_steps=float(((g - 1) * p + (g - 1) * g / 2).sum()),
+            held_token_steps=own_token_steps(p - shared_tokens(workload), g),
             prefill_pairs=0.0 if cached else float((p * (p + 1) / 2).sum()),
             longest=int((workload.prompt_tokens + workload.output_tokens).max()),
             prompts=p,
@@ -76,6 +81,35 @@ class Demand:
             grid=lengths,
             prompts_cached=cached,
         )
+
+
+def own_token_steps(own: Floats, outputs: Floats) -> float:
+    """Sum over all decode steps of the tokens a request holds for itself: ``own`` of its prompt, and one more a step.
+
+    Negative where others know the beginning of the answer too; what is below nothing counts as nothing.
+    """
+    steps = outputs - 1
+    beyond = np.maximum(0.0, steps + np.minimum(0.0, own))  # steps in which it holds anything
+    return float((np.maximum(0.0, own) * steps + beyond * (beyond + 1) / 2).sum())
+
+
+def shared_tokens(workload: Workload) -> Floats:
+    """Of each request, the tokens from its first on whose blocks another request of the log begins with as well.
+
+    By whole hashes of the log, the last one too where the prompt fills only part of it: no engine's blocks share more.
+    """
+    if workload.prefix_blocks is None or workload.prefix_offsets is None:
+        return np.zeros(len(workload))
+    size = workload.prefix_block_tokens
+    listed = np.maximum(1, np.diff(workload.prefix_offsets) * size)
+    whole = replace(workload, prompt_tokens=listed, output_tokens=np.ones_like(listed))
+    return shared_blocks(Prefixes.of(whole, size)).astype(np.float64) * size
+
+
+def shared_blocks(prefixes: Prefixes) -> Ints:
+    """Of each request, how many of its blocks another one begins with as well."""
+    before = np.concatenate(([0], np.cumsum(prefixes.sizes[prefixes.units], dtype=np.int64)))
+    return before[prefixes.offsets[1:]] - before[prefixes.offsets[:-1]]
 
 
 def alone(table: StepTable, prompt: int) -> tuple[float, float]:
@@ -151,8 +185,8 @@ def least_busy_s(table: StepTable, demand: Demand, deployment: Deployment, memor
     """Seconds one replica is busy at the very least with the whole workload.
 
     Two bounds hold at once. Work: every token passes the matmuls at the best seconds per token of any step size, every
-    attention pair and KV byte is paid. Steps: a step advances at most ``max_num_seqs`` decoders (fewer when their
-    KV does not fit), and no step is shorter than an empty one.
+    attention pair and KV byte is paid. Steps: a step advances at most ``max_num_seqs`` decoders, and no more than have
+    blocks for their state and for what they share with nobody; no step is shorter than an empty one.
     """
     tokens = np.arange(1, table.max_tokens + 1)
     fixed = table.collective[1:] + table.overhead[1:]
@@ -162,10 +196,8 @@ def least_busy_s(table: StepTable, demand: Demand, deployment: Deployment, memor
     kv_s = (lines[1] + (lines[7] if not table.window else 0.0)) * demand.kv_token_steps
     pairs = lines[4] * demand.prefill_pairs
     work = per_token * (demand.prompt_tokens + demand.decode_tokens) + (kv_s if lines[15] <= 0.5 else 0.0) + pairs
-    mean_held = demand.kv_token_steps / max(1, demand.decode_tokens)
-    by_memory = memory.kv_tokens / max(1.0, mean_held)
-    batch = max(1.0, min(float(deployment.max_num_seqs), by_memory))
-    steps = demand.decode_tokens / batch
+    blocks = demand.decode_tokens * memory.state_blocks + demand.held_token_steps / memory.block_size
+    steps = max(demand.decode_tokens / deployment.max_num_seqs, blocks / max(1, memory.num_kv_blocks))
     empty = table.cost(Step.decode(1, 1, table.window or None)).seconds
     return float(max(work, steps * empty))
 

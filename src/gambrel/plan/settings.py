@@ -167,7 +167,7 @@ def effect(neighbour: Neighbour, today: Sequence[Verdict], now: float) -> str:
 def why_seqs(deployment: Deployment, bench: Bench, run: Run) -> str:
     """Whether the limit ever binds, and what else would."""
     held = float((run.prompt_tokens + run.output_tokens / 2).mean())
-    room = int(bench.memory.kv_tokens / held)
+    room = bench.memory.sequences(math.ceil(held))
     limit = deployment.max_num_seqs
     if run.batch_max >= limit:
         return (
@@ -198,8 +198,7 @@ def why_budget(deployment: Deployment, bench: Bench, run: Run) -> str:
 def why_memory(bench: Bench, run: Run) -> str:
     """How much of the cache the log uses, and what a step more would hold."""
     m = bench.memory
-    per_token = m.kv_cache_bytes / max(1, m.kv_tokens)
-    step = int(STEP * m.memory_bytes / per_token)
+    step = int(STEP * m.memory_bytes / m.kv_bytes_per_block * m.block_size)
     return (
         f"leaves {tokens(m.kv_tokens)} tokens of KV cache, of which the log uses {percent(run.kv_usage_max)} at the "
         f"busiest; {STEP:g} more is {tokens(step)} tokens more, taken from what the engine keeps for peaks"
@@ -217,7 +216,7 @@ def price_modes(deployment: Deployment, cost_model: CostModel, workload: Workloa
         return ()
     bench = Bench.of(cost_model)
     context = max(1, int(np.ceil(float((workload.prompt_tokens + workload.output_tokens / 2).mean()))))
-    most = min(deployment.max_num_seqs, max(1, bench.memory.kv_tokens // context))
+    most = min(deployment.max_num_seqs, max(1, bench.memory.sequences(context)))
     batches = sorted({min(2**i, most) for i in range(math.ceil(math.log2(most)) + 1)} | {most})
     limits = [o.limit for o in slo.objectives if o.metric in {"tpot", "itl"}]
     rows = []

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Candidate, FrontPoint, Pricing
-from gambrel.engine import replay, run_of, simulate
+from gambrel.engine import max_request_tokens, replay, run_of, simulate
+from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.simulation import prepared
 from gambrel.engine.workers import needed
 from gambrel.plan.safety import PREDICTION, Safety
+from gambrel.plan.screen import shared_blocks
 from gambrel.plan.slower import slower
 from gambrel.report.humanise import gib, outcome
 
@@ -158,9 +160,20 @@ class Bench:
             limits=replace(self.limits, draft_s=self.limits.draft_s * factor),
         )
 
-    def seats(self, longest: int) -> int:
-        """Requests of ``longest`` tokens that one replica serves at once."""
-        return min(self.limits.max_num_seqs, self.memory.kv_tokens // longest)
+    def seats(self, workload: Workload) -> int:
+        """Requests of a log that one replica serves to their ends at once, whichever they are.
+
+        What several prompts begin with is held once: all of that, and of every request the rest.
+        """
+        held = self.memory.sequences(max_request_tokens(workload))
+        if self.limits.prefix_caching and workload.prefix_blocks is not None:
+            size, memory = self.limits.block_size, self.memory
+            found = Prefixes.of(workload, size)
+            known = np.minimum(shared_blocks(found), workload.prompt_tokens // size)
+            whole = -(-(workload.prompt_tokens + workload.output_tokens - 1) // size)
+            own = int((whole - known).max()) + memory.state_blocks
+            held = max(held, (memory.num_kv_blocks - int(found.sizes.sum())) // max(1, own))
+        return min(self.limits.max_num_seqs, held)
 
     def keeps_up(self, deployment: Deployment, workload: Workload, run: Run) -> str:
         """Why the fleet does not keep up, or an empty string.
@@ -171,8 +184,7 @@ class Bench:
         if not workload.closed_loop:
             grows = "the queue grows" if workload.deadline_s is None else "the queue grows, or clients leave it,"
             return "" if sustained(run) else f"falls behind: {grows} to the end of the log"
-        longest = int((workload.prompt_tokens + workload.output_tokens).max())
-        seats = self.seats(longest) * deployment.replicas
+        seats = self.seats(workload) * deployment.replicas
         return "" if seats >= workload.closed_loop else f"serves {seats} of {workload.closed_loop} users at once"
 
     def run(self, deployment: Deployment, workload: Workload, *, series: bool = False) -> Run:

@@ -44,11 +44,6 @@ class HeldTokens:
         return [(k, v) for k in ("mean", "p50", "p95", "max") if math.isfinite(v := getattr(self, k)) and v > 0]
 
 
-def _sequence_bytes(budget: MemoryBudget, tokens: float) -> float:
-    """Bytes of one sequence of ``tokens`` on this accelerator, whole blocks and fixed state."""
-    return math.ceil(tokens / budget.block_size) * budget.kv_bytes_per_block + budget.state_bytes_per_sequence
-
-
 def memory_vs_concurrency(budget: MemoryBudget, held: HeldTokens, max_num_seqs: int | None = None) -> Spec:
     """Bytes of the fullest accelerator against sequences in flight.
 
@@ -58,7 +53,7 @@ def memory_vs_concurrency(budget: MemoryBudget, held: HeldTokens, max_num_seqs: 
     known = held.items()
     fixed = budget.weight_bytes + budget.activation_bytes + budget.reserve_bytes
     room = max(budget.kv_cache_bytes, 0.0)
-    per_seq = {name: _sequence_bytes(budget, tokens) for name, tokens in known}
+    per_seq = {name: float(budget.sequence_bytes(tokens)) for name, tokens in known}
     walls = {name: math.floor(room / size) if size > 0 else math.inf for name, size in per_seq.items()}
     typical = "mean" if "mean" in per_seq else "p50"
     wall = walls[typical]
