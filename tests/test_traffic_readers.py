@@ -156,6 +156,8 @@ GOOD = "0,10,20\n1,11,21\n"
         ("[1, 2]", ("not a JSON array of objects",)),
         (b"\x00\x01\xfe\xff" * 50, ("not text",)),
         (b"PK\x03\x04 something", ("zip archive", "decompress")),
+        (HEADER + "0,10,20\n1700000000,1,000,5\n", ("row 3", "4 cells under 3 fields", "'5'", "thousands separators")),
+        ("a,b,c\n1,2,3\n", ("--column prompt_tokens=FIELD", "columns={'prompt_tokens': 'FIELD'}")),
     ],
 )
 def test_bad_logs_are_one_clear_line(text: str | bytes, parts: tuple[str, ...], tmp_path: Path) -> None:
@@ -194,10 +196,113 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read_workload(good, format="azur")
     with pytest.raises(WorkloadError, match=r"'promt_tokens'; nearest: prompt_tokens"):
         read_workload(good, columns={"promt_tokens": "x"})
-    with pytest.raises(WorkloadError, match="'x' is missing"):
+    with pytest.raises(WorkloadError, match=r"'x' is missing; .*; name one of them: --column prompt_tokens=FIELD"):
         read_workload(good, columns={"prompt_tokens": "x"})
     with pytest.raises(WorkloadError, match="two meanings"):
         read_workload(good, columns={"prompt_tokens": "output_tokens", "output_tokens": "output_tokens"})
+
+
+# Times that cannot be one clock's
+
+EPOCH = 1_700_000_000.25
+
+
+def timed(tmp_path: Path, times: list[Any], output: int = 6) -> Path:
+    rows = "".join(f"{t},5,{output}\n" for t in times)
+    return write(tmp_path / "times.csv", "timestamp,prompt_tokens,output_tokens\n" + rows)
+
+
+@pytest.mark.parametrize(
+    ("times", "parts"),
+    [
+        (
+            [EPOCH, EPOCH + 1, 0, EPOCH + 2],
+            ("row 4", "'timestamp'", "found '0'", "'1700000000.25' and 2 more", "years"),
+        ),
+        ([0, EPOCH, EPOCH + 1], ("row 2", "found '0'", "without its row")),
+        ([1e3 * EPOCH, 1e3 * EPOCH + 9, 0], ("row 4", "found '0'", "years")),
+        (
+            [EPOCH, EPOCH + 1, 1e3 * EPOCH + 2e3],
+            ("row 4", "found '1700000002250.0'", "times in ms and in s", "one unit"),
+        ),
+        ([EPOCH] * 4 + [1e3 * EPOCH] * 4, ("row 6", "and 3 more like it", "times in ms and in s")),
+        ([1e3 * EPOCH, 1e9 * EPOCH, 1e9 * EPOCH], ("row 2", "times in ms and in ns")),
+        ([1e9 * EPOCH, 1e9 * EPOCH, 1e6 * EPOCH], ("row 4", "times in us and in ns")),
+        (["2024-01-01 10:00:00", "1970-01-01 00:00:00", "2024-01-01 11:00:00"], ("row 3", "'1970-01-01 00:00:00'")),
+        (["2024-01-01 10:00:00", "2024-01-01 10:00:01", "0001-01-01 00:00:00"], ("row 4", "'0001-01-01 00:00:00'")),
+        ([0, 400e6, 900e6, 1900e6], ("if it is not seconds", "--column arrival_ms=timestamp")),
+    ],
+)
+def test_times_of_several_units_or_decades_apart_name_their_row(
+    times: list[Any], parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(WorkloadError) as caught:
+        read_workload(timed(tmp_path, times))
+    for part in parts:
+        assert part in str(caught.value), caught.value
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("times", "span_s"),
+    [
+        ([0, 1, 2.5], 2.5),
+        ([0, 30 * 86400.0], 30 * 86400.0),
+        ([EPOCH, EPOCH + 1, EPOCH + 9 * 86400.0], 9 * 86400.0),
+        ([EPOCH, EPOCH + 3 * 365 * 86400.0], 3 * 365 * 86400.0),
+        ([1e3 * EPOCH, 1e3 * EPOCH + 500], 0.5),
+        (["2021-01-01", "2024-01-01"], 1095 * 86400.0),
+    ],
+)
+def test_times_of_real_logs_are_read(times: list[Any], span_s: float, tmp_path: Path) -> None:
+    assert read_workload(timed(tmp_path, times)).span_s == pytest.approx(span_s)
+
+
+def test_a_failure_without_a_time_neither_stops_the_reading_nor_gives_the_unit(tmp_path: Path) -> None:
+    path = timed(tmp_path, [1e3 * EPOCH, 1e3 * EPOCH + 500])
+    head, rows = path.read_text().split("\n", 1)
+    write(path, f"{head}\n0,5,0\n{rows}")
+    assert read_workload(path).arrival_s.tolist() == pytest.approx([0.0, 0.5])
+
+
+@needs_duckdb
+def test_the_fast_lane_refuses_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = [timed(tmp_path, [EPOCH, 0, EPOCH + 1]), write(tmp_path / "long.csv", HEADER + GOOD + "2,1,000,5\n")]
+    said = []
+    for least in (10**9, 0):
+        monkeypatch.setattr(table, "_FAST_BYTES", {"csv": least, "csv.gz": least})
+        for path in bad:
+            with pytest.raises(WorkloadError) as caught:
+                read_workload(path)
+            said.append(str(caught.value))
+    assert said[:2] == said[2:]
+
+
+def test_lines_that_end_in_a_carriage_return_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "old.csv", (HEADER + GOOD).replace("\n", "\r"))
+    assert read_workload(path).prompt_tokens.tolist() == [10, 11]
+    monkeypatch.setattr(table, "_FAST_BYTES", {"csv": 0, "csv.gz": 0})
+    assert read_workload(path).prompt_tokens.tolist() == [10, 11]
+    write(path, (HEADER + GOOD + "2,5,many\n").replace("\n", "\r"))
+    with pytest.raises(WorkloadError, match="row 4, field 'output_tokens'"):
+        read_workload(path)
+
+
+def test_empty_cells_after_the_last_field_are_no_cells(tmp_path: Path) -> None:
+    path = write(tmp_path / "ends.csv", HEADER + "0,10,20,\n1,11,21, ,\n")
+    assert read_workload(path).output_tokens.tolist() == [20, 21]
+
+
+def test_a_format_names_its_own_fields(tmp_path: Path) -> None:
+    path = write(tmp_path / "odd.csv", "a,b,c\n1,2,3\n")
+    with pytest.raises(WorkloadError, match=r"'ContextTokens' is missing.*without a format.*--column prompt_tokens="):
+        read_workload(path, format="azure")
+    with pytest.raises(WorkloadError, match="'azure' names its own fields"):
+        read_workload(path, format="azure", columns={"prompt_tokens": "a"})
+    named = {"arrival_s": "a", "prompt_tokens": "b", "output_tokens": "c"}
+    assert len(load_workload(path, columns=named)) == len(read_workload(path, format="plain", columns=named)) == 1
+    with pytest.raises(WorkloadError, match="'chat': no such file; columns name the fields of a log file"):
+        load_workload("chat", columns=named)
 
 
 # Laws: whatever the bytes, a workload or a WorkloadError

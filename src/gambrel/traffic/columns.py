@@ -44,4 +44,4 @@ class Columns:
 
     def refuse(self, name: str, row: int, found: str, wanted: str) -> WorkloadError:
         """The error for data row ``row`` (0-based) of column ``name``, with the line looked up in the file."""
-        return self.log.refuse(self.log.line_of(row), name, found, wanted)
+        return self.log.refuse(self.log.row(row, ())[0], name, found, wanted)

@@ -14,6 +14,8 @@ import numpy as np
 from gambrel.core.errors import WorkloadError
 from gambrel.core.workload import Workload, gather
 from gambrel.traffic.columns import Column
+from gambrel.traffic.synonyms import as_column, meaning_of
+from gambrel.traffic.times import SECONDS, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,25 +28,28 @@ if TYPE_CHECKING:
     from gambrel.traffic.columns import Columns, Kind
     from gambrel.traffic.table import Log
 
-__all__ = ["SECONDS", "Fields", "fields_of", "need", "workload_of"]
+__all__ = ["Fields", "fields_of", "missing", "need", "workload_of"]
 
 PLACEHOLDER_RATE_RPS = 1.0
 """Arrivals per second made up for logs that hold lengths only."""
-
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-_LAST_TIME = 1e19  # nanoseconds since 1970 reach this in the year 2286; larger numbers are no times
 
 
 def need(log: Log, *names: str) -> str:
     """The file's spelling of a field, under any of ``names``; WorkloadError without it."""
     found = log.find(*names)
     if found is None:
-        have = ", ".join(repr(n[:30]) for n in log.names[:12]) or "none"
-        raise WorkloadError(
-            f"{log.path}: field {names[0]!r} is missing; found fields: {have}; "
-            f"name the one that holds it, e.g. columns={{{names[0]!r}: 'FIELD'}}"
+        meaning = meaning_of(names[0])
+        own = "" if meaning == names[0] else "without a format named, "  # a format's own word
+        raise missing(
+            log, names[0], f"; {own}name the one that holds it: {as_column(meaning, 'FIELD')}" if meaning else ""
         )
     return found
+
+
+def missing(log: Log, name: str, hint: str = "") -> WorkloadError:
+    """The error for a field that the file does not have, with those that it has."""
+    have = ", ".join(repr(n[:30]) for n in log.names[:12]) or "none"
+    return WorkloadError(f"{log.path}: field {name!r} is missing; found fields: {have}{hint}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Fields:
     prompt: str
     output: str
     arrival: str | None = None
-    arrival_unit: str = "s"
+    arrival_unit: str | None = "s"  # None: by the size of the times
     session: str | None = None
     parent: str | None = None
     cached: str | None = None
@@ -89,6 +94,7 @@ def workload_of(log: Log, fields: Fields, format_name: str, notes: Iterable[str]
     warnings = list(notes)
     prompt = table.arrays.pop(fields.prompt).astype(np.int64)
     output = table.arrays.pop(fields.output).astype(np.int64)
+    keep = _kept(prompt, output, log, warnings)
     if fields.arrival is None:
         gaps = np.random.default_rng(0).exponential(1.0 / PLACEHOLDER_RATE_RPS, len(prompt))
         arrival = np.cumsum(gaps)
@@ -97,8 +103,7 @@ def workload_of(log: Log, fields: Fields, format_name: str, notes: Iterable[str]
             "rate, burst and concurrency figures say nothing about real use"
         )
     else:
-        arrival = _seconds(table, fields.arrival, fields.arrival_unit)
-    keep = _kept(prompt, output, log, warnings)
+        arrival = seconds(table, fields.arrival, fields.arrival_unit, keep, warnings)
     rows = _in_order(arrival, keep, warnings)
 
     def pick(name: str | None) -> Ints | None:
@@ -191,16 +196,6 @@ def _in_order(arrival: Floats, keep: npt.NDArray[np.bool_] | None, warnings: lis
         order = np.argsort(times, kind="stable")
         return order if rows is None else rows[order]
     return slice(None) if rows is None else rows
-
-
-def _seconds(table: Columns, name: str, unit: str) -> Floats:
-    """A time column in seconds from its least value; dates already are in seconds."""
-    times = table.arrays[name]
-    if float(np.abs(times).max()) > _LAST_TIME:
-        row = int(np.argmax(np.abs(times)))
-        raise table.refuse(name, row, f"{times[row]:g}", "seconds, milliseconds, nanoseconds or a date work")
-    scale = 1.0 if name in table.dates else SECONDS[unit]
-    return np.asarray((times - times.min()) * scale, np.float64)
 
 
 def _service(table: Columns, fields: Fields) -> Floats:

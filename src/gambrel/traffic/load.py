@@ -12,6 +12,8 @@ from gambrel.traffic.profiles import profile, profiles
 from gambrel.traffic.readers import read_workload
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gambrel.core.workload import Workload
 
 __all__ = ["SAMPLE_SPEC", "load_workload", "sample"]
@@ -21,10 +23,10 @@ SAMPLE_SPEC = "chat:rate=5,n=2000,seed=8"
 """What ``scripts/make_sample.py`` generates the shipped sample from."""
 
 
-def load_workload(spec: str | Path) -> Workload:
+def load_workload(spec: str | Path, *, columns: Mapping[str, str] | None = None) -> Workload:
     """The workload of a path, of ``chat:rate=5`` (or ``profile:chat:rate=5``), or of ``sample``.
 
-    A file that exists wins over a profile of the same name.
+    A file that exists wins over a profile of the same name. ``columns`` are a file's, as for :func:`read_workload`.
 
     Raises:
         WorkloadError: neither a file nor a profile, with the nearest names; or what the file holds is no log.
@@ -37,7 +39,9 @@ def load_workload(spec: str | Path) -> Workload:
     except (OSError, ValueError):
         exists = False
     if exists:
-        return read_workload(text)
+        return read_workload(text, columns=columns)
+    if columns:
+        raise WorkloadError(f"{text!r}: no such file; columns name the fields of a log file")
     if not text.isprintable():
         raise WorkloadError(f"{text!a}: neither a file nor a profile; a log's path or chat:rate=5 works")
     name = text.partition(":")[0].strip()

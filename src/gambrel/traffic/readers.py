@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from gambrel.core.errors import UnknownName, WorkloadError
 from gambrel.traffic.doubts import doubts
-from gambrel.traffic.fields import SECONDS, Fields, need, workload_of
+from gambrel.traffic.fields import Fields, missing, need, workload_of
 from gambrel.traffic.nested import nested
 from gambrel.traffic.observability import helicone, langfuse, litellm, otel, recorder
 from gambrel.traffic.server_metrics import MARK, metrics, metrics_page
-from gambrel.traffic.synonyms import SYNONYMS
-from gambrel.traffic.table import fold, inspect
+from gambrel.traffic.synonyms import SYNONYMS, as_column, fold
+from gambrel.traffic.table import inspect
+from gambrel.traffic.times import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +50,10 @@ def read_workload(path: str | Path, *, format: str | None = None, columns: Mappi
         WorkloadError: a file, row or field that cannot be read, named.
     """
     log = metrics_page(path) or nested(path) or inspect(path)
+    if columns and format not in {None, "plain"}:
+        raise WorkloadError(
+            f"{path}: format {format!r} names its own fields; give it or the fields' meanings, not both"
+        )
     if columns:
         found = plain(log, columns)
     elif format is not None:
@@ -175,13 +180,7 @@ def servegen(log: Log) -> Workload:
 
 def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
     """Any CSV, JSON or Parquet whose fields go by usual names, or by the names given."""
-    given = dict(columns or {})
-    for meaning, name in given.items():
-        if meaning not in SYNONYMS:
-            raise WorkloadError(
-                f"{log.path}: {UnknownName('column meaning', meaning, SYNONYMS)}; known: {', '.join(SYNONYMS)}"
-            )
-        given[meaning] = need(log, name)
+    given = _given(log, columns or {})
 
     def find(meaning: str) -> str | None:
         return given.get(meaning) or log.find(*SYNONYMS.get(meaning, ()))
@@ -193,9 +192,7 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
                 return name, unit
         return None, "s"
 
-    twice = [n for n in given.values() if list(given.values()).count(n) > 1]
-    if twice:
-        raise WorkloadError(f"{log.path}: field {twice[0]!r} is given two meanings; one field each works")
+    unit: str | None
     arrival, unit = timed("arrival")
     service, service_unit = timed("service")
     deadline, deadline_unit = timed("deadline")
@@ -204,7 +201,7 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
     if deadline not in given.values():
         deadline = _if_numbers(log, deadline, notes)
     if arrival is not None and unit == "s" and "arrival_s" not in given and fold(arrival) != "arrivals":
-        unit = _guess_unit(log, arrival, notes)
+        unit = None
     return workload_of(
         log,
         Fields(
@@ -225,19 +222,22 @@ def plain(log: Log, columns: Mapping[str, str] | None = None) -> Workload:
     )
 
 
-def _guess_unit(log: Log, name: str, notes: list[str]) -> str:
-    """The unit of a time field without one in its name: epoch times give it away, else seconds."""
-    first = next((cells[0] for _, cells in log.rows((name,))), None)
-    try:
-        size = abs(float(str(first)))
-    except (TypeError, ValueError, OverflowError):
-        return "s"
-    for unit, least in (("ns", 1e17), ("us", 1e14), ("ms", 1e11)):
-        if size >= least:
-            return unit
-    if size < 1e8:
-        notes.append(f"field {name!r} states no unit: read as seconds (columns={{'arrival_ms': {name!r}}} if not)")
-    return "s"
+def _given(log: Log, columns: Mapping[str, str]) -> dict[str, str]:
+    """The file's spelling of the fields named, by meaning; WorkloadError for what is none or named twice."""
+    given: dict[str, str] = {}
+    for meaning, name in columns.items():
+        if meaning not in SYNONYMS:
+            raise WorkloadError(
+                f"{log.path}: {UnknownName('column meaning', meaning, SYNONYMS)}; known: {', '.join(SYNONYMS)}"
+            )
+        found = log.find(name)
+        if found is None:
+            raise missing(log, name, f"; name one of them: {as_column(meaning, 'FIELD')}")
+        given[meaning] = found
+    twice = [n for n in given.values() if list(given.values()).count(n) > 1]
+    if twice:
+        raise WorkloadError(f"{log.path}: field {twice[0]!r} is given two meanings; one field each works")
+    return given
 
 
 def _if_numbers(log: Log, name: str | None, notes: list[str]) -> str | None:

@@ -6,7 +6,7 @@ OpenTelemetry's generative-AI attributes, and the traces that have readers of th
 
 from __future__ import annotations
 
-__all__ = ["SYNONYMS"]
+__all__ = ["SYNONYMS", "as_column", "fold", "meaning_of"]
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "arrival_s": (
@@ -109,3 +109,20 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "service_us": ("service_us", "latency_us", "duration_us"),
     "service_ns": ("service_ns", "latency_ns", "duration_ns"),
 }
+
+
+def meaning_of(name: str) -> str | None:
+    """The meaning that plain logs give a field of this name; a meaning means itself."""
+    if name in SYNONYMS:
+        return name
+    return next((meaning for meaning, names in SYNONYMS.items() if fold(name) in map(fold, names)), None)
+
+
+def as_column(meaning: str, name: str) -> str:
+    """How to say that field ``name`` is ``meaning``, on the command line and in Python."""
+    return f"--column {meaning}={name}, in Python columns={{{meaning!r}: {name!r}}}"
+
+
+def fold(name: str) -> str:
+    """A field name without case and punctuation, so that ``Request tokens`` and ``request_tokens`` are one."""
+    return "".join(c for c in name.lower() if c.isalnum())

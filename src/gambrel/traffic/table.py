@@ -28,6 +28,7 @@ import numpy as np
 from gambrel.core.errors import WorkloadError
 from gambrel.traffic import fast
 from gambrel.traffic.columns import Columns
+from gambrel.traffic.synonyms import fold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,9 +75,9 @@ class Log:
         where = f"row {line}, " if line is not None else ""
         return WorkloadError(f"{self.path}: {where}field {name!r}: found {found}; {wanted}")
 
-    def line_of(self, row: int) -> int | None:
-        """The 1-based line of data row ``row`` (0-based); for Parquet and JSON arrays the row itself."""
-        return next((line for line, _ in islice(self.rows(()), row, None)), None)
+    def row(self, row: int, names: Sequence[str]) -> tuple[int, tuple[Any, ...]]:
+        """(1-based line, wanted cells) of data row ``row`` (0-based); for Parquet and JSON arrays the row itself."""
+        return next(islice(self.rows(names), row, None))
 
     def read(self, columns: Sequence[Column]) -> Columns:
         """The wanted columns as arrays of one length; WorkloadError at the first cell that cannot be one."""
@@ -130,7 +131,14 @@ class Log:
             reader = csv.reader(stream, delimiter=self.delimiter)
             rows = (row for row in reader if row and (len(row) > 1 or row[0].strip()))
             next(rows, None)
+            width = len(self.names)
             for row in rows:
+                if len(row) > width and any(map(str.strip, row[width:])):
+                    raise WorkloadError(
+                        f"{self.path}: row {reader.line_num}: {len(row)} cells under {width} fields, "
+                        f"{show(row[width])} after the last, {self.names[-1]!r}; "
+                        "numbers without thousands separators and text in quotes work"
+                    )
                 try:
                     yield reader.line_num, tuple([row[i] for i in at])
                 except IndexError:
@@ -159,11 +167,6 @@ class Log:
 
     def _parquet_rows(self, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
         return enumerate(fast.parquet_rows(self.path, names), 1)
-
-
-def fold(name: str) -> str:
-    """A field name without case and punctuation, so that ``Request tokens`` and ``request_tokens`` are one."""
-    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def inspect(path: str | Path) -> Log:
@@ -211,7 +214,7 @@ def _inspect_text(path: Path, start: bytes, *, gz: bool) -> Log:
                 f"{path}: row 1: not a JSON object ({error}); JSON Lines with one object a line works"
             ) from None
         return Log(path, "jsonl", tuple(first), gz, first=first)
-    header = text.decode("utf-8", errors="replace").rstrip("\r\n")
+    header = text.partition(b"\r")[0].decode("utf-8", errors="replace").rstrip("\n")  # lines may end in it alone
     if not header.isprintable() and "\t" not in header:
         raise WorkloadError(f"{path}: not text in UTF-8; CSV, JSON Lines (either may be .gz) and Parquet can be read")
     delimiter = max(_DELIMITERS, key=header.count)
