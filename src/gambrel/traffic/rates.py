@@ -68,7 +68,7 @@ class RateSeries:
         bad = np.flatnonzero(~(np.isfinite(self.rate_rps) & (self.rate_rps >= 0)))
         if len(bad):
             row = int(bad[0])
-            raise WorkloadError(f"{name}: window {row + 1} has rate {self.rate_rps[row]!r}; at least 0 works")
+            raise WorkloadError(f"{name}: window {row + 1} has rate {self.rate_rps[row]:g}; at least 0 works")
         if not self.num_requests > 0:
             raise WorkloadError(f"{name}: no window has a rate above 0")
 
@@ -170,6 +170,13 @@ def read_rates(path: str | Path) -> RateSeries:
     rates = np.asarray(table.arrays[rate], np.float64)
     if len(start) < 2:
         raise WorkloadError(f"{log.path}: one row; a series needs two, for the length of a window")
+    late = np.flatnonzero(np.diff(start) <= 0)
+    if len(late):
+        _, (cell,) = log.row(int(late[0]) + 1, (time,))
+        raise table.refuse(time, int(late[0]) + 1, f"{str(cell)[:40]!r}", "a time after that of the row above works")
+    if float(rates.min()) < 0:
+        row = int(np.argmin(rates))
+        raise table.refuse(rate, row, f"{rates[row]:g}", "a rate of at least 0 works")
     return RateSeries(
         start, rates, float(2 * start[-1] - start[-2]), name=log.path.name.partition(".")[0], source=str(path)
     )
