@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,19 @@ def test_hours_of_the_day_stay_hours_of_the_day() -> None:
     counts = np.bincount((again.arrival_s // hour).astype(int), minlength=72)[:72]
     noons = counts.reshape(3, 24)[:, 12]
     assert noons.min() > 3 * np.median(counts)
+
+
+@pytest.mark.parametrize("years", [1, 100, 10**6])
+def test_a_long_log_of_few_requests_needs_no_room_for_its_empty_hours(years: int) -> None:
+    at = np.linspace(0.0, years * 365 * 86_400.0, 300)
+    log = Workload(at, np.arange(1, 301), np.ones(300, np.int64))
+    tracemalloc.start()
+    again = redrawn(log, np.random.default_rng(0))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20e6
+    assert 200 < len(again) < 400
+    assert again.span_s <= log.span_s * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("log", [closed_loop(3, 100, 10), chat(100, 0.01), chat(400, 10.0)])

@@ -36,6 +36,7 @@ DRAWS_WITH_PREFIXES = 12  # each draw's prefixes are matched anew
 BLOCKS = 12
 LEAST_SPAN_S, LEAST_REQUESTS = 600.0, 240  # a log below either is too short to draw blocks from
 DAY_S, HOUR_S = 86_400.0, 3_600.0
+MOST_HOURS = 100_000  # eleven years; blocks of longer spans are as few as those of a short log
 CONFIDENCES = (0.8, 0.9, 0.95)
 SLOWEST = 4.0  # step factor beyond which nobody asks
 SLACK_TOLERANCE = 0.01
@@ -52,21 +53,22 @@ def redrawn(workload: Workload, rng: np.random.Generator) -> Workload:
     at = workload.arrival_s - workload.arrival_s[0]
     span = float(at[-1])
     days = int(span // DAY_S)
-    block = HOUR_S if days >= 2 else span / BLOCKS
+    hourly = days >= 2 and span <= MOST_HOURS * HOUR_S
+    block = HOUR_S if hourly else span / BLOCKS
     count = math.ceil(span / block)
     edges = np.searchsorted(at, np.arange(count + 1) * block)
     edges[-1] = len(at)  # the last arrival is the span itself
-    if days >= 2:
+    if hourly:
         hours = int(DAY_S / HOUR_S)
         slots = np.arange(count)
         cycles = (count - 1 - slots % hours) // hours + 1  # days that have this hour
         picks = slots % hours + hours * rng.integers(0, cycles)
     else:
         picks = rng.integers(0, count, count)
-    rows = np.concatenate([np.arange(edges[b], edges[b + 1]) for b in picks])
-    if len(rows) == 0:
-        return workload
     sizes = np.diff(edges)[picks]
+    if not sizes.any():
+        return workload
+    rows = np.concatenate([np.arange(edges[b], edges[b + 1]) for b in picks[sizes > 0]])
     shift = np.repeat((np.arange(count) - picks) * block, sizes)
     # The last block of a log may be a short one; drawn in its place, a full one overhangs by less than a block.
     times = np.maximum.accumulate(at[rows] + shift)  # where blocks meet, rounding may undo an order
