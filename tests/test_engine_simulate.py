@@ -21,14 +21,14 @@ def lengths(*rows: tuple[int, int]) -> Workload:
     return Workload(np.zeros(len(rows)), prompt, output, name="three rows")
 
 
-def test_a_request_that_never_fits_is_refused_with_its_row() -> None:
+def test_a_request_that_never_fits_is_refused_with_its_place() -> None:
     workload = lengths((10, 10), (900, 101), (50, 20))
     check_fits(workload, Limits(4, 64, 63, 16))  # the last token is never cached: 1000 tokens, 63 blocks
-    with pytest.raises(WorkloadError, match=r"row 2 has 900 prompt and 101 .* 63 KV blocks of 16 tokens; .* has 62"):
+    with pytest.raises(WorkloadError, match=r"request 2 in order of arrival has 900 prompt and 101 .* 63 KV .* has 62"):
         check_fits(workload, Limits(4, 64, 62, 16))
-    with pytest.raises(WorkloadError, match=r"three rows: row 2 .* 1001 in all, more than max_model_len 1000"):
+    with pytest.raises(WorkloadError, match=r"three rows: request 2 .* 1001 in all, more than max_model_len 1000"):
         check_fits(workload, Limits(4, 64, 63, 16), 1000)
-    with pytest.raises(WorkloadError, match=r"row 2 .* more than max_num_batched_tokens 64, .* chunked prefill"):
+    with pytest.raises(WorkloadError, match=r"request 2 .* more than max_num_batched_tokens 64, .* chunked prefill"):
         check_fits(workload, Limits(4, 64, 63, 16, chunked_prefill=False))
     assert max_request_tokens(workload) == 1000
 

@@ -91,12 +91,12 @@ def max_request_tokens(workload: Workload) -> int:
 
 
 def check_fits(workload: Workload, limits: Limits, max_model_len: int | None = None) -> None:
-    """Raise unless every request can be served alone: WorkloadError names the row and both figures."""
+    """Raise unless every request can be served alone: WorkloadError names the request and both figures."""
     name = workload.source or workload.name
     total = workload.prompt_tokens + workload.output_tokens
     row = int(np.argmax(total))
     worst = int(total[row])
-    lengths = f"{name}: row {row + 1} has {int(workload.prompt_tokens[row])} prompt and "
+    lengths = f"{name}: request {row + 1} in order of arrival has {int(workload.prompt_tokens[row])} prompt and "
     lengths += f"{int(workload.output_tokens[row])} output tokens"
     if max_model_len is not None and worst > max_model_len:
         raise WorkloadError(f"{lengths}, {worst} in all, more than max_model_len {max_model_len}")
