@@ -308,3 +308,34 @@ def test_arrays_are_plain(tmp_path: Path) -> None:
     w = read_workload(path)
     columns: tuple[npt.NDArray[np.float64] | npt.NDArray[np.int64], ...] = (w.arrival_s, w.prompt_tokens)
     assert [c.dtype for c in columns] == [np.dtype(np.float64), np.dtype(np.int64)]
+
+
+# What cannot be known
+
+
+def test_words_for_what_one_time_cannot_tell() -> None:
+    from rich.console import Console
+
+    from gambrel.faces.tables import workload_tables
+
+    def shown(workload: Workload) -> str:
+        console = Console(width=200)
+        with console.capture() as captured:
+            for block in workload_tables(describe(workload)):
+                console.print(block)
+        return captured.get()
+
+    ones = np.ones(4, np.int64)
+    together = Workload(np.zeros(4), 10 * ones, 5 * ones)
+    for text in (shown(together), shown(together.take(slice(1)))):
+        assert "at one time, so no rate can be known" in text
+        assert "bursts       not to be known" in text
+        assert "correlation  none to be known" in text
+        assert "nan" not in text
+        assert "inf a second" not in text
+    assert "all 4 requests have one time" in shown(together)
+    assert "have one time" not in shown(together.take(slice(1)))
+    figures = describe(together).to_dict()
+    assert figures["rate_rps"] is figures["cv"] is figures["correlation"] is figures["peak_to_mean"]["1s"] is None
+    quick = Workload(np.array([0.0, 0.2, 0.5]), ones[:3], np.array([1, 2, 3]))
+    assert "busiest window over the mean: the log is shorter than one" in shown(quick)

@@ -72,16 +72,25 @@ def length_row(label: str, d: Distribution) -> list[str]:
 def workload_tables(figures: WorkloadFigures) -> list[RenderableType]:
     """What a log holds, warnings last so that they are read."""
     f, c = figures, figures.concurrency
-    peaks = ", ".join(f"{human.multiple(x)} in {window}" for window, x in f.peak_to_mean.items() if math.isfinite(x))
     rows = [
-        ("requests", f"{f.num_requests:,} over {human.seconds(f.span_s)}, {f.rate_rps:.3g} a second"),
-        ("bursts", f"gaps vary by CV {f.cv:.2f} (Poisson is 1); busiest window over the mean: {peaks}"),
+        (
+            "requests",
+            f"{f.num_requests:,} over {human.seconds(f.span_s)}, {f.rate_rps:.3g} a second"
+            if f.span_s > 0
+            else f"{f.num_requests:,} at one time, so no rate can be known",
+        ),
+        ("bursts", bursts_text(f)),
         (
             "in flight",
             f"mean {c.mean:.1f}, p99 {c.p99:.0f}, most {c.max:,} at once; demand: {c.basis}",
         ),
         ("KV held", f"{f.kv_tokens_held:,.0f} tokens by a request in flight, weighted by how long it stays"),
-        ("correlation", f"{f.correlation:+.2f} between prompt and output length (Spearman)"),
+        (
+            "correlation",
+            f"{f.correlation:+.2f} between prompt and output length (Spearman)"
+            if math.isfinite(f.correlation)
+            else "none to be known: the prompts or the outputs are all of one length",
+        ),
     ]
     if f.prefix_reuse is not None:
         r = f.prefix_reuse
@@ -100,6 +109,15 @@ def workload_tables(figures: WorkloadFigures) -> list[RenderableType]:
     if f.warnings:
         blocks += [Text(), facts("before you believe it", [("-", w) for w in f.warnings])]
     return blocks
+
+
+def bursts_text(f: WorkloadFigures) -> str:
+    """How uneven the arrivals are, as far as their times tell."""
+    if not math.isfinite(f.cv):
+        return "not to be known: no two requests have different times"
+    peaks = ", ".join(f"{human.multiple(x)} in {window}" for window, x in f.peak_to_mean.items() if math.isfinite(x))
+    text = f"gaps vary by CV {f.cv:.2f} (Poisson is 1); busiest window over the mean: "
+    return text + (peaks or "the log is shorter than one")
 
 
 def batch_text(batch: float) -> str:

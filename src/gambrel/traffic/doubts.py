@@ -47,7 +47,12 @@ def doubts(workload: Workload) -> tuple[str, ...]:
             found.append(f"truncation: {count:,} of {n:,} requests have {where} {what}, as if cut at a limit")
     if n < _SHORT_REQUESTS:
         found.append(f"short log: {n:,} requests, so p99 rests on {max(1, n // 100)} of them")
-    if workload.has_arrivals and workload.span_s < _SHORT_SPAN_S:
+    if workload.has_arrivals and n > 1 and workload.span_s == 0.0 and not workload.closed_loop:
+        found.append(
+            f"all {n:,} requests have one time: they arrive at once wherever the log is replayed, "
+            "and rate and bursts cannot be known"
+        )
+    elif workload.has_arrivals and workload.span_s < _SHORT_SPAN_S:
         found.append(f"short log: {workload.span_s:.3g} s say nothing about the busiest hour of a day")
     return tuple(found)
 
