@@ -129,6 +129,14 @@ BAD = [
     (("plan", "--model", MODEL, "--users", "3", "--slo", "ttft<=1s"), "--prompt"),
     (("simulate", "--nonsense"), "--nonsense"),
     (("curve", "--model", MODEL, "--gpu", "h100-sxm", "--price", "h100-sxm=cheap"), "--price"),
+    (
+        ("simulate", "--model", MODEL, "--gpu", "l4", "--users", "3", "--column", "session=s"),
+        "--column names the fields",
+    ),
+    (("advise", "--model", MODEL, "--gpu", "l4", "--slo", "ttft<=1s", "-u", "x", "--column", "session=s"), "--column"),
+    (("fleet", "--model", MODEL, "--gpu", "l4", "--rate-series", "day:mean=1", "--column", "session=s"), "--column"),
+    (("measure", "--url", "http://localhost:1", "--model", "m", "--column", "session=s"), "--column names the fields"),
+    (("plan", "--model", MODEL, "-w", "chat:rate=1", "--slo", "ttft<=1s", "--column", "session=s"), "no such file"),
 ]
 
 
@@ -157,3 +165,40 @@ def test_a_missed_objective_of_a_simulation_is_status_one(log: Path) -> None:
     )
     assert done.returncode == 1
     assert json.loads(done.stdout)["slo"]["ttft.p50"]["met"] is False
+
+
+def test_one_option_names_the_fields_of_a_log_wherever_one_is_read(tmp_path: Path) -> None:
+    import typing
+
+    from gambrel.faces.cli import app
+    from gambrel.faces.logs import LogColumns
+
+    reads = [c for c in app.registered_commands if "workload" in typing.get_type_hints(c.callback)]
+    assert {"plan", "simulate", "advise", "fleet", "measure"} <= {c.name for c in reads}
+    for command in reads:
+        assert typing.get_type_hints(command.callback, include_extras=True).get("columns") == LogColumns, command.name
+    odd = tmp_path / "odd.csv"
+    odd.write_text("a,b,c\n" + "".join(f"{i},{100 + i},{20 + i}\n" for i in range(30)))
+    named = ("--column", "arrival_s=a", "--column", "prompt_tokens=b", "--column", "output_tokens=c")
+    asked = ("--model", MODEL, "--gpu", "l40s", "--slo", "ttft.p95<=1s")
+    for words in (
+        ("workload", str(odd)),
+        ("simulate", *asked, "-w", str(odd)),
+        ("advise", *asked, "-w", str(odd)),
+        ("fleet", *asked, "-w", str(odd)),
+        ("plan", *asked, "--tp", "1", "-w", str(odd)),
+        ("plan", *asked[:4], "--slo", "k:ttft.p95<=1s", "--tp", "1", "--mix", f"k={odd}"),
+    ):
+        assert document(*words, *named)
+        refused = gambrel(*words)
+        assert refused.returncode == 2
+        assert "--column prompt_tokens=FIELD, in Python columns={'prompt_tokens': 'FIELD'}" in refused.stderr
+
+
+def test_a_time_of_zero_among_epochs_is_refused_by_whoever_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "z.csv"
+    rows = "".join(f"{t},100,20\n" for t in (1_700_000_000, 0, 1_700_000_001))
+    path.write_text("timestamp,prompt_tokens,output_tokens\n" + rows)
+    done = gambrel("plan", "--model", MODEL, "--gpu", "l40s", "-w", str(path), "--slo", "ttft.p95<=1s")
+    assert done.returncode == 2
+    assert "row 3, field 'timestamp': found '0'" in done.stderr

@@ -11,6 +11,7 @@ import typer
 
 from gambrel.core.errors import GambrelError
 from gambrel.faces.calibrate_commands import ProfileFile, own_constants
+from gambrel.faces.logs import LogColumns, asked_log
 from gambrel.faces.verdicts import slo_document
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def advise_command(
     workload: Annotated[
         str | None, typer.Option("--workload", "-w", help="A log, a dump of /metrics, or a profile.")
     ] = None,
+    columns: LogColumns = None,
     url: Annotated[
         str | None, typer.Option("--url", "-u", help="Instead: the running server, whose /metrics is watched.")
     ] = None,
@@ -79,7 +81,7 @@ def advise_command(
         gpu_memory_utilization=gpu_memory_utilization,
         **settings,
     )
-    requests, server = traffic(workload, url, watch, rate)
+    requests, server = traffic(workload, url, watch, rate, columns)
     for warning in requests.warnings:
         talk(f"note: {warning}")
     found = advise(deployment, requests, api.slo(*slo), api.pricer(profile=own_constants(profile, deployment)))
@@ -91,23 +93,26 @@ def advise_command(
         raise typer.Exit(1)
 
 
-def traffic(workload: str | None, url: str | None, watch_s: float, rate: float | None) -> tuple[Workload, Measured]:
+def traffic(
+    workload: str | None, url: str | None, watch_s: float, rate: float | None, columns: list[str] | None = None
+) -> tuple[Workload, Measured]:
     """The requests to simulate, and what the server itself says of its latencies: by metric, {share: (low, high)}.
 
     Raises:
         GambrelError: no source or two, an endpoint that does not answer, or a log without a rate.
     """
-    from gambrel.faces import api
     from gambrel.traffic import compress_time, ready_to_replay
     from gambrel.traffic.server_metrics import is_metrics, read_server_metrics, watched_server
 
     if (workload is None) == (url is None):
         raise GambrelError("give either --workload LOG or --url http://HOST:8000, whose /metrics is then watched")
+    if columns and url is not None:
+        raise GambrelError("--column names the fields of a log; it goes with --workload FILE")
     if url is not None:
         figures = watched_server(url, pages(url, watch_s))
         requests, server = figures.workload(url), said(figures)
     else:
-        requests, server = api.load_workload(str(workload)), {}
+        requests, server = asked_log(str(workload), columns), {}
         path = Path(str(workload))
         if path.is_file():
             with path.open("rb") as stream:

@@ -240,15 +240,15 @@ def read_workload(path: str | Path, *, format: str | None = None, columns: Mappi
     return read(Path(path), format=format, columns=columns)
 
 
-def load_workload(spec: str | Path | Workload) -> Workload:
-    """A workload from a file, a profile like ``chat:rate=5``, or as it is."""
+def load_workload(spec: str | Path | Workload, *, columns: Mapping[str, str] | None = None) -> Workload:
+    """A workload from a file (its ``columns`` by meaning), a profile like ``chat:rate=5``, or as it is."""
     from gambrel.core.workload import Workload as Noun
 
     if isinstance(spec, Noun):
         return spec
     from gambrel.traffic import load_workload as load
 
-    return load(str(spec))
+    return load(str(spec), columns=columns)
 
 
 def simulate(

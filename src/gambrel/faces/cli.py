@@ -27,6 +27,7 @@ from gambrel.faces import (
     web_commands,
 )
 from gambrel.faces.console import emit, show, talk, write_report
+from gambrel.faces.logs import LogColumns, asked_log, pairs
 
 if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
@@ -110,12 +111,13 @@ def devices(
 
 
 def traffic(
-    spec: str | None, users: int | None, prompt: str | None, output: str | None
+    spec: str | None, users: int | None, prompt: str | None, output: str | None, columns: list[str] | None = None
 ) -> Workload | tuple[int, int, int]:
     """The workload asked for: a log or profile, or (users, prompt, output) to be closed over later."""
-    from gambrel.faces import api
     from gambrel.faces.words import number
 
+    if columns and spec is None:
+        raise GambrelError("--column names the fields of a log; it goes with --workload FILE")
     if users is not None:
         if spec is not None:
             raise GambrelError("give either --workload or --users, not both")
@@ -130,7 +132,7 @@ def traffic(
         )
     if prompt is not None or output is not None:
         raise GambrelError("--prompt and --output go with --users; a log has its own lengths")
-    return api.load_workload(spec)
+    return asked_log(spec, columns)
 
 
 @app.command("model")
@@ -218,19 +220,17 @@ def curve_command(
 def workload_command(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A request log, or a profile like chat:rate=5.")],
     format: Annotated[str | None, typer.Option("--format", help="Name the format instead of detecting it.")] = None,  # noqa: A002
-    columns: Annotated[
-        list[str] | None, typer.Option("--column", help="ROLE=NAME, e.g. prompt_tokens=n_in; repeatable.")
-    ] = None,
+    columns: LogColumns = None,
     as_json: Json = False,
 ) -> None:
     """What a log holds: lengths, rate, bursts, concurrency, reuse, and what to be wary of."""
     from gambrel.faces import api
     from gambrel.traffic import describe
 
-    if format is not None or columns:
+    if format is not None:
         workload = api.read_workload(source, format=format, columns=pairs(columns or [], "--column"))
     else:
-        workload = api.load_workload(source)
+        workload = asked_log(source, columns)
     figures = describe(workload)
     if as_json:
         emit(figures.to_dict())
@@ -257,6 +257,7 @@ def simulate_command(
     model: ModelName,
     gpu: GpuName,
     workload: WorkloadSpec = None,
+    columns: LogColumns = None,
     users: Users = None,
     prompt: Prompt = None,
     output: Output = None,
@@ -397,7 +398,7 @@ def simulate_command(
     )
     if mtp:
         deployment = api.with_multi_token_prediction(deployment)
-    requests = settle(traffic(workload, users, prompt, output), think)
+    requests = settle(traffic(workload, users, prompt, output, columns), think)
     if load != 1.0:
         from gambrel.traffic import scale_load
 
@@ -446,6 +447,7 @@ def plan_command(
         str | None, typer.Option("--model", "-m", help="Shipped name, config.json, directory or GGUF file.")
     ] = None,
     workload: WorkloadSpec = None,
+    columns: LogColumns = None,
     mix: Annotated[
         list[str] | None,
         typer.Option(
@@ -536,7 +538,9 @@ def plan_command(
     from gambrel.faces import api, offers
 
     if check is not None:
-        asked = None if workload is None and users is None else settle(traffic(workload, users, prompt, output))
+        asked = (
+            None if workload is None and users is None else settle(traffic(workload, users, prompt, output, columns))
+        )
         if not plan_outputs.show_check(check, asked, catalog or [], api.profile(profile), as_json=as_json):
             raise typer.Exit(EXIT_INFEASIBLE)
         return
@@ -547,7 +551,7 @@ def plan_command(
     axes |= search_axes(tp, weights, kv, max_num_seqs, max_num_batched_tokens)
     axes |= {"max_model_len": max_model_len, "axes": offers.axes(axis or [])} | offers.degrees(pp=pp, ep=ep)
     objectives = api.slo(*(slo or []))
-    requests = offers.mix(mix or []) or settle(traffic(workload, users, prompt, output))
+    requests = offers.mix(mix or [], columns) or settle(traffic(workload, users, prompt, output, columns))
     requests = offers.capped(requests, max_model_len)
     mine = offers.owned(owned or [], catalog or [])
     rented = () if mine and not gpu else devices(gpu, price, catalog)
@@ -682,17 +686,6 @@ def talk_warnings(workload: Workload) -> None:
     """What a reader should know about the log, on stderr."""
     for warning in workload.warnings:
         talk(f"note: {warning}")
-
-
-def pairs(texts: list[str], what: str) -> dict[str, str]:
-    """``ROLE=NAME`` texts as a mapping."""
-    found = {}
-    for text in texts:
-        role, separator, name = text.partition("=")
-        if not separator or not role or not name:
-            raise GambrelError(f"{what} must be ROLE=NAME like prompt_tokens=n_in, got {text!r}")
-        found[role.strip()] = name.strip()
-    return found
 
 
 def progress_on_stderr() -> Any:

@@ -11,6 +11,7 @@ import typer
 
 from gambrel.core.errors import GambrelError
 from gambrel.faces.fleet_words import bounds, broken, scaling, seconds, series_of, start_seconds
+from gambrel.faces.logs import LogColumns, asked_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +37,7 @@ def fleet_command(
     model: Annotated[str, typer.Option("--model", "-m", help="Shipped name, config.json, directory or GGUF file.")],
     gpu: Annotated[str, typer.Option("--gpu", "-g", help="Accelerator, e.g. h100-sxm.")],
     workload: Annotated[str | None, typer.Option("--workload", "-w", help="A log file, or a profile.")] = None,
+    columns: LogColumns = None,
     rate_series: Annotated[
         str | None,
         typer.Option(
@@ -107,7 +109,7 @@ def fleet_command(
         max_num_batched_tokens=max_num_batched_tokens, routing=routing, **settings,
     )  # fmt: skip
     asked = Asked(workload, rate_series, lengths, load, requests, hours, clients, turns, seconds(think, "--think"),
-                  turns_wait, seed)  # fmt: skip
+                  turns_wait, seed, columns)  # fmt: skip
     objectives = api.slo(*slo) if slo else None
     if shards is not None:
         if autoscale or failures or low != high:
@@ -167,6 +169,7 @@ class Asked:
     think_s: float
     turns_wait: bool
     seed: int
+    columns: list[str] | None = None
 
     def rates(self) -> RateSeries:
         """The series, cut and scaled.
@@ -176,6 +179,8 @@ class Asked:
         """
         from gambrel.faces.words import number
 
+        if self.columns:
+            raise GambrelError("--column names the fields of a log; it goes with --workload FILE")
         if self.rate_series is None:
             raise GambrelError("no traffic given: --workload FILE, or --rate-series FILE, or day:mean=5,peak=1.8")
         found = series_of(self.rate_series)
@@ -204,14 +209,13 @@ class Asked:
         Raises:
             GambrelError: no traffic, or two kinds.
         """
-        from gambrel.faces import api
         from gambrel.traffic import ClientPool, chain_turns, conversations, from_rates, ready_to_replay, scale_load
 
         if self.log is not None:
             if self.rate_series is not None or self.clients or self.turns > 1 or self.hours or self.requests:
                 raise GambrelError("--rate-series and what goes with it (--requests, --hours, --clients, --turns) "
                                    "are instead of --workload")  # fmt: skip
-            found = ready_to_replay(api.load_workload(self.log), self.seed)
+            found = ready_to_replay(asked_log(self.log, self.columns), self.seed)
             found = scale_load(found, self.load, self.seed) if self.load != 1.0 else found
             return chain_turns(found) if self.turns_wait else found
         rates, lengths = self.rates(), self.profile()

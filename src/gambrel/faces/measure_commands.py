@@ -18,6 +18,7 @@ import typer
 
 from gambrel.core.errors import EndpointError, GambrelError
 from gambrel.core.version import __version__
+from gambrel.faces.logs import LogColumns, asked_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,6 +56,7 @@ def measure_command(
     workload: Annotated[
         str | None, typer.Option("--workload", "-w", help="Replay a log's or profile's own arrivals and lengths.")
     ] = None,
+    columns: LogColumns = None,
     prompt: Annotated[str, typer.Option("--prompt", help="Prompt tokens; several make a grid: 128,1k,8k.")] = "512",
     output: Annotated[str, typer.Option("--output", help="Output tokens of each answer.")] = "128",
     arrivals: Annotated[
@@ -113,7 +115,7 @@ def measure_command(
     from gambrel.measure.sweep import Sweep, measure
 
     definitions = {k: metric(v).name for k, v in _pairs(define or [], "--define").items()}
-    levels = _levels(concurrency, rate, ramp, workload, prompt, output, arrivals, cv, time_scale)
+    levels = _levels(concurrency, rate, ramp, workload, prompt, output, arrivals, cv, time_scale, columns)
     path = out or Path(time.strftime("measure-%Y%m%d-%H%M%S.jsonl.gz"))
     with _target(url, model, embedded=embedded) as (where, name), watched() as progress:
         endpoint = Endpoint(
@@ -209,6 +211,7 @@ def _levels(
     process: str,
     cv: float,
     time_scale: float,
+    columns: list[str] | None = None,
 ) -> tuple[Closed | Open | Ramp | Replay, ...]:
     """The levels that the words ask for: a grid over prompt lengths, or one replay."""
     from gambrel.faces.words import counts, number
@@ -217,9 +220,9 @@ def _levels(
     if sum(x is not None for x in (concurrency, rate, ramp, workload)) > 1:
         raise GambrelError("give one of --concurrency, --rate, --ramp and --workload")
     if workload is not None:
-        from gambrel.traffic import load_workload
-
-        return (Replay(load_workload(workload), time_scale),)
+        return (Replay(asked_log(workload, columns), time_scale),)
+    if columns:
+        raise GambrelError("--column names the fields of a log; it goes with --workload FILE")
     prompts, answer = counts(prompt, "--prompt"), number(output, "--output")
     if ramp is not None:
         low, _, high = ramp.partition(":")

@@ -160,15 +160,17 @@ def capped(workload: Workload, max_model_len: int | None) -> Workload:
     return cap_context(workload, max_model_len)
 
 
-def mix(texts: Sequence[str]) -> Workload | None:
+def mix(texts: Sequence[str], columns: list[str] | None = None) -> Workload | None:
     """``chat=chat.csv`` and ``code=code.csv`` as one workload that knows whose request is whose; None for none.
+
+    ``columns`` are the fields of them all, as ``--column`` names them.
 
     Raises:
         GambrelError: one is not of that form, or a log cannot be read or mixed.
     """
     if not texts:
         return None
-    from gambrel.faces import api
+    from gambrel.faces.logs import asked_log
     from gambrel.traffic import mixed, ready_to_replay
 
     logs = {}
@@ -176,5 +178,5 @@ def mix(texts: Sequence[str]) -> Workload | None:
         name, _, spec = text.partition("=")
         if not name.strip() or not spec.strip():
             raise GambrelError(f"--mix must be NAME=FILE or NAME=PROFILE like chat=chat.csv, got {text!r}")
-        logs[name.strip().lower()] = ready_to_replay(api.load_workload(spec.strip()))
+        logs[name.strip().lower()] = ready_to_replay(asked_log(spec.strip(), columns))
     return mixed(logs)
