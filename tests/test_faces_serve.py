@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -91,6 +92,35 @@ def test_compare_prints_a_table_or_one_document(
     assert "ttft.p50" in out
     status, out, _ = run("compare", str(a), str(b), "--json", capsys=capsys, monkeypatch=monkeypatch)
     assert json.loads(out)["metrics"]["output_tokens_per_s"]["ratio"]["value"] == 0.5
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_compare_cuts_no_figure_and_no_verdict(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gambrel.faces.console import show
+    from gambrel.faces.serve_commands import comparison_tables
+    from gambrel.measure.compare import compare
+    from gambrel.measure.importers.benchmark import Row, imported_run
+    from gambrel.measure.sides import Side
+
+    def side(slower: float) -> Side:
+        rows = []
+        for i in range(60):
+            first, last = i + (0.09 + 0.02 * (i % 7)) * slower, i + (1.1 + 0.3 * (i % 5)) * slower
+            gaps = np.full(999, (last - first) / 999)
+            rows.append(Row(arrival_s=i, first_s=first, last_s=last, prompt_tokens=9, output_tokens=1000, gaps=gaps))
+        return Side("a run of a long name", imported_run(rows, source="made", basis="made"))
+
+    monkeypatch.setenv("COLUMNS", columns)
+    found = compare(side(1.0), side(1.5))
+    show(comparison_tables(found))
+    out = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    assert max(map(len, out.splitlines())) <= int(columns)
+    assert out.count("B slower") == sum(v.verdict == "higher" for v in found.metrics) > 10
+    assert sum(line.count(" to ") == 3 for line in out.splitlines()) == len(found.metrics)
+    assert "output_tokens_per" in out
 
 
 @pytest.mark.parametrize(

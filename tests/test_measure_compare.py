@@ -78,6 +78,24 @@ def test_two_replays_of_one_workload_are_compared_request_by_request() -> None:
     assert found["ttft.p95"].a.high > 1.02 * found["ttft.p95"].a.value  # which alone would not have told
 
 
+def test_an_interval_of_a_wild_run_ends_at_what_was_seen() -> None:
+    def wild(seed: int) -> Side:
+        rng = np.random.default_rng(seed)
+        rows = [
+            Row(arrival_s=0.01 * i, first_s=0.01 * i + t, last_s=0.01 * i + 2 * t, prompt_tokens=5, output_tokens=2)
+            for i, t in enumerate(np.exp(rng.normal(-2.0, 3.0, 40)))
+        ]
+        return Side("made", imported_run(rows, source="made", basis="made"))
+
+    a, b = wild(1), wild(2)
+    assert a.run is not None
+    for v in compare(a, b).metrics:
+        if v.metric in {"ttft", "tpot", "e2e"}:
+            assert v.a.low >= float(getattr(a.run, f"{v.metric}_s").min()), v.name
+        elif v.metric in {"output_tokens_per_s", "request_rate"}:
+            assert v.a.low > v.a.value / 100.0, v.name
+
+
 def test_few_requests_get_no_verdict() -> None:
     found = compare(side(1, 10), side(2, 10, slower=3.0))
     assert {v.verdict for v in found.metrics if v.unit == "s"} == {"too few"}

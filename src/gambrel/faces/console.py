@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["emit", "show", "talk", "write_report"]
 
 
-def show(blocks: Iterable[RenderableType]) -> None:
-    """Print tables to stdout at the terminal's width, at 100 columns where there is no terminal."""
+def show(blocks: Iterable[RenderableType], *, columns: int = 100) -> None:
+    """Print tables to stdout at the terminal's width; elsewhere at that of ``COLUMNS``, or else of ``columns``."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    asked = os.environ.get("COLUMNS", "")
+    known = sys.stdout.isatty() or (asked.isdecimal() and int(asked) > 0)  # rich reads both by itself
+    console = Console(width=None if known else columns, highlight=False)
     for block in blocks:
         console.print(block)
 

@@ -19,6 +19,7 @@ import typer
 from gambrel.core.errors import EndpointError, GambrelError
 from gambrel.core.version import __version__
 from gambrel.faces.logs import LogColumns, asked_log
+from gambrel.faces.console import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["measure_tables", "measured_sweep", "register", "watched"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+WIDE = 140  # columns of a table where there is no terminal
 REFRESH_S = 0.5  # drawing shares the client's interpreter, so it is rare and small
 
 
@@ -156,7 +158,7 @@ def measure_command(
 
         typer.echo(dump(document))
     else:
-        _show(measure_tables(document))
+        show(measure_tables(document), columns=WIDE)
     if not any(level["num_ok"] for level in document["levels"]):
         first = next((level["error_example"] for level in document["levels"]), "nothing was measured")
         raise EndpointError(f"no request was answered: {first}; the records are in {path}")
@@ -182,7 +184,7 @@ def selfcheck_command(
 
         typer.echo(dump(document))
         return
-    _show(selfcheck_tables(document))
+    show(selfcheck_tables(document), columns=WIDE)
 
 
 @contextlib.contextmanager
@@ -441,12 +443,3 @@ def selfcheck_tables(document: Mapping[str, Any]) -> list[RenderableType]:
         grid("the client's own error, medians against the mock's own times", heads, rows),
         facts("", [("built for", built)]),
     ]
-
-
-def _show(blocks: list[RenderableType]) -> None:
-    """Print to stdout at the terminal's width, wide where there is no terminal."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    for block in blocks:
-        console.print(block)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+FIGURES = 54  # columns for the figures of a comparison, of the 80 of a terminal
+UNITS = " abcdefghijklmnopqrstuvwxyzµ/"
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")]
 Port = Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 takes a free one.")]
@@ -237,18 +240,27 @@ def compare_command(
 
 
 def comparison_tables(found: Comparison) -> list[RenderableType]:
-    """The comparison as a table, and what A and B are."""
-    from rich.table import Table
+    """The comparison as a table, and what A and B are.
 
-    table = Table(title=f"A: {found.a.name}\nB: {found.b.name}", title_justify="left", box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("A", "B", "B / A"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for v in found.metrics:
-        table.add_row(v.name, figure(v, v.a), figure(v, v.b), ratio(v.ratio), word(v))
+    An interval stands below its figure: side by side they are wider than a terminal. Names and verdicts wrap before
+    figures do, as long as that can be enough at 80 columns.
+    """
+    from gambrel.faces.tables import grid
+
+    def stacked(text: str) -> str:
+        return text.removesuffix("]").replace(" [", "\n")
+
+    rows = [
+        [v.name, *map(stacked, (figure(v, v.a), figure(v, v.b), ratio(v.ratio))), word(v)] for v in found.metrics
+    ]
+    table = grid(f"A: {found.a.name}\nB: {found.b.name}", ["", "A", "B", "B / A", "verdict"], rows)
+    figures = table.columns[1:4]
+    widest = sum(max(len(line) for cell in column.cells for line in str(cell).split("\n")) for column in figures)
+    for column in figures:
+        column.no_wrap = widest <= FIGURES
+    table.columns[4].justify = "left"
     share = f"{found.tolerance:.0%}"
-    return [table, f"intervals hold 95 %; same: all of the interval within {share}; unclear: it allows both"]
+    return [table, f"below a figure: its 95 % interval; same: all of it within {share}; unclear: it allows both"]
 
 
 def figure(verdict: Verdict, estimate: Estimate) -> str:
@@ -258,16 +270,25 @@ def figure(verdict: Verdict, estimate: Estimate) -> str:
     def shown(value: float) -> str:
         return human.seconds(value) if verdict.unit == "s" else f"{human.number(value)}/s"
 
-    if not math.isfinite(estimate.low):
-        return shown(estimate.value)
-    return f"{shown(estimate.value)} [{shown(estimate.low)}, {shown(estimate.high)}]"
+    return _with_interval(*map(shown, (estimate.value, estimate.low, estimate.high)), estimate)
 
 
 def ratio(estimate: Estimate) -> str:
     """B over A with its interval."""
+    from gambrel.report import humanise as human
+
+    def shown(value: float) -> str:
+        return f"{value:.3f}" if value < 1000.0 else human.number(value)
+
+    return _with_interval(*map(shown, (estimate.value, estimate.low, estimate.high)), estimate)
+
+
+def _with_interval(value: str, low: str, high: str, estimate: Estimate) -> str:
+    """``26.9 ms [26.4 to 27.6 ms]``: a unit that both ends share is said once."""
     if not math.isfinite(estimate.low):
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        return value
+    number = low.rstrip(UNITS)
+    return f"{value} [{number if low[len(number) :] == high[len(high.rstrip(UNITS)) :] else low} to {high}]"
 
 
 def word(verdict: Verdict) -> str:

@@ -183,7 +183,7 @@ def _resample(values: Floats, rng: np.random.Generator) -> Floats:
         parts.append(_statistics(values[index]))
     draws = np.concatenate(parts, axis=1)
     centre = np.median(draws, axis=1, keepdims=True)
-    return np.maximum(centre + (draws - centre) * _widening(n / length), 1e-12)
+    return np.maximum(centre + (draws - centre) * _widening(n / length), values.min())  # no figure is below them all
 
 
 def _widening(blocks: float) -> float:
@@ -313,5 +313,5 @@ def _rate(side: Side, name: str) -> tuple[float, Floats] | None:
     sums, _ = np.histogram(ends, edges, weights=weights[order])
     means = sums / np.diff(edges)
     error = float(means.std(ddof=1)) / np.sqrt(batches)
-    draws = np.random.default_rng(len(ends)).normal(value, error, RESAMPLES)
-    return value, np.maximum(draws, 1e-12)
+    draws = np.random.default_rng(len(ends)).normal(0.0, error / value, RESAMPLES)
+    return value, value * np.exp(draws)  # of the logarithm: a rate is above 0, however far its batches are apart
