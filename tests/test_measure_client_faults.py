@@ -11,18 +11,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from gambrel.core.errors import EndpointError
+from gambrel.core.workload import Workload
 from gambrel.measure import sweep as sweeps
 from gambrel.measure.client import Client, Endpoint, Timeouts, new_event_loop
 from gambrel.measure.mock import MockServer, Script
 from gambrel.measure.protocol_events import Exchange
 from gambrel.measure.record import Record, RecordWriter, read_recording
-from gambrel.measure.sweep import Closed, Open, Sweep, measure
+from gambrel.measure.sweep import Closed, Open, Replay, Sweep, measure
 from measure_wire import needs_openssl, tls_server
 
 if TYPE_CHECKING:
@@ -335,6 +337,20 @@ def test_a_sweep_that_makes_no_sense_is_refused(bad: dict[str, object]) -> None:
     fields: dict[str, object] = {"levels": (Closed(1, 8, 8),)}
     with pytest.raises(EndpointError):
         Sweep(Endpoint("http://127.0.0.1:1", "m"), **(fields | bad))  # type: ignore[arg-type] # fields of many types
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"processes": -1}, "--processes must be at least 0"),
+        ({"shared_tokens": -1}, "--shared-prefix must be at least 0"),
+        ({"levels": (Replay(Workload(np.zeros(1), np.ones(1), np.ones(1)), 0.0),)}, "--time-scale must be"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named_before_anything_is_sent(bad: dict[str, Any], said: str) -> None:
+    fields: dict[str, Any] = {"levels": (Closed(1, 8, 8),)} | bad
+    with pytest.raises(EndpointError, match=said):
+        Sweep(Endpoint("http://127.0.0.1:1", "m"), **fields)
 
 
 def test_payloads_are_json_with_exactly_the_fields_asked_for() -> None:

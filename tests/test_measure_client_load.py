@@ -216,6 +216,20 @@ def test_an_overloaded_queue_is_d_d_1_and_the_wait_counts(server: MockServer, tm
     assert level["e2e_s"]["p50"] == pytest.approx(np.median(expected), rel=0.3)
 
 
+@pytest.mark.parametrize("n", [1, 8])
+def test_a_log_that_comes_all_at_once_is_replayed_until_its_last_answer(
+    server: MockServer, n: int, tmp_path: Path
+) -> None:
+    log = Workload(np.full(n, 5.0), np.full(n, 20), np.full(n, 8), name="burst")
+    out = tmp_path / "burst.jsonl"
+    found = measure(sweep(server, Replay(log)), out)["levels"][0]
+    assert (found["num_ok"], found["requested_rate_rps"], found["fidelity"]["requested"]) == (n, None, None)
+    last = max(r.t_end_ns or 0 for r in read_recording(out).records if not r.warmup)
+    assert read_recording(out).levels["replay burst x1"].end_ns == last + 1
+    assert found["output_tokens_per_s"] * found["window_s"] == pytest.approx(8 * n)
+    assert found["requests_per_s"] * found["window_s"] == pytest.approx(n)
+
+
 def test_a_replay_and_a_ramp_send_what_they_should(server: MockServer, tmp_path: Path) -> None:
     server.play(Script(ttft_s=0.01, gap_s=0.001))
     log = Workload(np.arange(30) / 20, np.arange(20, 50), np.arange(1, 31), name="log")

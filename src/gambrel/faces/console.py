@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from gambrel.report.document import Report
 
-__all__ = ["emit", "show", "talk", "write_report"]
+__all__ = ["emit", "require_writable", "show", "talk", "write_report"]
 
 
 def show(blocks: Iterable[RenderableType], *, columns: int = 100) -> None:
@@ -40,6 +41,32 @@ def emit(document: Mapping[str, Any]) -> None:
     from gambrel.faces.documents import dump
 
     typer.echo(dump(document))
+
+
+def require_writable(path: Path | None, option: str) -> None:
+    """Refuse a file that cannot be written before the work for it begins; it is neither made nor emptied.
+
+    A folder that does not allow files (``/proc``) may still say that it does, so a nameless one is tried in it.
+
+    Raises:
+        GambrelError: it is a folder, or cannot be written, or its folder is not there.
+    """
+    import tempfile
+
+    from gambrel.core.errors import GambrelError
+
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists():
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise GambrelError(f"{option}: cannot write {path}: {error.strerror}; choose another file") from None
 
 
 def write_report(report: Report, html: Path | None, images: Path | None) -> None:

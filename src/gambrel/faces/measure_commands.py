@@ -342,8 +342,8 @@ def measure_tables(document: Mapping[str, Any]) -> list[RenderableType]:
         got = level["delivered_concurrency"] if closed else level["delivered_rate_rps"]
         cells = [human.seconds(level[f"{w}_s"][s]) for w, s in COLUMNS]
         rows.append([
-            level["label"], f"{human.number(got)} of {human.number(asked)}", human.number(level["output_tokens_per_s"]),
-            *cells, str(level["num_ok"]), str(level["num_errors"] or ""),
+            level["label"], "all at once" if asked is None else f"{human.number(got)} of {human.number(asked)}",
+            human.number(level["output_tokens_per_s"]), *cells, str(level["num_ok"]), str(level["num_errors"] or ""),
             "client-bound" if level["fidelity"].get("client_bound") else "",
         ])  # fmt: skip
     heads = ["level", "delivered", "tok/s", *(f"{w.upper()} {s}" for w, s in COLUMNS), "ok", "failed", ""]

@@ -83,7 +83,7 @@ def fidelity(
     rate = len(measured) / wall_s
     running = [s.values["running"] for s in server if "running" in s.values and begin <= s.t_ns <= end]
     found: dict[str, Any] = {
-        "requested": level.requested,
+        "requested": level.requested or None,
         "delivered_concurrency": concurrency,
         "delivered_rate_rps": rate,
         "server_running_mean": float(np.mean(running)) if running else None,

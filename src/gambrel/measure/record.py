@@ -119,7 +119,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 class Level(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="level"):
     """One operating point of a sweep. Written when it begins and again, complete, when it ends: the last one counts.
 
-    ``mode`` is ``closed`` (``requested`` is requests in flight), ``open`` or ``replay`` (requests per second).
+    ``mode`` is ``closed`` (``requested`` is requests in flight), ``open`` or ``replay`` (requests per second; 0 where
+    all of a replay's come at once, which is no rate).
     ``begin_ns`` to ``end_ns`` is the measured window, after the warm-up; ``fidelity`` is how far to trust it.
     """
 

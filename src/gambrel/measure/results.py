@@ -77,7 +77,7 @@ def level_figures(
         "mode": level.mode,
         "repeat": level.repeat,
         "requested_concurrency": level.requested if closed else None,
-        "requested_rate_rps": None if closed else level.requested,
+        "requested_rate_rps": None if closed else level.requested or None,
         "delivered_concurrency": delivered_concurrency(records, begin, end),
         "delivered_rate_rps": (ended if closed else len(measured)) / window_s,
         "window_s": window_s,

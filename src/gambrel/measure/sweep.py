@@ -137,9 +137,14 @@ class Sweep:
             raise EndpointError("nothing to measure: give at least one concurrency or rate")
         if self.repeats < 1 or self.duration_s <= 0 or (self.num_requests is not None and self.num_requests < 1):
             raise EndpointError("repeats and requests must be at least 1, and the duration above 0")
+        for option, value in (("--processes", self.processes), ("--shared-prefix", self.shared_tokens)):
+            if value < 0:
+                raise EndpointError(f"{option} must be at least 0, got {value}")
         for level in self.levels:
             sizes = (level.concurrency,) if isinstance(level, Closed) else ()
-            if not isinstance(level, Replay):
+            if isinstance(level, Replay):
+                replay(level.workload, time_scale=level.time_scale)  # refuses what cannot be replayed
+            else:
                 sizes = (*sizes, level.prompt_tokens, level.output_tokens)
             if any(s < 1 for s in sizes):
                 raise EndpointError(f"level {level.label}: concurrency and lengths must be at least 1")
@@ -454,6 +459,8 @@ class _Session:
                 line = msgspec.structs.replace(line, note=note)
         else:
             begin, end, vitals = await self._open(crew, level, label)
+            if isinstance(level, Replay) and level.workload.span_s == 0:  # no span of its own: until the last answer
+                end = max([end, *(r.t_end_ns + 1 for r in self.records if r.level == label and r.t_end_ns is not None)])
         self._finish(line, begin, end, vitals)
 
     def _rate(self, level: Open | Ramp | Replay) -> float:
@@ -461,7 +468,7 @@ class _Session:
             return level.rate_rps
         if isinstance(level, Ramp):
             return (level.low_rps + level.high_rps) / 2
-        return level.workload.rate_rps / level.time_scale
+        return level.workload.rate_rps / level.time_scale if level.workload.span_s > 0 else 0.0
 
     def _write(self, line: Level) -> None:
         with self.lock:
