@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gambrel.calibrate.constants import moved
-from gambrel.calibrate.evidence import Point, point_of_lengths, point_of_run
+from gambrel.calibrate.evidence import Point, point_of_lengths, point_of_run, require_possible
 from gambrel.calibrate.fit import Calibration, calibrate, calibration_document
 from gambrel.calibrate.next_level import next_levels
 from gambrel.calibrate.predict import Predictor, simulated
@@ -145,6 +145,38 @@ def test_a_level_bound_by_its_client_is_refused() -> None:
     bound = Point("c512", points[0].deployment, points[0].workload, points[0].measured, client_bound=True)
     with pytest.raises(WorkloadError, match=r"bound by the client.*c512"):
         calibrate([*points, bound], base)
+
+
+def test_a_level_faster_than_its_weights_can_be_read_is_refused() -> None:
+    lengths = {"prompt_tokens": 128, "output_tokens": 32, "users": 1}
+    h100 = twin()  # 4.48 ms a step at least
+    l4 = api.deployment("meta-llama/Llama-3.1-8B", "l4")
+
+    def level(deployment: Deployment, tpot_s: float) -> Point:
+        return point_of_lengths(deployment, {"tpot": Figure(tpot_s)}, **lengths)  # type: ignore[arg-type]
+
+    require_possible([level(h100, 4.6e-3), level(h100, 4.2e-3), point_of_lengths(l4, {}, **lengths)])  # type: ignore[arg-type]
+    with pytest.raises(WorkloadError, match=r"c1 p128 o32: 6.30 ms a token, but l4 takes at least 50.0 ms"):
+        require_possible([level(h100, 6.3e-3), level(l4, 6.3e-3)])
+    with pytest.raises(WorkloadError, match="what ran"):
+        require_possible([level(h100, 3.9e-3)])
+    guessing = h100.with_(draft_tokens=3, acceptance=0.7)
+    require_possible(
+        [level(guessing, 1.2e-3), level(h100.with_(weights="fp8"), 2.3e-3), level(h100.with_(tp=2), 2.3e-3)]
+    )
+
+
+@pytest.mark.shared
+def test_published_rows_are_slower_than_their_weights_can_be_read(shared_data: Path) -> None:
+    from gambrel.calibrate.evidence import point_of_row
+    from gambrel.calibrate.names import Models
+    from gambrel.calibrate.table import read_table
+
+    names = ("dstack.csv", "gpu_conc.csv", "llmservingsim_bench.csv")
+    rows = [r for name in names for r in read_table(shared_data / "ground_truth" / name)]
+    points = [p for r in rows if (p := point_of_row(r, Models(None), api.accelerator)) is not None]
+    assert len(points) > 40
+    require_possible(points)
 
 
 def test_one_profile_is_of_one_accelerator() -> None:

@@ -98,6 +98,7 @@ def calibrate_command(
     as_json: Json = False,
 ) -> None:
     """Fit the cost model to your own measurements, with intervals, errors on unseen levels and what to measure next."""
+    from gambrel.calibrate.evidence import require_possible
     from gambrel.calibrate.fit import calibrate, calibration_document
     from gambrel.calibrate.next_level import next_levels
     from gambrel.calibrate.profile import profile_of, write_profile
@@ -112,6 +113,7 @@ def calibrate_command(
     settings |= ({"weights": weights} if weights else {}) | ({"kv": kv} if kv else {})
     points = [p for path in runs for p in points_of(path, model, gpu, settings, models)]
     points = [p for p in points if not any(word in p.label for word in skip or ())]
+    require_possible(points)
     fitted = calibrate(points, lambda d: efficiency(d.accelerator, d.engine, d.engine_version))
     advice = next_levels(fitted)
     if out is not None:

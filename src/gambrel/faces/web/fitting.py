@@ -247,10 +247,11 @@ JOBS: Final[Jobs[Fit]] = Jobs("fit")
 
 def start(asked: FitRequest) -> dict[str, Any]:
     """Fit the model's constants to a run: the id of the fit."""
-    from gambrel.calibrate.evidence import require_server_bound
+    from gambrel.calibrate.evidence import require_possible, require_server_bound
 
     points = points_of(asked.run, asked)
     require_server_bound(points)
+    require_possible(points)
     return {"id": JOBS.start(lambda job: fitted(asked, points, job))}
 
 
