@@ -128,6 +128,19 @@ def test_compare_cuts_no_figure_and_no_verdict(
     [
         (("compare", "none-a", "none-b"), "cannot read none-a"),
         (("record", "--upstream", "ftp://x"), "--upstream must be a URL"),
+        (("record", "--upstream", "foo"), "--upstream must be a URL like http://127.0.0.1:8000, got 'foo'"),
+        (("record", "--upstream", "http://"), "--upstream must be a URL"),
+        (("record", "--upstream", "http://[::1"), "--upstream must be a URL"),
+        (("record", "--upstream", "http://x", "--port", "99999"), "'--port'"),
+        (("twin", "-m", "Llama-3.1-8B-Instruct", "-g", "l4", "-p", "99999"), "0<=x<=65535"),
+        (("serve-embedded", "-p", "-1"), "'--port'"),
+        (("ui", "--port", "65536"), "'--port'"),
+        (("measure", "-u", "http://127.0.0.1:1", "-m", "m", "--processes", "-1"), "--processes must be at least 0"),
+        (("measure", "-u", "http://127.0.0.1:1", "-m", "m", "--shared-prefix", "-1"), "--shared-prefix must be"),
+        (("selfcheck", "1", "--processes", "-1"), "--processes must be at least 0"),
+        (("validate", "none.csv", "--markdown", "/proc/x"), "--markdown: cannot write /proc/x"),
+        (("calibrate", "none.csv", "--out", "/proc/x"), "--out: cannot write /proc/x"),
+        (("calibrate", "none.csv", "--out", "/"), "--out: cannot write /: Is a directory"),
         (("record", "--upstream", "http://x", "--rotate-mb", "0"), "--rotate-mb"),
         ((*TWIN, "--scale", "0"), "time scale"),
         ((*TWIN, "--grace", "-1"), "--grace"),
@@ -144,3 +157,14 @@ def test_one_clear_line_and_status_2(
     assert out == ""
     assert said in err
     assert "Traceback" not in err
+
+
+def test_asking_whether_a_file_can_be_written_leaves_it_as_it_is(tmp_path: Path) -> None:
+    from gambrel.faces.console import require_writable
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("precious")
+    for path in (old, new, None):
+        require_writable(path, "--out")
+    assert old.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [old]

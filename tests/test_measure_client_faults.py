@@ -344,7 +344,7 @@ def test_a_sweep_that_makes_no_sense_is_refused(bad: dict[str, object]) -> None:
     [
         ({"processes": -1}, "--processes must be at least 0"),
         ({"shared_tokens": -1}, "--shared-prefix must be at least 0"),
-        ({"levels": (Replay(Workload(np.zeros(1), np.ones(1), np.ones(1)), 0.0),)}, "--time-scale must be"),
+        ({"levels": (Replay(Workload(np.zeros(1), np.array([1]), np.array([1])), 0.0),)}, "--time-scale must be"),
     ],
 )
 def test_an_option_that_cannot_be_is_named_before_anything_is_sent(bad: dict[str, Any], said: str) -> None:

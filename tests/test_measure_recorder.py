@@ -257,10 +257,10 @@ def test_a_full_disk_costs_lines_not_requests(tmp_path: Path, monkeypatch: pytes
 
 
 def test_clear_words(tmp_path: Path) -> None:
-    for bad in ("ftp://x", "http://", "http://x:port"):
+    for bad in ("ftp://x", "http://", "http://x:port", "http://[::1", "foo", "localhost:8000"):
         with pytest.raises(EndpointError, match="--upstream must be a URL"):
             Upstream.parse(bad)
-    assert Upstream.parse("localhost:8000/base/") == Upstream("localhost", 8000, tls=False, prefix="/base")
+    assert Upstream.parse("http://localhost:8000/base/") == Upstream("localhost", 8000, tls=False, prefix="/base")
     assert Upstream.parse("https://api.example.com").authority == "api.example.com"
     with pytest.raises(EndpointError, match="cannot write"):
         LogFile(tmp_path)

@@ -19,20 +19,20 @@ from gambrel.faces.calibrate_commands import ProfileFile, own_constants
 from gambrel.faces.console import emit, show, talk
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from rich.console import RenderableType
 
     from gambrel.measure.compare import Comparison, Estimate, Verdict
 
-__all__ = ["register"]
+__all__ = ["Port", "register"]
 
 FIGURES = 54  # columns for the figures of a comparison, of the 80 of a terminal
 UNITS = " abcdefghijklmnopqrstuvwxyzµ/"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")]
-Port = Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 takes a free one.")]
+Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -250,9 +250,7 @@ def comparison_tables(found: Comparison) -> list[RenderableType]:
     def stacked(text: str) -> str:
         return text.removesuffix("]").replace(" [", "\n")
 
-    rows = [
-        [v.name, *map(stacked, (figure(v, v.a), figure(v, v.b), ratio(v.ratio))), word(v)] for v in found.metrics
-    ]
+    rows = [[v.name, *map(stacked, (figure(v, v.a), figure(v, v.b), ratio(v.ratio))), word(v)] for v in found.metrics]
     table = grid(f"A: {found.a.name}\nB: {found.b.name}", ["", "A", "B", "B / A", "verdict"], rows)
     figures = table.columns[1:4]
     widest = sum(max(len(line) for cell in column.cells for line in str(cell).split("\n")) for column in figures)
@@ -270,7 +268,7 @@ def figure(verdict: Verdict, estimate: Estimate) -> str:
     def shown(value: float) -> str:
         return human.seconds(value) if verdict.unit == "s" else f"{human.number(value)}/s"
 
-    return _with_interval(*map(shown, (estimate.value, estimate.low, estimate.high)), estimate)
+    return _with_interval(estimate, shown)
 
 
 def ratio(estimate: Estimate) -> str:
@@ -280,15 +278,17 @@ def ratio(estimate: Estimate) -> str:
     def shown(value: float) -> str:
         return f"{value:.3f}" if value < 1000.0 else human.number(value)
 
-    return _with_interval(*map(shown, (estimate.value, estimate.low, estimate.high)), estimate)
+    return _with_interval(estimate, shown)
 
 
-def _with_interval(value: str, low: str, high: str, estimate: Estimate) -> str:
+def _with_interval(estimate: Estimate, shown: Callable[[float], str]) -> str:
     """``26.9 ms [26.4 to 27.6 ms]``: a unit that both ends share is said once."""
     if not math.isfinite(estimate.low):
-        return value
+        return shown(estimate.value)
+    low, high = shown(estimate.low), shown(estimate.high)
     number = low.rstrip(UNITS)
-    return f"{value} [{number if low[len(number) :] == high[len(high.rstrip(UNITS)) :] else low} to {high}]"
+    shared = low[len(number) :] == high[len(high.rstrip(UNITS)) :]
+    return f"{shown(estimate.value)} [{number if shared else low} to {high}]"
 
 
 def word(verdict: Verdict) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from gambrel.core.errors import GambrelError
+from gambrel.faces.serve_commands import Port  # noqa: TC001 - typer reads it from the signature
 
 if TYPE_CHECKING:
     import socket
@@ -20,7 +21,6 @@ __all__ = ["register"]
 ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound to by default
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; anything but loopback asks for a token.")]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")]
 Runs = Annotated[
     Path | None, typer.Option("--runs", help="Folder of measured runs to list and add to; else they stay in memory.")
 ]

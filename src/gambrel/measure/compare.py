@@ -183,7 +183,8 @@ def _resample(values: Floats, rng: np.random.Generator) -> Floats:
         parts.append(_statistics(values[index]))
     draws = np.concatenate(parts, axis=1)
     centre = np.median(draws, axis=1, keepdims=True)
-    return np.maximum(centre + (draws - centre) * _widening(n / length), values.min())  # no figure is below them all
+    wide = centre + (draws - centre) * _widening(n / length)
+    return np.maximum(wide, float(values.min()))  # no figure of a run is below all of its requests
 
 
 def _widening(blocks: float) -> float:

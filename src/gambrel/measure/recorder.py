@@ -148,11 +148,11 @@ class Upstream:
     @classmethod
     def parse(cls, url: str) -> Upstream:
         """Read ``http(s)://host[:port][/path]``; EndpointError for anything else."""
-        parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
         try:
+            parts = urlsplit(url)
             port = parts.port
-        except ValueError:
-            port = -1
+        except ValueError:  # brackets that do not match, a port that is no number
+            parts, port = urlsplit(""), -1
         if parts.scheme not in {"http", "https"} or not parts.hostname or port == -1:
             raise EndpointError(f"--upstream must be a URL like http://127.0.0.1:8000, got {url!r}")
         tls = parts.scheme == "https"
