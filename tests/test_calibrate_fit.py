@@ -123,7 +123,10 @@ def test_users_who_keep_step_by_a_hair_do_not_hide_what_a_request_takes_outside(
         seen = {m: Figure(run.distribution(m).mean * float(np.exp(rng.normal(0.0, noise[m])))) for m in ASKED}
         points.append(point_of_lengths(deployment, seen, **lengths))  # type: ignore[arg-type]
     found = calibrate(points, shipped)
-    assert found.multiples["request_s"] == pytest.approx(1.15, rel=0.08)
+    # five first tokens that scatter by 5 % tell a half of each to some 6 %
+    assert found.multiples["request_s"] == pytest.approx(1.15, rel=0.12)
+    (late,) = (p for p in found.parameters if p.name == "request_s")
+    assert late.low < 1.15 < late.high
     assert np.abs(found.in_sample["ttft"]).max() < 0.08
     assert np.abs(found.in_sample["tpot"]).max() < 0.02
 

@@ -18,8 +18,8 @@ import typer
 
 from gambrel.core.errors import EndpointError, GambrelError
 from gambrel.core.version import __version__
-from gambrel.faces.logs import LogColumns, asked_log
 from gambrel.faces.console import show
+from gambrel.faces.logs import LogColumns, asked_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -283,7 +283,7 @@ def _rank(histogram: Histogram, share: float, n: int) -> Estimate:
 def _throughput(a: Side, b: Side, tolerance: float) -> list[Verdict]:
     found = []
     for name in ("output_tokens_per_s", "request_rate"):
-        left, right = _rate(a, name), _rate(b, name)
+        left, right = _rate(a, name, 0), _rate(b, name, 1)
         if left is None or right is None:
             continue
         if len(left[1]) and len(right[1]):
@@ -294,8 +294,8 @@ def _throughput(a: Side, b: Side, tolerance: float) -> list[Verdict]:
     return found
 
 
-def _rate(side: Side, name: str) -> tuple[float, Floats] | None:
-    """The rate over the makespan, and draws of it from the means of ten batches in time."""
+def _rate(side: Side, name: str, seed: int) -> tuple[float, Floats] | None:
+    """The rate over the makespan, and draws of it, of their own for each side, from the means of ten batches in time."""
     run = side.run
     if run is None:
         value = side.rates.get(name)
@@ -314,5 +314,5 @@ def _rate(side: Side, name: str) -> tuple[float, Floats] | None:
     sums, _ = np.histogram(ends, edges, weights=weights[order])
     means = sums / np.diff(edges)
     error = float(means.std(ddof=1)) / np.sqrt(batches)
-    draws = np.random.default_rng(len(ends)).normal(0.0, error / value, RESAMPLES)
+    draws = np.random.default_rng((seed, len(ends))).normal(0.0, error / value, RESAMPLES)
     return value, value * np.exp(draws)  # of the logarithm: a rate is above 0, however far its batches are apart
