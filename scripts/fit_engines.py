@@ -100,6 +100,7 @@ INHERITED = 0.5  # share of its parent's way that an entry starts from
 TUNED = ("bandwidth", "compute", "kv", "experts", "passes", "expert_shape")
 TRIES = 6  # of a step, each more damped
 LEAST_DAMPING = 0.05
+FIRST_DAMPING = 0.5  # far from the rows, constants that trade against each other run apart: where they end is no better
 CONVERGED = 0.002  # of the loss
 FIGURES = ("tpot", "e2e", "output_tok_s")
 FOLDS = ("model", "gpu", "source")
@@ -419,7 +420,7 @@ def fitted(problem: Problem, centre: Floats, iterations: int) -> Solution:
                  Figures(np.zeros(0), [], [], np.zeros((0, 3))), np.zeros(0))  # fmt: skip
     if not problem.rows:
         return s
-    start, damping = time.perf_counter(), 0.0
+    start, damping = time.perf_counter(), FIRST_DAMPING
     s.found = problem.figures(s.theta)
     loss = s.loss(s.found, s.theta)
     for _ in range(iterations):
