@@ -105,6 +105,18 @@ def test_bad_axes(batches: list[int], contexts: list[int]) -> None:
         curve(Roofline(llama_on_h100(), ideal()), batches, contexts)
 
 
+@pytest.mark.parametrize(("batch", "context"), [(1, 10**15 - 1), (10**12, 512)])
+def test_axes_that_no_sum_holds(batch: int, context: int) -> None:
+    with pytest.raises(DeploymentError, match="at most"):
+        curve(Roofline(llama_on_h100(), ideal()), [batch], [context])
+
+
+def test_the_longest_context_is_drawn() -> None:
+    found = curve(Roofline(llama_on_h100(), ideal()), [1], [1 << 40])
+    assert not found.fits.any()
+    assert found.step_s[0] > 1e3
+
+
 def test_the_floor_does_not_depend_on_efficiency() -> None:
     d = llama_on_h100()
     assert floor_seconds(Roofline(d, ideal())) == floor_seconds(Roofline(d, efficiency(H100)))

@@ -31,6 +31,7 @@ __all__ = ["crossover_of", "curve", "floor_seconds", "wall_batch"]
 _CHUNK = 1 << 15
 _WIDE = 1 << 13  # tokens by which every expert is touched, so that compute per token is a constant
 _FAR = 1 << 20  # a batch beyond which nothing bends: weights are amortised to nothing
+_MOST_CONTEXT = 1 << 40  # tokens; twice the far batch of such contexts is still counted in 64 bits
 
 
 def floor_seconds(cost_model: CostModel) -> float:
@@ -109,6 +110,11 @@ def curve(
     b, c = np.asarray(batches, dtype=np.int64), np.asarray(contexts, dtype=np.int64)
     if not b.size or not c.size or b.min() < 1 or c.min() < 0:
         raise DeploymentError("a curve needs batches of at least 1 and contexts of at least 0")
+    if b.max() > _FAR or c.max() > _MOST_CONTEXT:
+        raise DeploymentError(
+            f"a curve is drawn for batches of at most {_FAR:,} and contexts of at most {_MOST_CONTEXT:,} tokens, "
+            f"got {int(b.max()):,} and {int(c.max()):,}"
+        )
     most = int(b.max())
     table = cost_model.compile(most, most)
     budget = cost_model.memory()

@@ -26,7 +26,7 @@ from gambrel.faces import (
     serve_commands,
     web_commands,
 )
-from gambrel.faces.console import emit, show, talk, write_report
+from gambrel.faces.console import emit, show, talk, talk_context, write_report
 from gambrel.faces.logs import LogColumns, asked_log, pairs
 
 if TYPE_CHECKING:
@@ -193,15 +193,20 @@ def curve_command(
         | ({"kv": kv} if kv else {})
     )
     deployment = api.deployment(model, device(gpu, price, catalog), **settings)
+    contexts = counts(context, "--context")
     drawn = api.curve(
         deployment,
         counts(batch, "--batch"),
-        counts(context, "--context"),
+        contexts,
         form="max" if textbook else form,
         textbook=textbook,
         operators=operators,
         profile=calibrate_commands.own_constants(profile, deployment),
     )
+    most = deployment.model.max_context
+    if most is not None and contexts[-1] > most:
+        talk(f"note: contexts beyond the {most:,} tokens of {deployment.model.name} are drawn all the same; "
+             "an engine refuses them unless it is told otherwise")  # fmt: skip
     if html is not None or images is not None:
         from gambrel.report import curve_report
 
@@ -408,6 +413,7 @@ def simulate_command(
     requests = patient(requests, deadline)
     if requests.priority is not None and deployment.policy != "vllm_priority":
         talk(f"note: the log has priorities; policy {deployment.policy} does not read them, vllm_priority does")
+    talk_context(deployment, requests)
     cut = window_of(window)
     run, interrupted = (
         watched(lambda watch: api.simulate(deployment, requests, priced, watch=watch))

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from gambrel.core.deployment import Deployment
+    from gambrel.core.workload import Workload
     from gambrel.report.document import Report
 
-__all__ = ["emit", "require_writable", "show", "talk", "write_report"]
+__all__ = ["emit", "require_writable", "show", "talk", "talk_context", "write_report"]
 
 
 def show(blocks: Iterable[RenderableType], *, columns: int = 100) -> None:
@@ -34,6 +36,14 @@ def show(blocks: Iterable[RenderableType], *, columns: int = 100) -> None:
 def talk(text: str) -> None:
     """A word to the person, on stderr."""
     typer.echo(text, err=True)
+
+
+def talk_context(deployment: Deployment, workload: Workload) -> None:
+    """A note on stderr where requests are longer than the model's context."""
+    from gambrel.plan.caveats import context_caveats
+
+    for caveat in context_caveats(deployment.model, workload, deployment.max_model_len):
+        talk(f"note: {caveat}")
 
 
 def emit(document: Mapping[str, Any]) -> None:

@@ -98,6 +98,7 @@ def fleet_command(
 ) -> None:
     """A fleet over time: autoscaling, cold starts, failures; what requests felt and what it cost."""
     from gambrel.faces import api
+    from gambrel.faces.console import talk_context
     from gambrel.faces.fleet_answers import fleet_document, fleet_tables
 
     started = time.perf_counter()
@@ -119,6 +120,7 @@ def fleet_command(
     scale = scaling(autoscale, low, high)
     takes = start_seconds(deployment, start_up, load_rate, engine_start, needed=scale is not None or bool(failures))
     served = asked.workload()
+    talk_context(deployment, served)
     options: dict[str, Any] = {"start_up_s": takes, "failures": broken(failures)}
     day = api.fleet(deployment, served, autoscale=scale, **options)
     fixed = None

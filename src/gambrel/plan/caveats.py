@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gambrel.report.humanise import per_hour
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gambrel.core.deployment import Deployment
+    from gambrel.core.model import Model
+    from gambrel.core.workload import Workload
 
-__all__ = ["caveats"]
+__all__ = ["caveats", "context_caveats"]
 
 STUDY = "Kurtic et al., ACL 2025 (arXiv 2411.02355), on the Llama-3.1 family"
 WEIGHTS = {
@@ -42,6 +46,23 @@ TERMS = {"spot": SPOT, "community": COMMUNITY, "reserved": RESERVED, "owned": OW
 def caveats(deployment: Deployment) -> tuple[str, ...]:
     """What to know before renting a deployment, in sentences; empty where there is nothing to say."""
     return tuple(said(deployment))
+
+
+def context_caveats(model: Model, workload: Workload, max_model_len: int | None = None) -> tuple[str, ...]:
+    """Requests longer than the model's context, which can be stretched but seldom is; none under a cap of one's own."""
+    most = model.max_context
+    if most is None or max_model_len is not None:
+        return ()
+    total = workload.prompt_tokens + workload.output_tokens
+    longer = np.flatnonzero(total > most)
+    if not len(longer):
+        return ()
+    row = int(longer[0])
+    caveat = (
+        f"{len(longer):,} of {len(total):,} requests are longer than the {most:,} tokens of {model.name}'s context, "
+        f"first row {row + 1} with {int(total[row]):,}: an engine refuses them unless it is told otherwise"
+    )
+    return (caveat,)
 
 
 def said(deployment: Deployment) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gambrel.core.plan import Candidate, Cell, Chance, Fix, LoadPoint, Plan, Sensitivity, Setting, Surer
-from gambrel.plan.caveats import caveats
+from gambrel.plan.caveats import caveats, context_caveats
 from gambrel.plan.chance import chances, surer
 from gambrel.plan.compare import biggest_because, break_even_prices, pareto_front
 from gambrel.plan.explain import (
@@ -116,7 +116,11 @@ def plan(
         front=pareto_front(found.tried),
         break_even=break_even_prices(best.candidate, around.losers),
         settings=around.settings,
-        caveats=(*caveats(deployment), *(w for w in workload.warnings if w.startswith("max_model_len"))),
+        caveats=(
+            *caveats(deployment),
+            *context_caveats(model, workload, deployment.max_model_len),
+            *(w for w in workload.warnings if w.startswith("max_model_len")),
+        ),
         price_modes=price_modes(deployment, cost_model, workload, slo),
         sensitivities=around.sensitivities,
         wall_s=0.0,
