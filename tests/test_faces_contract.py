@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+BIG = "meta-llama/Llama-3.1-405B"
 STATS = {"mean", "p50", "p90", "p95", "p99"}
 
 
@@ -137,6 +138,19 @@ BAD = [
     (("fleet", "--model", MODEL, "--gpu", "l4", "--rate-series", "day:mean=1", "--column", "session=s"), "--column"),
     (("measure", "--url", "http://localhost:1", "--model", "m", "--column", "session=s"), "--column names the fields"),
     (("plan", "--model", MODEL, "-w", "chat:rate=1", "--slo", "ttft<=1s", "--column", "session=s"), "no such file"),
+    (("curve", "--model", MODEL, "--gpu", "h100-sxm", "--context", "999999999999999"), "at most"),
+    *(
+        ((*command, "--model", name, "--gpu", "l4", "--tp", tp), said)
+        for command in (
+            ("curve",),
+            ("simulate", "--workload", "chat:rate=1,n=50"),
+            ("fleet", "--workload", "chat:rate=1,n=50"),
+            ("fleet", "--rate-series", "day:mean=5,peak=1.8", "--shards", "random", "--hours", "1"),
+            ("advise", "--workload", "chat:rate=1,n=50", "--slo", "ttft<=1s"),
+            ("twin", "--port", "0"),
+        )
+        for name, tp, said in ((MODEL, "3", "degree 3 does not suit"), (BIG, "1", "GiB usable"))
+    ),
 ]
 
 
@@ -148,6 +162,26 @@ def test_bad_input_is_one_clear_line_and_status_two(words: tuple[str, ...], said
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
     assert said in lines[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("simulate", "--users", "2", "--prompt", "200k", "--output", "5"),
+        ("curve", "--context", "4k,200k"),
+        ("fleet", "--workload", "long.csv"),
+        ("advise", "--workload", "long.csv", "--slo", "ttft<=60min"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_is_longer_than_the_models_context_is_said_on_stderr(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,100,5\n300,200000,5\n600,100,5\n")
+    done = gambrel(*words, "--model", MODEL, "--gpu", "h100-sxm", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    assert "the 131,072 tokens of" in done.stderr
+    assert "unless it is told otherwise" in done.stderr
+    assert "long.csv" not in words or "1 of 3 requests" in done.stderr
 
 
 def test_an_impossible_objective_is_status_one() -> None:

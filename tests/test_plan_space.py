@@ -16,9 +16,10 @@ from gambrel.core.accelerator import Price
 from gambrel.core.deployment import Deployment
 from gambrel.core.errors import CatalogError, DeploymentError, GambrelError, WorkloadError
 from gambrel.core.slo import SLO
+from gambrel.cost.shards import require_tp, tp_is_possible
 from gambrel.faces import api, offers
 from gambrel.plan import Space, plan
-from gambrel.plan.caveats import caveats
+from gambrel.plan.caveats import caveats, context_caveats
 from gambrel.plan.search import search
 from gambrel.plan.space import AXES, shape_of
 from gambrel.plan.trial import Bench, judge
@@ -55,6 +56,7 @@ def test_shapes_are_all_different_and_can_be_laid_out(
     shapes = list(space.shapes(MIXTRAL))
     assert len({shape_of(d) for d in shapes}) == len(shapes) == len({d.label for d in shapes})
     for d in shapes:
+        require_tp(d)
         assert d.tp % d.ep == 0
         assert d.tp % d.attention_dp == 0
         assert d.pp <= MIXTRAL.num_layers
@@ -232,6 +234,25 @@ def test_machines_that_are_rented_whole_say_what_stands_idle(replicas: int, idle
     assert all(f"{idle} would stand idle" in s and f"${2 * (replicas + idle)}" in s.replace(".00", "") for s in said)
 
 
+@pytest.mark.parametrize("tp", [3, 7, 64])
+def test_a_degree_that_engines_refuse_is_refused_to_whoever_names_it(tp: int) -> None:
+    assert not tp_is_possible(MODEL, api.accelerator("h100-sxm"), tp)
+    with pytest.raises(DeploymentError, match=rf"degree {tp} does not suit .* \(32 attention heads\).*: 1, 2, 4, 8$"):
+        api.deployment(MODEL, "h100-sxm", tp=tp)
+    with pytest.raises(DeploymentError, match=f"degree {tp} does not suit"):
+        api.deployment(MODEL, "h100-sxm", prefill_replicas=1, prefill_tp=tp)
+
+
+def test_a_group_of_machines_needs_a_network_and_heads_divide_within_attention_groups() -> None:
+    h100 = api.accelerator("h100-sxm")
+    assert api.deployment(MODEL, h100, tp=16).tp == 16
+    with pytest.raises(DeploymentError, match="up to 8 in a machine"):
+        api.deployment(MODEL, replace(h100, network_bandwidth=0.0), tp=16)
+    assert api.deployment(MODEL, h100, tp=6, attention_dp=3).tp == 6
+    with pytest.raises(DeploymentError, match=r"possible: 2, 4, 8$"):
+        api.deployment(MODEL, h100, tp=6, attention_dp=2)
+
+
 # -- caps --------------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +279,22 @@ def test_a_cap_that_binds_nobody_changes_nothing() -> None:
     assert cap_context(log, 1_000_000) is log
     with pytest.raises(WorkloadError, match="do not fit"):
         cap_context(closed_loop(3, 1000, 100), 1050)
+
+
+def test_requests_longer_than_the_models_context_are_counted_and_nobody_is_refused() -> None:
+    log = chat(60)
+    total = log.prompt_tokens + log.output_tokens
+    most = int(np.sort(total)[-4])
+    model = replace(MODEL, max_context=most)
+    longer = np.flatnonzero(total > most)
+    (said,) = context_caveats(model, log)
+    assert said.startswith(f"{len(longer)} of 60 requests are longer than the {most:,} tokens")
+    assert f"first row {longer[0] + 1} with {total[longer[0]]:,}" in said
+    assert context_caveats(model, log, max_model_len=int(total.max())) == ()
+    assert context_caveats(replace(MODEL, max_context=int(total.max())), log) == ()
+    assert context_caveats(replace(MODEL, max_context=None), log) == ()
+    space = Space(devices("l40s"), tp=(1,), weights=("fp8",), kv=("bf16",))
+    assert said in plan(model, log, SLOS, space, api.pricer()).caveats
 
 
 def test_axes_as_they_are_typed() -> None:

@@ -15,10 +15,21 @@ from gambrel.core.formats import Role
 from gambrel.core.model import Shard
 
 if TYPE_CHECKING:
+    from gambrel.core.accelerator import Accelerator
     from gambrel.core.deployment import Deployment
-    from gambrel.core.model import Layer, Mixer, MoE, Tensor
+    from gambrel.core.model import Layer, Mixer, Model, MoE, Tensor
 
-__all__ = ["Attention", "Kernel", "check_parallel", "fullest_rank_bytes", "rank_attention", "rank_head", "rank_kernels"]
+__all__ = [
+    "Attention",
+    "Kernel",
+    "check_parallel",
+    "fullest_rank_bytes",
+    "rank_attention",
+    "rank_head",
+    "rank_kernels",
+    "require_tp",
+    "tp_is_possible",
+]
 
 _SIXTEEN_BIT = "bf16"
 
@@ -78,6 +89,48 @@ def check_parallel(deployment: Deployment) -> None:
         )
     if deployment.pp > deployment.model.num_layers:
         raise DeploymentError(f"pp={deployment.pp} exceeds the model's {deployment.model.num_layers} layers")
+
+
+def tp_is_possible(model: Model, accelerator: Accelerator, tp: int) -> bool:
+    """Whether engines accept the degree: heads divide evenly, and the devices share a machine or scale-up domain."""
+    return heads_divide(model, tp) and tp <= accelerator.max_tp
+
+
+def heads_divide(model: Model, ranks: int) -> bool:
+    """Whether every one of ``ranks`` gets equally many heads.
+
+    Key-value heads are divided, or each is copied to equally many ranks (vLLM's ``QKVParallelLinear``); a latent
+    (MLA) is on every rank, and a fixed state has none.
+    """
+    if ranks == 1:
+        return True
+    mixers = (mixer for _, layer in model.layers for mixer in (layer.mixer, *layer.side_mixers))
+    held = {mixer.kv_heads for mixer in mixers if mixer.kind == "gqa"}
+    return model.num_heads % ranks == 0 and all(heads % ranks == 0 or ranks % heads == 0 for heads in held)
+
+
+def require_tp(deployment: Deployment) -> None:
+    """Raise DeploymentError where engines would not accept the degree of either pool that somebody named.
+
+    Beyond the search's :func:`tp_is_possible` two things are allowed to whoever asks for them: groups of ranks that
+    attend for themselves, where the heads divide within a group, and a group of machines over a known network.
+    Published rows are not asked: what was measured was possible.
+    """
+    pools = (deployment.decode_pool, *((deployment.prefill_pool,) if deployment.disaggregated else ()))
+    for d in pools:
+        if d.tp % d.attention_dp or _runs(d, d.tp):
+            continue  # what does not divide, check_parallel says
+        could = [t for t in range(d.attention_dp, d.accelerator.max_tp + 1, d.attention_dp) if _runs(d, t)]
+        raise DeploymentError(
+            f"tensor-parallel degree {d.tp} does not suit {d.model.name} ({d.model.num_heads} attention heads) on "
+            f"{d.accelerator.name} (up to {d.accelerator.max_tp} in a machine); "
+            f"possible: {', '.join(map(str, could)) or 'none'}"
+        )
+
+
+def _runs(deployment: Deployment, tp: int) -> bool:
+    joined = tp <= deployment.accelerator.max_tp or deployment.accelerator.network_bandwidth > 0.0
+    return joined and heads_divide(deployment.model, tp // deployment.attention_dp)
 
 
 def _on_rank(tensor: Tensor, layer: Layer | None, deployment: Deployment) -> Tensor:

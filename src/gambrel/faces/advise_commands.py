@@ -66,7 +66,7 @@ def advise_command(
 ) -> None:
     """Where a running deployment stands on its own traffic, what binds, and the one change worth making."""
     from gambrel.faces import api
-    from gambrel.faces.console import emit, show, talk
+    from gambrel.faces.console import emit, show, talk, talk_context
     from gambrel.plan.advice import advise
 
     settings: dict[str, Any] = {"weights": weights} if weights else {}
@@ -84,7 +84,10 @@ def advise_command(
     requests, server = traffic(workload, url, watch, rate, columns)
     for warning in requests.warnings:
         talk(f"note: {warning}")
-    found = advise(deployment, requests, api.slo(*slo), api.pricer(profile=own_constants(profile, deployment)))
+    talk_context(deployment, requests)
+    pricer = api.pricer(profile=own_constants(profile, deployment))
+    api.fitting(pricer(deployment))
+    found = advise(deployment, requests, api.slo(*slo), pricer)
     if as_json:
         emit(advice_document(found) | {"server": server})
     else:

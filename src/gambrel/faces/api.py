@@ -159,6 +159,21 @@ def cost_model(
     return Roofline(deployment, constants, form=form)
 
 
+def fitting(priced: CostModel) -> CostModel:
+    """The cost model as it is, where the model fits the memory of its accelerators.
+
+    Raises:
+        DoesNotFit: not one block of KV cache is left, on decode or on prefill workers; with the bytes.
+    """
+    from gambrel.core.step import WorkerCost
+    from gambrel.cost import require_fit
+
+    require_fit(priced.memory(), priced.deployment.decode_pool)
+    if priced.deployment.disaggregated and isinstance(priced, WorkerCost):
+        fitting(priced.prefill())
+    return priced
+
+
 class Pricer:
     """Deployments to cost models, remembering those made for equal settings; it can be sent to another process."""
 
@@ -197,7 +212,12 @@ def deployment(model_name: str | Model, gpu: str | Accelerator, **settings: Any)
 
     Weights default to the checkpoint's own format, or 16 bits in the format the device has; the scheduler's policy to
     that of the engine.
+
+    Raises:
+        DeploymentError: settings that contradict each other, or a tensor-parallel degree that no engine accepts.
     """
+    from gambrel.cost.shards import require_tp
+
     m, a = model(model_name), accelerator(gpu)
     sixteen = "bf16" if "bf16" in a.peak_flops else "fp16"
     settings.setdefault("weights", m.checkpoint_format if m.checkpoint_format not in {"bf16", "fp16"} else sixteen)
@@ -206,7 +226,9 @@ def deployment(model_name: str | Model, gpu: str | Accelerator, **settings: Any)
         from gambrel.engine import policy_of
 
         settings["policy"] = policy_of(settings["engine"], settings.get("engine_version", Deployment.engine_version))
-    return Deployment(m, a, **settings)
+    made = Deployment(m, a, **settings)
+    require_tp(made)
+    return made
 
 
 def curve(
@@ -229,6 +251,7 @@ def curve(
 
     one = deployment.with_(replicas=1)
     priced = cost_model(one, form=form, textbook=textbook, operators=operators, profile=profile)
+    fitting(priced)
     b, c = np.array(sorted(set(batches)), np.int64), np.array(list(dict.fromkeys(contexts)), np.int64)
     return draw(priced, b, c, one.usd_per_hour)
 
@@ -264,7 +287,7 @@ def simulate(
     """
     from gambrel.engine import simulate as replay
 
-    return replay(deployment, priced or cost_model(deployment), load_workload(workload), watch=watch)
+    return replay(deployment, fitting(priced or cost_model(deployment)), load_workload(workload), watch=watch)
 
 
 def with_multi_token_prediction(deployment: Deployment) -> Deployment:
@@ -293,7 +316,8 @@ def fleet(
     """
     from gambrel.engine.fleet import simulate_fleet
 
-    return simulate_fleet(deployment, priced or cost_model(deployment), load_workload(workload), **settings)
+    priced = fitting(priced or cost_model(deployment))
+    return simulate_fleet(deployment, priced, load_workload(workload), **settings)
 
 
 def fleet_shards(
@@ -307,7 +331,7 @@ def fleet_shards(
     from gambrel.engine.shards import serve_shards
     from gambrel.engine.simulation import prepared
 
-    priced = priced or cost_model(deployment)
+    priced = fitting(priced or cost_model(deployment))
     table, limits = prepared(deployment, priced)
     return serve_shards(table, limits, source, deployment.replicas, basis=priced.basis, **settings)
 

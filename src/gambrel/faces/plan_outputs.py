@@ -177,10 +177,15 @@ def load_plan(path: Path) -> PlanFile:
 
 
 def settled(file: PlanFile, catalog: Sequence[Path] = ()) -> Deployment:
-    """The file's deployment, at the price it was chosen at."""
+    """The file's deployment, at the price it was chosen at.
+
+    Raises:
+        DeploymentError: settings that are unknown, contradict each other, or that no engine accepts.
+    """
     from dataclasses import replace
 
     from gambrel.core.accelerator import Price
+    from gambrel.cost.shards import require_tp
     from gambrel.faces import api
 
     found = api.accelerator(file.gpu, files=(*(Path(c) for c in file.asked.catalog), *catalog))
@@ -188,7 +193,9 @@ def settled(file: PlanFile, catalog: Sequence[Path] = ()) -> Deployment:
         p = file.price
         price = Price(p.usd_per_gpu_hour, p.basis, as_of=p.as_of, source=p.source, confidence=p.confidence)
         found = replace(found, price=price, offers=())
-    return file.settled(api.model(file.asked.model), found)
+    deployment = file.settled(api.model(file.asked.model), found)
+    require_tp(deployment)
+    return deployment
 
 
 def show_check(

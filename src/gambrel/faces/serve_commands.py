@@ -123,7 +123,8 @@ def twin_command(
     if not 0.0 <= grace < 10_000.0:
         raise GambrelError(f"--grace must be milliseconds from 0 to 10,000, got {grace:g}")
     constants = own_constants(profile, deployment)
-    priced = api.cost_model(deployment, form="max" if textbook else "serial", textbook=textbook, profile=constants)
+    form = "max" if textbook else "serial"
+    priced = api.fitting(api.cost_model(deployment, form=form, textbook=textbook, profile=constants))
     served: list[Any] = []
 
     def ready(twin: Any, listener: Any) -> None:

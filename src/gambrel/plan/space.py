@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gambrel.core.deployment import Deployment
 from gambrel.core.errors import DeploymentError
 from gambrel.core.formats import kv_format
-from gambrel.cost.shards import check_parallel
+from gambrel.cost.shards import check_parallel, tp_is_possible
 from gambrel.plan.safety import Safety
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gambrel.core.accelerator import Accelerator
     from gambrel.core.model import Model
 
-__all__ = ["AXES", "Space", "kv_formats_for", "shape_of", "tp_is_possible", "weight_formats_for"]
+__all__ = ["AXES", "Space", "kv_formats_for", "shape_of", "weight_formats_for"]
 
 FIRST_MAX_NUM_SEQS, FIRST_MAX_NUM_BATCHED_TOKENS = 256, 2048
 
@@ -165,20 +165,6 @@ SHAPE = tuple(
     for f in fields(Deployment)
     if f.name not in {"model", "accelerator", "replicas", "max_num_seqs", "max_num_batched_tokens"}
 )
-
-
-def tp_is_possible(model: Model, accelerator: Accelerator, tp: int) -> bool:
-    """Whether engines accept the degree: heads divide evenly, and the devices share a machine or scale-up domain.
-
-    Key-value heads are divided, or each is copied to equally many ranks (vLLM's ``QKVParallelLinear``); a latent
-    (MLA) is on every rank, and a fixed state has none.
-    """
-    if tp == 1:
-        return True
-    mixers = (mixer for _, layer in model.layers for mixer in (layer.mixer, *layer.side_mixers))
-    held = {mixer.kv_heads for mixer in mixers if mixer.kind == "gqa"}
-    shared = all(heads % tp == 0 or tp % heads == 0 for heads in held)
-    return model.num_heads % tp == 0 and shared and tp <= accelerator.max_tp
 
 
 def weight_formats_for(accelerator: Accelerator, model: Model) -> tuple[str, ...]:

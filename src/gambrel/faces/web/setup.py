@@ -143,7 +143,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _possible(model: Model, device: Accelerator, tp: int) -> bool:
-    from gambrel.plan.space import tp_is_possible
+    from gambrel.cost.shards import tp_is_possible
 
     return tp_is_possible(model, device, tp)
 
