@@ -344,7 +344,7 @@ def test_the_launch_line_names_every_choice() -> None:
     deployment = Deployment(
         MODEL, api.accelerator("h100-sxm"), tp=2, weights="fp8", kv="fp8", max_num_seqs=128, max_num_batched_tokens=4096
     )
-    line = vllm_command(deployment)
+    line = vllm_command(deployment, api.cost_model(deployment).memory())
     for flag in (
         "vllm serve meta-llama/Llama-3.1-8B-Instruct",
         "--tensor-parallel-size 2",

@@ -55,21 +55,23 @@ def export_command(
 def exported(file: PlanFile, deployment: Deployment, form: str) -> str:
     """The text of a plan in one of ``FORMATS``."""
     from gambrel.faces import api
-    from gambrel.plan.alerts import prometheus_rules
+    from gambrel.plan.alerts import prometheus_rules, without_rule
     from gambrel.plan.launch import sglang_command, trtllm_command, trtllm_options, vllm_command
     from gambrel.plan.manifests import kserve_manifests, kubernetes_manifests
     from gambrel.plan.summary import markdown_summary
     from gambrel.plan.yaml_text import yaml_documents, yaml_text
 
-    memory = api.cost_model(deployment).memory()
+    memory = api.fitting(api.cost_model(deployment)).memory()
+    left_out = ", ".join(without_rule(file))
+    unseen = f"# no rule for {left_out}: vLLM's metrics do not tell kinds of traffic apart\n" if left_out else ""
     options = "".join(f"# {line}\n" for line in yaml_text(trtllm_options(deployment, memory)).splitlines())
     made: dict[str, Callable[[], str]] = {
-        "vllm": lambda: vllm_command(deployment) + "\n",
+        "vllm": lambda: vllm_command(deployment, memory) + "\n",
         "sglang": lambda: sglang_command(deployment, memory) + "\n",
-        "trtllm": lambda: f"# options.yaml:\n{options}{trtllm_command(deployment, 'options.yaml')}\n",
-        "kubernetes": lambda: yaml_documents(kubernetes_manifests(file, deployment)),
-        "kserve": lambda: yaml_documents(kserve_manifests(file, deployment)),
-        "prometheus": lambda: yaml_text(prometheus_rules(file)),
+        "trtllm": lambda: f"# options.yaml:\n{options}{trtllm_command(deployment, memory, 'options.yaml')}\n",
+        "kubernetes": lambda: yaml_documents(kubernetes_manifests(file, deployment, memory)),
+        "kserve": lambda: yaml_documents(kserve_manifests(file, deployment, memory)),
+        "prometheus": lambda: unseen + yaml_text(prometheus_rules(file)),
         "markdown": lambda: markdown_summary(file, deployment),
         "llm-d": lambda: benchmark_report(file, deployment),
     }

@@ -1,7 +1,8 @@
 """The plan as Prometheus rules: alarms at the plan's own thresholds, over vLLM's metrics.
 
 Three kinds. *Missed*: an objective is above its limit (a floor of goodput has no rule: vLLM counts each latency by
-itself, not the requests that met all limits at once). *Drifting*: the service is outside the interval the plan
+itself, not the requests that met all limits at once; nor has a limit for one kind of traffic: its metrics tell no kinds
+apart). *Drifting*: the service is outside the interval the plan
 predicted though no limit is missed yet, or the traffic has left the log the plan was made for; then it is the plan
 that is wrong, and ``gambrel plan --check`` says by how much. *Full*: the cache or the queue is about to decide
 latencies. Metric names are vLLM's V1 engine's (docs.vllm.ai, production metrics).
@@ -16,7 +17,7 @@ from gambrel.report.humanise import percent
 if TYPE_CHECKING:
     from gambrel.plan.file import PlanFile, Predicted
 
-__all__ = ["IN_FLIGHT", "METRICS", "prometheus_rules"]
+__all__ = ["IN_FLIGHT", "METRICS", "prometheus_rules", "without_rule"]
 
 METRICS = {
     "ttft": "vllm:time_to_first_token_seconds",
@@ -39,7 +40,13 @@ def prometheus_rules(file: PlanFile) -> Rule:
     """The rule file as plain values: ``{groups: [...]}``."""
     model = str(file.deployment.get("model", ""))
     where = f'{{model_name="{model}"}}'
-    rules = [rule for p in file.predicted for rule in objective_rules(p, where, file.asked.model)]
+    left_out = without_rule(file)
+    rules = [
+        rule
+        for p in file.predicted
+        if p.objective not in left_out
+        for rule in objective_rules(p, where, file.asked.model)
+    ]
     rules += traffic_rules(file, where)
     rules += [
         alert(
@@ -60,6 +67,11 @@ def prometheus_rules(file: PlanFile) -> Rule:
     running = f"sum by (pod) (vllm:num_requests_running{where} + vllm:num_requests_waiting{where})"
     recorded: Rule = {"record": IN_FLIGHT, "expr": running}
     return {"groups": [{"name": "gambrel-plan", "rules": [recorded, *rules]}]}
+
+
+def without_rule(file: PlanFile) -> tuple[str, ...]:
+    """Limits on times that no rule watches: those for one kind of traffic."""
+    return tuple(p.objective for p in file.predicted if ":" in p.objective)
 
 
 def objective_rules(predicted: Predicted, where: str, model: str) -> list[Rule]:

@@ -4,6 +4,9 @@ Flag names are the engines' own: ``vllm serve --help`` (0.19 and later), SGLang'
 (docs.sglang.io, advanced features, 2026) and ``trtllm-serve`` with its PyTorch back end (TensorRT-LLM 1.x). The three
 count memory differently, so the same KV cache is a different fraction in each: vLLM's is of the whole memory, all
 included; SGLang's is of the whole memory, weights and cache only; TensorRT-LLM's is of what is left after the weights.
+
+Engines take the longest request from the model's configuration where nobody says, and vLLM does not start when its
+cache cannot hold one such request. So a line for a cache smaller than that says what the cache holds, and why.
 """
 
 from __future__ import annotations
@@ -12,17 +15,27 @@ import math
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from gambrel.core.errors import DeploymentError
+
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
     from gambrel.core.step import MemoryBudget
 
-__all__ = ["sglang_command", "trtllm_command", "trtllm_options", "vllm_args", "vllm_command"]
+__all__ = [
+    "capped",
+    "longest_request",
+    "sglang_command",
+    "trtllm_command",
+    "trtllm_options",
+    "vllm_args",
+    "vllm_command",
+]
 
 TRTLLM_BLOCK = 32
 """``tokens_per_block`` that TensorRT-LLM's PyTorch back end defaults to."""
 
 
-def vllm_args(deployment: Deployment) -> list[str]:
+def vllm_args(deployment: Deployment, memory: MemoryBudget) -> list[str]:
     """The words after ``vllm serve``, model first."""
     d = deployment
     args = [
@@ -37,8 +50,9 @@ def vllm_args(deployment: Deployment) -> list[str]:
         args.append(f"--pipeline-parallel-size {d.pp}")
     if d.ep > 1:
         args.append("--enable-expert-parallel")
-    if d.max_model_len is not None:
-        args.append(f"--max-model-len {d.max_model_len}")
+    longest = longest_request(d, memory)
+    if longest is not None:
+        args.append(f"--max-model-len {longest}")
     if quantises(d) and d.weights == "fp8":
         args.append("--quantization fp8")  # vLLM quantises 16-bit checkpoints to fp8 while loading
     if d.weights == "fp16":
@@ -53,9 +67,9 @@ def vllm_args(deployment: Deployment) -> list[str]:
     return [word for arg in args for word in arg.split(" ")]
 
 
-def vllm_command(deployment: Deployment) -> str:
+def vllm_command(deployment: Deployment, memory: MemoryBudget) -> str:
     """One ``vllm serve`` line for one replica; run it once per replica behind a load balancer."""
-    return shlex.join(["vllm", "serve", *vllm_args(deployment)]) + note(deployment)
+    return shlex.join(["vllm", "serve", *vllm_args(deployment, memory)]) + note(deployment, memory)
 
 
 def sglang_command(deployment: Deployment, memory: MemoryBudget) -> str:
@@ -81,8 +95,9 @@ def sglang_command(deployment: Deployment, memory: MemoryBudget) -> str:
         args.append(f"--ep-size {d.ep}")
     if d.attention_dp > 1:
         args.append(f"--dp-size {d.attention_dp} --enable-dp-attention")
-    if d.max_model_len is not None:
-        args.append(f"--context-length {d.max_model_len}")
+    longest = longest_request(d, memory)
+    if longest is not None:
+        args.append(f"--context-length {longest}")
     if quantises(d) and d.weights == "fp8":
         args.append("--quantization fp8")
     if d.weights == "fp16":
@@ -93,7 +108,7 @@ def sglang_command(deployment: Deployment, memory: MemoryBudget) -> str:
         args.append("--disable-radix-cache")
     if not d.cuda_graphs:
         args.append("--disable-cuda-graph")
-    return " ".join(args) + note(d)
+    return " ".join(args) + note(d, memory)
 
 
 def trtllm_options(deployment: Deployment, memory: MemoryBudget) -> dict[str, Any]:
@@ -115,9 +130,18 @@ def trtllm_options(deployment: Deployment, memory: MemoryBudget) -> dict[str, An
     return options
 
 
-def trtllm_command(deployment: Deployment, options_file: str) -> str:
-    """One ``trtllm-serve`` line for one replica; ``options_file`` holds :func:`trtllm_options` as YAML."""
+def trtllm_command(deployment: Deployment, memory: MemoryBudget, options_file: str) -> str:
+    """One ``trtllm-serve`` line for one replica; ``options_file`` holds :func:`trtllm_options` as YAML.
+
+    Raises:
+        DeploymentError: the accelerator is not NVIDIA's.
+    """
     d = deployment
+    if d.accelerator.vendor != "NVIDIA":
+        raise DeploymentError(
+            f"TensorRT-LLM runs on NVIDIA accelerators only, and the plan is for {d.accelerator.name} "
+            f"({d.accelerator.vendor}); export it --as vllm or sglang"
+        )
     args = [
         f"trtllm-serve {shlex.quote(d.model.name)}",
         f"--tp_size {d.tp}",
@@ -129,10 +153,36 @@ def trtllm_command(deployment: Deployment, options_file: str) -> str:
         args.append(f"--pp_size {d.pp}")
     if d.ep > 1:
         args.append(f"--ep_size {d.ep}")
-    if d.max_model_len is not None:
-        args.append(f"--max_seq_len {d.max_model_len}")
-    checkpoint = f"  # with a {d.weights} checkpoint of the model" if quantises(d) else ""
-    return " ".join(args) + checkpoint
+    longest = longest_request(d, memory, TRTLLM_BLOCK)
+    if longest is not None:
+        args.append(f"--max_seq_len {longest}")
+    return " ".join(args) + comment(checkpoint(d) if quantises(d) else "", capped(d, memory, TRTLLM_BLOCK))
+
+
+def longest_request(deployment: Deployment, memory: MemoryBudget, block_size: int | None = None) -> int | None:
+    """Tokens of a request at most, where an engine must be told: as the deployment says, or what the cache holds.
+
+    None where the model's own context fits. One request lies in the cache of one attention group, in whole blocks.
+    """
+    asked = deployment.max_model_len
+    room = held(deployment, memory, block_size)
+    return room if room < (asked or deployment.model.max_context or 0) else asked
+
+
+def held(deployment: Deployment, memory: MemoryBudget, block_size: int | None = None) -> int:
+    """Tokens of one request that the cache of one replica holds, rounded down to whole blocks."""
+    block = block_size or deployment.block_size
+    return memory.kv_tokens // deployment.attention_dp // block * block
+
+
+def capped(deployment: Deployment, memory: MemoryBudget, block_size: int | None = None) -> str:
+    """Why the longest request is capped; empty where the cache caps nothing."""
+    longest = longest_request(deployment, memory, block_size)
+    if longest == deployment.max_model_len:
+        return ""
+    named = "max_model_len asked for" if deployment.max_model_len else "context of the model"
+    wanted = deployment.max_model_len or deployment.model.max_context
+    return f"requests are capped at the {longest:,} tokens that the KV cache holds; the {named} is {wanted:,}"
 
 
 def quantises(deployment: Deployment) -> bool:
@@ -140,7 +190,18 @@ def quantises(deployment: Deployment) -> bool:
     return deployment.weight_format.element_bits < 16 and deployment.weights != deployment.model.checkpoint_format
 
 
-def note(deployment: Deployment) -> str:
-    """What the line needs that no flag gives: a checkpoint in another format."""
+def checkpoint(deployment: Deployment) -> str:
+    """What the line needs that no flag gives."""
+    return f"with a {deployment.weights} checkpoint of the model"
+
+
+def note(deployment: Deployment, memory: MemoryBudget) -> str:
+    """What to know of a line: the checkpoint in another format that it needs, and why requests are capped."""
     needs = quantises(deployment) and deployment.weights != "fp8"
-    return f" # with a {deployment.weights} checkpoint of the model" if needs else ""
+    return comment(checkpoint(deployment) if needs else "", capped(deployment, memory))
+
+
+def comment(*texts: str) -> str:
+    """Texts as the end of a command line; empty for none."""
+    said = "; ".join(text for text in texts if text)
+    return f" # {said}" if said else ""

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from gambrel.core.errors import DeploymentError
 from gambrel.plan.alerts import IN_FLIGHT
-from gambrel.plan.launch import quantises, vllm_args
+from gambrel.plan.launch import capped, quantises, vllm_args
 from gambrel.report.humanise import share
 
 if TYPE_CHECKING:
     from gambrel.core.deployment import Deployment
+    from gambrel.core.step import MemoryBudget
     from gambrel.plan.file import PlanFile
 
 __all__ = ["kserve_manifests", "kubernetes_manifests", "object_name"]
@@ -55,23 +56,34 @@ def accelerator_resource(deployment: Deployment) -> str:
     return RESOURCES[vendor]
 
 
-def notes(file: PlanFile, deployment: Deployment) -> dict[str, str]:
+def annotation(objective: str) -> str:
+    """The annotation's key for an objective: a name of at most 63 letters, digits, ``-``, ``_`` and ``.``.
+
+    Kubernetes allows no colon there, so ``chat:ttft.p95`` is ``chat.ttft.p95``.
+    """
+    return f"gambrel/{objective.replace(':', '.')[-63:].strip('-_.')}"
+
+
+def notes(file: PlanFile, deployment: Deployment, memory: MemoryBudget) -> dict[str, str]:
     """Annotations that lead back to the decision."""
     found = {"gambrel/plan": file.label, "gambrel/log": file.workload.name, "gambrel/basis": file.basis}
     if file.price is not None:
         found["gambrel/usd-per-hour"] = f"{file.price.usd_per_hour:.4g}"
     for p in file.predicted:
         if p.reached_s is not None:
-            found[f"gambrel/{p.objective}"] = f"{p.reached_s:.4g} s predicted, limit {p.limit_s:.4g} s"
+            found[annotation(p.objective)] = f"{p.reached_s:.4g} s predicted, limit {p.limit_s:.4g} s"
     for f in file.floors:
         if f.reached is not None:
-            found[f"gambrel/{f.objective}"] = f"{share(f.reached)} predicted, floor {share(f.floor)}"
+            found[annotation(f.objective)] = f"{share(f.reached)} predicted, floor {share(f.floor)}"
     if quantises(deployment) and deployment.weights != "fp8":
         found["gambrel/checkpoint"] = f"needs a {deployment.weights} checkpoint of the model"
+    cap = capped(deployment, memory)
+    if cap:
+        found["gambrel/max-model-len"] = cap
     return found
 
 
-def kubernetes_manifests(file: PlanFile, deployment: Deployment) -> list[Object]:
+def kubernetes_manifests(file: PlanFile, deployment: Deployment, memory: MemoryBudget) -> list[Object]:
     """Deployment, Service, autoscaler where the breaking load is known, disruption budget where spares were asked."""
     name = object_name(deployment.model.name)
     labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/component": "vllm"}
@@ -83,7 +95,7 @@ def kubernetes_manifests(file: PlanFile, deployment: Deployment) -> list[Object]
     container: Object = {
         "name": "vllm",
         "image": f"{image}:{tag}" if image == IMAGES["NVIDIA"] else image,
-        "args": ["--model", *vllm_args(deployment), "--port", str(PORT)],
+        "args": ["--model", *vllm_args(deployment, memory), "--port", str(PORT)],
         "env": [
             {
                 "name": "HF_TOKEN",
@@ -108,7 +120,7 @@ def kubernetes_manifests(file: PlanFile, deployment: Deployment) -> list[Object]
     workload: Object = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": name, "labels": labels, "annotations": notes(file, deployment)},
+        "metadata": {"name": name, "labels": labels, "annotations": notes(file, deployment, memory)},
         "spec": {
             "replicas": deployment.replicas,
             "selector": {"matchLabels": labels},
@@ -169,14 +181,14 @@ def autoscaler(name: str, labels: dict[str, str], replicas: int, target: int) ->
     }
 
 
-def kserve_manifests(file: PlanFile, deployment: Deployment) -> list[Object]:
+def kserve_manifests(file: PlanFile, deployment: Deployment, memory: MemoryBudget) -> list[Object]:
     """KServe's ``LLMInferenceService`` (v1alpha1), which runs llm-d's scheduler and vLLM behind one object."""
     d = deployment
     parallelism: Object = {"tensor": d.tp}
     if d.pp > 1:
         parallelism["pipeline"] = d.pp
     limits = {accelerator_resource(d): str(d.gpus_per_replica)}
-    extra = " ".join(word for word in vllm_args(d)[1:])
+    extra = " ".join(word for word in vllm_args(d, memory)[1:])
     extra = re.sub(r"--tensor-parallel-size \d+ ", "", extra)
     container = {
         "name": "main",
@@ -187,7 +199,7 @@ def kserve_manifests(file: PlanFile, deployment: Deployment) -> list[Object]:
         {
             "apiVersion": "serving.kserve.io/v1alpha1",
             "kind": "LLMInferenceService",
-            "metadata": {"name": object_name(d.model.name), "annotations": notes(file, d)},
+            "metadata": {"name": object_name(d.model.name), "annotations": notes(file, d, memory)},
             "spec": {
                 "model": {"uri": f"hf://{d.model.name}", "name": d.model.name},
                 "replicas": d.replicas,

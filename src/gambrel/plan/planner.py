@@ -108,7 +108,7 @@ def plan(
         cheaper_fixes=around.fixes,
         intervals=around.intervals,
         measure_next="",
-        launch=vllm_command(deployment),
+        launch=vllm_command(deployment, best.candidate.memory),
         basis=cost_model.basis,
         chances=around.chances,
         chance_basis=around.chance_basis,

@@ -82,7 +82,7 @@ def worth_measuring(
     best = max(subjects, key=lambda s: (round(s.saves, 6), s is subjects[0], s.flips))
     d = best.deployment
     flips, saves = best.flips, best.saves
-    started = "" if best is subjects[0] else f", started with: {vllm_command(d)}"
+    started = "" if best is subjects[0] else f", started with: {vllm_command(d, pricer(d).memory())}"
     levels = concurrencies(plan) if d == plan.chosen.deployment else (1, *concurrencies(plan)[1:])
     return Measurement(
         what=f"{d.model.name} on one replica of {d.label.partition(' x ')[2]}{started}",
