@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import threading
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gambrel.core.deployment import Deployment
 from gambrel.core.errors import DeploymentError, WorkloadError
@@ -17,6 +19,7 @@ from gambrel.core.workload import Workload
 from gambrel.faces import advise_commands, api
 from gambrel.faces.advise_commands import advice_tables
 from gambrel.plan.advice import advise
+from gambrel.plan.explain import MOST_CARRIED
 from gambrel.plan.trial import Bench, judge
 from gambrel.traffic.server_metrics import watched_server
 from test_plan_file import run
@@ -53,6 +56,18 @@ def test_an_overloaded_deployment_is_told_the_cheapest_change_that_holds() -> No
     assert found.fewer is None
     assert any(fix.meets_slo for fix in found.fixes)
     assert found.change.startswith(next(fix.change for fix in found.fixes if fix.meets_slo))
+
+
+def test_a_deployment_beyond_the_search_is_offered_nothing_it_would_not_gain() -> None:
+    """Both it and its neighbours carry what nobody looks beyond; none of them is better for that."""
+    found = on(1, 0.2)
+    assert found.carries == MOST_CARRIED
+    assert not found.fixes
+    assert found.change.startswith("leave it as it is")
+    console = Console(width=200, file=io.StringIO())
+    for block in advice_tables(found):
+        console.print(block)
+    assert "8x this load or more" in console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
 
 
 def test_a_hopeless_one_is_told_to_plan_anew() -> None:

@@ -195,13 +195,13 @@ def advice_document(found: Advice) -> dict[str, Any]:
 def advice_tables(found: Advice, server: Measured | None = None) -> list[RenderableType]:
     """The change first, then where it stands; ``server`` is what its own histograms say."""
     from gambrel.faces.tables import facts, verdict_table
+    from gambrel.plan.explain import carried
     from gambrel.report import humanise as human
 
     c = found.candidate
     holds = "holds" if c.feasible else f"does not hold: {c.lost_because}"
-    load = f"{found.carries:.2f}x this load before the first objective breaks"
     rows = [("change", found.change), ("today", f"{c.deployment.label} {holds}"), ("binds", found.binds)]
-    rows.append(("carries", load))
+    rows.append(("carries", carried(found.carries)))
     if not math.isnan(found.logged_e2e_p50_s):
         simulated, logged = found.run.distribution("e2e").p50, found.logged_e2e_p50_s
         apart = (

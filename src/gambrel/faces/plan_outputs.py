@@ -268,13 +268,14 @@ def check_document(check: PlanCheck) -> dict[str, Any]:
 def check_tables(check: PlanCheck) -> list[RenderableType]:
     """The verdict first, then each objective then and now, then what drifted."""
     from gambrel.faces.tables import facts, grid, last_column_left
+    from gambrel.plan.explain import carried
     from gambrel.report import humanise as human
 
     verdict = "holds" if check.holds else "no longer holds"
     rows = [("deployment", check.deployment.label), ("log", f"{check.workload}: {check.num_requests:,} requests")]
     rows += [("broken", text) for text in check.broken]
     if check.holds:
-        rows.append(("carries", f"{check.carries:.2f}x this load before the first objective breaks"))
+        rows.append(("carries", carried(check.carries)))
     elif check.needs is not None:
         d = check.needs.deployment
         usd = "" if d.usd_per_hour is None else f", {human.per_hour(d.usd_per_hour)}"

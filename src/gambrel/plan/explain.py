@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Workload
 
 __all__ = [
+    "MOST_CARRIED",
     "TOLERANCE",
     "Loads",
     "alone_workload",
+    "carried",
     "carries",
     "cells",
     "intervals",
@@ -246,6 +248,13 @@ def carries(
         else:
             high = middle
     return low
+
+
+def carried(load: float) -> str:
+    """What :func:`carries` found, in words."""
+    if load >= MOST_CARRIED:
+        return f"{MOST_CARRIED:g}x this load or more: no objective breaks by then"
+    return f"{load:.2f}x this load before the first objective breaks"
 
 
 def intervals(

@@ -16,7 +16,7 @@ import numpy as np
 from gambrel.core.plan import Fix, PriceMode, Setting, SettingStep
 from gambrel.core.step import Step
 from gambrel.core.units import SECONDS_PER_HOUR
-from gambrel.plan.explain import TOLERANCE, carries
+from gambrel.plan.explain import MOST_CARRIED, TOLERANCE, carries
 from gambrel.plan.trial import Bench
 from gambrel.report.humanise import figure, percent, seconds, tokens
 
@@ -91,7 +91,7 @@ def neighbours(
     slo: SLO,
     breaks: Mapping[str, float],
 ) -> tuple[Neighbour, ...]:
-    """Every change simulated today and at the load it carries, looked for up to twice the chosen one's."""
+    """Every change simulated today and at the load it carries, looked for up to :func:`farthest`."""
     now = min(breaks.values(), default=math.inf)
     workload = loads.workload
     longest = int((workload.prompt_tokens + workload.output_tokens).max())
@@ -105,9 +105,17 @@ def neighbours(
             continue
         bench = Bench.of(cost_model)
         verdicts = slo.check(bench.run(changed, workload))
-        load = carries(changed, bench, loads, slo, most=2.0 * now, guess=now) if math.isfinite(now) else math.inf
+        load = carries(changed, bench, loads, slo, most=farthest(now), guess=now) if math.isfinite(now) else math.inf
         found.append(Neighbour(name, axis, changed, verdicts, load))
     return tuple(found)
+
+
+def farthest(now: float) -> float:
+    """The load multiple up to which changes are compared with settings that carry ``now``: twice that.
+
+    At most where the search for ``now`` itself ends, or a change would seem to gain what was only not looked for.
+    """
+    return min(2.0 * now, MOST_CARRIED)
 
 
 def fixes(around: Sequence[Neighbour], now: float) -> tuple[Fix, ...]:
@@ -119,7 +127,7 @@ def fixes(around: Sequence[Neighbour], now: float) -> tuple[Fix, ...]:
     for n in around:
         if n.refused or not math.isfinite(now) or n.carries <= now + 2 * TOLERANCE:
             continue
-        more = "more than " if n.carries >= 2.0 * now else ""
+        more = "more than " if n.carries >= farthest(now) else ""
         effect = f"holds to {more}{n.carries:.2f}x of today's load instead of {now:.2f}x"
         usd = n.deployment.usd_per_hour or float("nan")
         found.append((n.carries, Fix(n.change, effect, usd, n.carries >= 1.0)))
@@ -159,7 +167,7 @@ def effect(neighbour: Neighbour, today: Sequence[Verdict], now: float) -> str:
             before, after = figure(v.objective, v.reached), figure(v.objective, then.reached)
             parts.append(f"{v.objective.name} {before} to {after}{missed}")
     if math.isfinite(now) and abs(neighbour.carries - now) > 2 * TOLERANCE:
-        more = "over " if neighbour.carries >= 2.0 * now else ""
+        more = "over " if neighbour.carries >= farthest(now) else ""
         parts.append(f"carries {more}{neighbour.carries:.2f}x instead of {now:.2f}x")
     return "; ".join(parts) or "no effect on this log"
 
