@@ -20,8 +20,9 @@ HEAD = """<!-- Written by scripts/command_reference.py (make docs); edit the hel
 # Commands
 
 stdout is the result, stderr is talk. `--json` gives exactly one JSON document on stdout. Exit status: 0 done,
-1 infeasible or an objective missed, 2 usage or bad input. Objectives are written `ttft.p95<=1s`, `tpot.p95<=50ms`,
-`e2e.p99<=30s`; quote them, for the shell reads `<` itself. Counts may be written `4k` or `128k`.
+1 infeasible or an objective missed, 2 usage, bad input or an output that cannot be written, 141 where the reader of
+stdout left early. Objectives are written `ttft.p95<=1s`, `tpot.p95<=50ms`, `e2e.p99<=30s`; quote them, for the shell
+reads `<` itself. Counts may be written `4k` or `128k`.
 """
 
 

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 BIG = "meta-llama/Llama-3.1-405B"
@@ -236,3 +235,47 @@ def test_a_time_of_zero_among_epochs_is_refused_by_whoever_reads_it(tmp_path: Pa
     done = gambrel("plan", "--model", MODEL, "--gpu", "l40s", "-w", str(path), "--slo", "ttft.p95<=1s")
     assert done.returncode == 2
     assert "row 3, field 'timestamp': found '0'" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--markdown", "--trace", "--html", "--images"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_search(option: str, tmp_path: Path) -> None:
+    """The search itself would end with status 1: it is not come to, and nothing is made or emptied."""
+    kept = tmp_path / "kept.txt"
+    kept.write_text("words")
+    taken = kept if option == "--images" else tmp_path
+    for path in (taken, kept / "beneath"):
+        done = gambrel(
+            "plan", "-m", MODEL, "-w", "chat:rate=1,n=100", "--slo", "tpot.p95<=0.01ms", "-g", "l4", option, str(path)
+        )
+        assert done.returncode == 2, done.stderr
+        assert f"{path}: cannot be written" in done.stderr
+    assert kept.read_text() == "words"
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+COMMANDS = (
+    ("model", MODEL), ("workload", "chat:rate=1,n=200"), ("workload", "chat:rate=1,n=200", "--json"),
+    ("simulate", "-m", MODEL, "-g", "l4", "-w", "chat:rate=1,n=50"), ("--help",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_reader_who_leaves_is_neither_success_nor_a_plan_that_fails(words: tuple[str, ...]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    call = [sys.executable, "-c", "from gambrel.faces.cli import main; main()", *words]
+    done = subprocess.run(call, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert done.returncode == 141
+    assert not [line for line in done.stderr.splitlines() if not line.startswith("note:")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_full_disk_is_one_line_and_status_two(words: tuple[str, ...]) -> None:
+    call = [sys.executable, "-c", "from gambrel.faces.cli import main; main()", *words]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
+    assert lines == ["gambrel: the output: No space left on device"]

@@ -138,9 +138,9 @@ def test_compare_cuts_no_figure_and_no_verdict(
         (("measure", "-u", "http://127.0.0.1:1", "-m", "m", "--processes", "-1"), "--processes must be at least 0"),
         (("measure", "-u", "http://127.0.0.1:1", "-m", "m", "--shared-prefix", "-1"), "--shared-prefix must be"),
         (("selfcheck", "1", "--processes", "-1"), "--processes must be at least 0"),
-        (("validate", "none.csv", "--markdown", "/proc/x"), "--markdown: cannot write /proc/x"),
-        (("calibrate", "none.csv", "--out", "/proc/x"), "--out: cannot write /proc/x"),
-        (("calibrate", "none.csv", "--out", "/"), "--out: cannot write /: Is a directory"),
+        (("validate", "none.csv", "--markdown", "/proc/x"), "/proc/x: cannot be written"),
+        (("calibrate", "none.csv", "--out", "/proc/x"), "/proc/x: cannot be written"),
+        (("calibrate", "none.csv", "--out", "/"), "/: cannot be written (a folder is there)"),
         (("record", "--upstream", "http://x", "--rotate-mb", "0"), "--rotate-mb"),
         ((*TWIN, "--scale", "0"), "time scale"),
         ((*TWIN, "--grace", "-1"), "--grace"),
@@ -160,11 +160,10 @@ def test_one_clear_line_and_status_2(
 
 
 def test_asking_whether_a_file_can_be_written_leaves_it_as_it_is(tmp_path: Path) -> None:
-    from gambrel.faces.console import require_writable
+    from gambrel.faces.console import writable
 
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("precious")
-    for path in (old, new, None):
-        require_writable(path, "--out")
+    writable(old, new, None, folders=(tmp_path / "folder",))
     assert old.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [old]

@@ -188,6 +188,10 @@ def test_the_command_writes_checks_and_alarms(
     status, out, _ = run(monkeypatch, capsys, "plan", "--check", target)
     assert status == 0
     assert "the plan holds" in out
+    other = ["-m", "Qwen/Qwen3-8B", "-g", "h100-sxm", "--slo", "ttft.p95<=1ms", "--tp", "1"]
+    status, out, err = run(monkeypatch, capsys, "plan", "--check", target, *other)
+    assert (status, out) == (2, "")
+    assert "not --model, --slo, --gpu, --tp;" in err
     heavier = ["plan", "--check", target, "--workload", "chat:rate=60,n=1500"]
     status, out, _ = run(monkeypatch, capsys, *heavier, "--json")
     assert status == 1

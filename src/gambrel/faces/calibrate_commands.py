@@ -62,9 +62,9 @@ def validate_command(
     """Predict published measurements and compare: median, 90th percentile and bias of the error, per group."""
     from gambrel.calibrate.published import validate_tables
     from gambrel.calibrate.replay import replays_beside
-    from gambrel.faces.console import require_writable
+    from gambrel.faces.console import writable
 
-    require_writable(markdown, "--markdown")
+    writable(markdown)
     found = validate_tables(tables, models, profile)
     replayed = replays_beside(tables, models, profile)
     if markdown is not None:
@@ -103,9 +103,9 @@ def calibrate_command(
     from gambrel.calibrate.next_level import next_levels
     from gambrel.calibrate.profile import profile_of, write_profile
     from gambrel.catalog.efficiency import efficiency
-    from gambrel.faces.console import emit, require_writable, show
+    from gambrel.faces.console import emit, show, writable
 
-    require_writable(out, "--out")
+    writable(out)
     settings: dict[str, Any] = {
         "tp": tp, "engine": engine, "engine_version": engine_version, "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max(max_num_batched_tokens, max_num_seqs),

@@ -1,11 +1,14 @@
 """The command line: parse, call, print. stdout is the result, stderr is talk.
 
-Exit status: 0 done, 1 infeasible or an objective missed, 2 usage or bad input. Only here are errors caught, and each
-becomes one line. Everything heavy is imported inside the command that needs it, so that ``--help`` stays instant.
+Exit status: 0 done, 1 infeasible or an objective missed, 2 usage, bad input or an output that cannot be written, 130
+interrupted, 141 where the reader of stdout left before the end, as of a program that SIGPIPE ends. Only here are errors
+caught, and each becomes one line. Everything heavy is imported inside the command that needs it, so that ``--help``
+stays instant.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from copy import copy
@@ -26,7 +29,7 @@ from gambrel.faces import (
     serve_commands,
     web_commands,
 )
-from gambrel.faces.console import emit, show, talk, talk_context, write_report
+from gambrel.faces.console import emit, show, talk, talk_context, writable, write_report
 from gambrel.faces.logs import LogColumns, asked_log, pairs
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-EXIT_INFEASIBLE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_INFEASIBLE, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 1, 2, 130, 141
 BYTES_PER_GBIT = 1e9 / 8
 
 app = typer.Typer(
@@ -187,6 +190,7 @@ def curve_command(
     from gambrel.faces import api
     from gambrel.faces.words import counts
 
+    writable(html, folders=[images])
     settings: dict[str, Any] = (
         {"tp": tp, "engine": engine, "engine_version": engine_version}
         | ({"weights": weights} if weights else {})
@@ -371,6 +375,7 @@ def simulate_command(
     from gambrel.faces.simulate_outputs import watched, window_of, write_files
 
     started = time.perf_counter()
+    writable(requests_file, chrome_trace)
     settings: dict[str, Any] = {"weights": weights} if weights else {}
     settings |= {"kv": kv} if kv else {}
     settings |= {"policy": policy} if policy else {}
@@ -449,6 +454,7 @@ def simulate_command(
 
 @app.command("plan")
 def plan_command(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Shipped name, config.json, directory or GGUF file.")
     ] = None,
@@ -544,6 +550,7 @@ def plan_command(
     from gambrel.faces import api, offers
 
     if check is not None:
+        plan_outputs.unchecked(context)
         asked = (
             None if workload is None and users is None else settle(traffic(workload, users, prompt, output, columns))
         )
@@ -552,6 +559,7 @@ def plan_command(
         return
     if model is None:
         raise GambrelError("no model given: --model NAME, or --check PLAN_FILE to run a plan again")
+    writable(out, trace, markdown, html, folders=[images])
     axes: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization, "max_gpus": max_gpus}
     axes |= {"confidence": confidence, "spare": spare, "available": plan_outputs.available(available or [])}
     axes |= search_axes(tp, weights, kv, max_num_seqs, max_num_batched_tokens)
@@ -721,10 +729,27 @@ def only_what_is_asked(words: list[str]) -> typer.Typer:
     return alone
 
 
+def unwritten(error: SystemExit | OSError) -> Any:
+    """The exit status where a file or stdout could not be written; a closed pipe needs no word.
+
+    Click and rich end the program themselves when a pipe closes, with status 1.
+    """
+    closed = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
+    if isinstance(error, SystemExit) and not closed:
+        return error.code
+    # What is left to print is dropped: at its end Python would try again, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    if closed:
+        return EXIT_CLOSED_PIPE
+    talk(f"gambrel: {getattr(error, 'filename', None) or 'the output'}: {getattr(error, 'strerror', None) or error}")
+    return EXIT_BAD_INPUT
+
+
 def main() -> None:
     """Run the command line; every expected failure is one line on stderr and an exit status."""
     try:
         status = only_what_is_asked(sys.argv[1:])(standalone_mode=False)
+        sys.stdout.flush()
     except InfeasiblePlan as error:
         talk(f"gambrel: {error}")
         sys.exit(EXIT_INFEASIBLE)
@@ -734,9 +759,8 @@ def main() -> None:
     except KeyboardInterrupt:
         talk("gambrel: interrupted")
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except (SystemExit, OSError) as error:
+        sys.exit(unwritten(error))
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:

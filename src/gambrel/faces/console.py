@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gambrel.core.errors import GambrelError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from gambrel.core.workload import Workload
     from gambrel.report.document import Report
 
-__all__ = ["emit", "require_writable", "show", "talk", "talk_context", "write_report"]
+__all__ = ["emit", "show", "talk", "talk_context", "writable", "write_report"]
 
 
 def show(blocks: Iterable[RenderableType], *, columns: int = 100) -> None:
@@ -53,30 +55,31 @@ def emit(document: Mapping[str, Any]) -> None:
     typer.echo(dump(document))
 
 
-def require_writable(path: Path | None, option: str) -> None:
-    """Refuse a file that cannot be written before the work for it begins; it is neither made nor emptied.
+def writable(*files: Path | None, folders: Iterable[Path | None] = ()) -> None:
+    """Refuse outputs that could not be written, before the work they are of; nothing is made or emptied.
 
     A folder that does not allow files (``/proc``) may still say that it does, so a nameless one is tried in it.
 
     Raises:
-        GambrelError: it is a folder, or cannot be written, or its folder is not there.
+        GambrelError: a file's place is a folder's or the other way round, or nobody may write there.
     """
     import tempfile
 
-    from gambrel.core.errors import GambrelError
-
-    if path is None:
-        return
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if path.exists():
-            if not os.access(path, os.W_OK):
+    for path, folder in [(p, False) for p in files] + [(p, True) for p in folders]:
+        if path is None:
+            continue
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if there == path and there.is_dir() != folder:
+            raise GambrelError(f"{path}: cannot be written ({'not a folder' if folder else 'a folder is there'})")
+        if there != path and not there.is_dir():
+            raise GambrelError(f"{path}: cannot be written ({there} is not a folder)")
+        try:
+            if there.is_dir():
+                tempfile.TemporaryFile(dir=there).close()
+            elif not os.access(there, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        else:
-            tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise GambrelError(f"{option}: cannot write {path}: {error.strerror}; choose another file") from None
+        except OSError as error:
+            raise GambrelError(f"{path}: cannot be written ({there}: {error.strerror})") from None
 
 
 def write_report(report: Report, html: Path | None, images: Path | None) -> None:

@@ -98,10 +98,11 @@ def fleet_command(
 ) -> None:
     """A fleet over time: autoscaling, cold starts, failures; what requests felt and what it cost."""
     from gambrel.faces import api
-    from gambrel.faces.console import talk_context
+    from gambrel.faces.console import talk_context, writable
     from gambrel.faces.fleet_answers import fleet_document, fleet_tables
 
     started = time.perf_counter()
+    writable(html)
     settings: dict[str, Any] = {"weights": weights} if weights else {}
     settings |= {"kv": kv} if kv else {}
     low, high = bounds(replicas)

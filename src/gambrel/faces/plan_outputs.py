@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from gambrel.plan.check import PlanCheck
     from gambrel.plan.file import PlanFile
 
-__all__ = ["available", "check_document", "check_file", "load_plan", "settled", "show_check", "write_plan"]
+__all__ = [
+    "available", "check_document", "check_file", "load_plan", "settled", "show_check", "unchecked", "write_plan",
+]  # fmt: skip
+
+CHECKED = {"check", "workload", "users", "prompt", "output", "catalog", "profile", "as_json"}
+"""Parameters of ``gambrel plan`` that a check reads."""
 
 
 def available(texts: Iterable[str]) -> dict[str, int]:
@@ -196,6 +201,24 @@ def settled(file: PlanFile, catalog: Sequence[Path] = ()) -> Deployment:
     deployment = file.settled(api.model(file.asked.model), found)
     require_tp(deployment)
     return deployment
+
+
+def unchecked(context: typer.Context) -> None:
+    """Refuse options beside ``--check`` that a check does not read: the file says what they would.
+
+    Raises:
+        GambrelError: there are such options; all are named.
+    """
+    given = [
+        max(p.opts, key=len)
+        for p in context.command.params
+        if p.name not in CHECKED and getattr(context.get_parameter_source(str(p.name)), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise GambrelError(
+            f"--check takes the deployment and its objectives from the plan file, not {', '.join(given)}; "
+            "plan again to change them"
+        )
 
 
 def show_check(
