@@ -279,3 +279,30 @@ def test_a_beginning_never_fails_a_floor_that_the_whole_log_would_pass(
         slo = SLO.parse([*limits, f"{name}>={floor}"])
         early = Beginnings.of(both, slo).judge(deployment, bench)
         assert early.candidate.feasible == judge(deployment, bench, both, slo).candidate.feasible
+
+
+def test_what_nobody_waited_for_meets_no_objective() -> None:
+    """Dropped before the end: no latency counts them, and an objective that nothing is left to judge by is missed."""
+    d = Deployment(MODEL, api.accelerator("h100-sxm"))
+    bench = Bench.of(api.cost_model(d))
+    log = chat(60, 2.0)
+    hasty = bench.run(d, replace(log, deadline_s=np.full(60, 1e-3)))
+    assert hasty.num_unfinished == 60
+    for text in ("ttft.p95<=100ms", "tpot.p95<=1s", "itl.p99<=1s", "e2e.mean<=60s", "queue.p95<=1s"):
+        verdict = Verdict(Objective.parse(text), Objective.parse(text).reached(hasty))
+        assert verdict.reached == np.inf
+        assert not verdict.met
+    assert np.isnan(hasty.distribution("ttft").p95)
+    some = bench.run(d, replace(log, deadline_s=np.where(np.arange(60) < 30, 0.1, 1e3)))
+    assert 0 < some.num_unfinished <= 30
+    assert some.distribution("ttft").count == 60 - some.num_unfinished
+    assert Objective.parse("ttft.p95<=1s").reached(some) == np.inf
+    assert Objective.parse("ttft.p50<=1s").reached(some) < 1.0 or some.num_unfinished == 30
+
+
+def test_answers_of_one_token_have_no_time_per_token_to_miss() -> None:
+    d = Deployment(MODEL, api.accelerator("h100-sxm"))
+    run = Bench.of(api.cost_model(d)).run(d, replace(chat(20), output_tokens=np.ones(20, np.int64)))
+    assert Objective.parse("tpot.p95<=1ms").reached(run) == 0.0
+    unseen = replace(run, origin="logged", first_token_s=np.full(20, np.nan))
+    assert Objective.parse("ttft.p95<=1ms").reached(unseen) == np.inf

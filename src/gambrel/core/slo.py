@@ -136,21 +136,23 @@ class Objective:
             raise SLOError(f"{self.name}: the traffic has no kind {self.kind!r}; it has {known}") from None
 
     def reached(self, run: Run) -> float:
-        """The statistic in seconds; 0 where it is not defined (no answer longer than one token has no TPOT).
+        """The statistic in seconds; infinite where no request that should have the figure has it.
 
-        Requests that a simulated client dropped before their first token (or their last, for E2E) took for ever.
+        Answers of one token have no TPOT: where there are no others it is 0. Requests that a simulated client dropped
+        took for ever, whenever their first token came; where all were dropped nothing else counts either.
         """
-        if run.origin == "simulated" and self.metric in ("ttft", "e2e", "queue"):
-            values = getattr(run, f"{self.metric}_s")[self.rows(run)]
-            lost = int(np.count_nonzero(np.isnan(values)))
-            if lost:
-                return self._with_lost(np.sort(values[~np.isnan(values)]), lost)
-        if self.kind:
-            found = Distribution.of(getattr(run, f"{self.metric}_s")[self.rows(run)])
-        else:
-            found = run.distribution(self.metric)
+        rows, answered = self.rows(run), np.isfinite(run.last_token_s)
+        if run.origin == "simulated":
+            lost = int(np.count_nonzero(rows & ~answered))
+            if lost and (self.metric in ("ttft", "e2e", "queue") or not (rows & answered).any()):
+                values = getattr(run, f"{'tpot' if self.metric == 'itl' else self.metric}_s")[rows & answered]
+                return self._with_lost(np.sort(values), lost)
+        found = Distribution.of(getattr(run, f"{self.metric}_s")[rows]) if self.kind else run.distribution(self.metric)
         value = found.percentile(self.statistic)
-        return 0.0 if np.isnan(value) else value
+        if not np.isnan(value):
+            return value
+        should = rows & (run.output_tokens > 1) if self.metric in ("tpot", "itl") else rows
+        return float("inf") if should.any() else 0.0
 
     def _with_lost(self, values: Floats, lost: int) -> float:
         """The statistic of ascending ``values`` and ``lost`` infinite ones."""

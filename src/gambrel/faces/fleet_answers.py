@@ -49,7 +49,7 @@ def fleet_document(
 ) -> dict[str, Any]:
     """The result as one JSON document; the timeline holds means over at most 400 parts of it, by their beginnings."""
     run, t = day.run, day.timeline
-    tokens = float(run.output_tokens.sum())
+    tokens = float(run.output_tokens[np.isfinite(run.last_token_s)].sum())
     starts = np.unique(np.linspace(0, len(t.time_s), min(len(t.time_s), _POINTS), endpoint=False).astype(int))
     sizes = np.diff(np.append(starts, len(t.time_s)))
     course = {
