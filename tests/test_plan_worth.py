@@ -18,6 +18,7 @@ from gambrel.plan.slower import Slower
 from gambrel.plan.trial import Bench
 from gambrel.plan.worth import worth_measuring
 from gambrel.report.answers import measurement_table, sensitivity_table
+from gambrel.traffic import closed_loop
 from test_plan_search import MODEL, chat, devices
 
 if TYPE_CHECKING:
@@ -146,3 +147,18 @@ def test_longer_requests_are_harder_and_named(answer: Plan) -> None:
     table = sensitivity_table(replace(answer, sensitivities=found))
     assert table is not None
     assert len(table.rows) == 4
+
+
+def test_what_does_not_keep_up_says_so_and_not_the_limit_it_meets(answer: Plan) -> None:
+    """Users who no longer fit the cache together miss no limit: the reason is that they do not fit."""
+    d = api.deployment(MODEL, "l4")
+    bench = Bench.of(api.cost_model(d))
+    seats = bench.memory.kv_tokens // 6000
+    found = sensitivities(d, bench, closed_loop(seats, 5000, 1000, rounds=1), SLO.parse(["ttft.p95<=60min"]))
+    longer = next(s for s in found if s.change == "prompts 50 % longer")
+    assert all(v.met for v in longer.worst)
+    assert longer.chance == 0.0
+    assert longer.behind.startswith("serves ")
+    table = sensitivity_table(replace(answer, sensitivities=found))
+    assert table is not None
+    assert next(row for row in table.rows if row[0] == longer.change)[2].startswith(longer.behind)

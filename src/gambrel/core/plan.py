@@ -257,13 +257,15 @@ class Measurement:
 class Sensitivity:
     """The chosen deployment on traffic that differs in one respect.
 
-    ``chance`` is the share of ``draws`` in which every objective held; ``worst`` are the verdicts of the worst draw.
+    ``chance`` is the share of ``draws`` in which every objective held and the fleet kept up; ``worst`` are the verdicts
+    of the worst draw, and ``behind`` says why the fleet does not keep up there, where it does not.
     """
 
     change: str
     draws: int
     chance: float
     worst: tuple[Verdict, ...]
+    behind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ def answers_document(plan: Plan) -> dict[str, Any]:
                 "draws": s.draws,
                 "chance": s.chance,
                 "worst": slo_document(s.worst),
+                "behind": s.behind,
             }
             for s in plan.sensitivities
         ],

@@ -9,7 +9,7 @@ a longer history brings. Each is simulated with the steps as predicted, so that 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,8 +86,9 @@ def sensitivities(deployment: Deployment, bench: Bench, workload: Workload, slo:
         name = f"other clients ({clients:,} drawn again)"
         found.append(drawn(name, clients_redrawn, draws, deployment, bench, workload, slo))
     for what, prompt, output in LONGER:
-        held, verdicts = tried(deployment, bench, scale_lengths(workload, prompt, output), slo)
-        found.append(Sensitivity(f"{what} {percent(max(prompt, output) - 1)} longer", 1, float(held), verdicts))
+        once = tried(deployment, bench, scale_lengths(workload, prompt, output), slo)
+        change = f"{what} {percent(max(prompt, output) - 1)} longer"
+        found.append(Sensitivity(change, 1, float(once.held), once.verdicts, once.behind))
     return tuple(found)
 
 
@@ -105,14 +106,31 @@ def drawn(
     outcomes = [
         tried(deployment, bench, redraw(workload, np.random.default_rng((seed, draw))), slo) for draw in range(draws)
     ]
-    worst = min(outcomes, key=lambda o: min((v.margin for v in o[1]), default=-math.inf))
-    return Sensitivity(name, draws, sum(held for held, _ in outcomes) / draws, worst[1])
+    worst = min(outcomes, key=lambda o: (o.margin >= 0, not o.behind, o.margin))
+    return Sensitivity(name, draws, sum(o.held for o in outcomes) / draws, worst.verdicts, worst.behind)
 
 
-def tried(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> tuple[bool, tuple[Verdict, ...]]:
-    """(whether everything holds, the verdicts); no verdicts where the longest request no longer fits the cache."""
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How the objectives came out, none where the longest request no longer fits the cache; why it is ``behind``."""
+
+    verdicts: tuple[Verdict, ...]
+    behind: str = ""
+
+    @property
+    def margin(self) -> float:
+        """To the nearest objective."""
+        return min((v.margin for v in self.verdicts), default=-math.inf)
+
+    @property
+    def held(self) -> bool:
+        """Whether every objective holds and the fleet keeps up."""
+        return self.margin >= 0 and not self.behind
+
+
+def tried(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> Tried:
+    """The deployment on other traffic."""
     if int((workload.prompt_tokens + workload.output_tokens).max()) > bench.memory.kv_tokens:
-        return False, ()
+        return Tried(())
     run = bench.run(deployment, workload)
-    verdicts = slo.check(run)
-    return all(v.met for v in verdicts) and not bench.keeps_up(deployment, workload, run), verdicts
+    return Tried(slo.check(run), bench.keeps_up(deployment, workload, run))

@@ -118,6 +118,8 @@ def sensitivity_table(plan: Plan) -> Table | None:
         if worst is not None:
             o = worst.objective
             reached = f"{o.name} {say.figure(o, worst.reached)} of {say.allowed(o)}"
+            if s.behind and worst.met:
+                reached = f"{s.behind}; {reached}"
         lines.append((s.change, found, reached))
         status.append("met" if holds else "missed")
     sentence = "The chosen deployment as it is, steps as predicted, on traffic that differs in one respect."
