@@ -61,4 +61,4 @@ def test_no_more_than_can_be_had() -> None:
     assert d.accelerator.name != name or d.num_gpus < count
     space = Space(devices("l40s"), **NARROW, available={"l40s": 1})
     with pytest.raises(InfeasiblePlan, match="allowed"):
-        plan(MODEL, chat(2000, 400.0), SLOS, space, api.pricer())
+        plan(MODEL, chat(20_000, 400.0), SLOS, space, api.pricer())

@@ -22,6 +22,7 @@ from gambrel.plan.question import Question
 from gambrel.plan.screen import Demand, least_busy_s, screen_latency
 from gambrel.plan.search import search
 from gambrel.plan.trial import Bench, judge, price_run, sustained
+from gambrel.report import keeping_up, objective_table
 from gambrel.traffic import closed_loop
 
 if TYPE_CHECKING:
@@ -225,6 +226,41 @@ def test_every_dollar_is_charged_once() -> None:
     split = price.usd_per_mtok_input * run.prompt_tokens.sum() + price.usd_per_mtok_output * run.output_tokens.sum()
     assert split / 1e6 == pytest.approx(dollars)
     assert price.usd_per_mtok * run.output_tokens.sum() / 1e6 == pytest.approx(dollars)
+
+
+def test_dollars_are_charged_to_what_was_delivered() -> None:
+    deployment = Deployment(MODEL, api.accelerator("h100-sxm"))
+    bench = Bench.of(api.cost_model(deployment))
+    run = bench.run(deployment, replace(chat(200), deadline_s=np.full(200, 1.0)))
+    assert 0 < run.num_unfinished < 200
+    price = price_run(run, 3.6)
+    assert price.usd_per_mtok == pytest.approx(1e6 * 1e-3 / run.output_tokens_per_s)
+    none = price_run(bench.run(deployment, replace(chat(20), deadline_s=np.full(20, 1e-3))), 3.6)
+    assert none.usd_per_mtok == none.usd_per_mtok_input == np.inf
+
+
+@pytest.mark.parametrize("span_s", [0.0, 2.0])
+def test_a_burst_that_its_objective_lets_wait_is_no_backlog(span_s: float) -> None:
+    """Before a full batch is answered no rate can be seen to exceed what a replica carries."""
+    log = replace(chat(1000), arrival_s=np.linspace(0.0, span_s, 1000))
+    slo = SLO.parse(["ttft.p95<=60s"])
+    found = plan(MODEL, log, slo, Space(devices("h100-sxm"), tp=(1,), weights=("bf16",), kv=("bf16",)), api.pricer())
+    assert found.chosen.deployment.replicas == 1
+    assert found.run.distribution("queue").p95 > 1.0
+    assert np.isnan(found.rate_rps) if span_s == 0 else found.rate_rps == pytest.approx(999 / span_s)
+
+
+def test_a_longer_log_at_the_same_rate_falls_behind_and_the_rule_is_named() -> None:
+    deployment = Deployment(MODEL, api.accelerator("h100-sxm"))
+    bench, slo = Bench.of(api.cost_model(deployment)), SLO.parse(["tpot.p95<=10s"])
+    log = chat(12_000, 200.0)
+    assert bench.turn_s(log) < log.span_s
+    assert "falls behind" in judge(deployment, bench, log, slo).candidate.lost_because
+    space = Space(devices("h100-sxm"), tp=(1,), weights=("bf16",), kv=("bf16",), max_num_seqs=(256,))
+    found = plan(MODEL, chat(1500, 30.0), slo, space, api.pricer())
+    assert found.breaks_at["backlog"] < found.breaks_at["tpot.p95"]
+    assert "falls behind" in keeping_up(found)
+    assert objective_table(found).rows[-1][0] == "no growing queue"
 
 
 @pytest.mark.parametrize(("prefill_tp", "tp"), [(8, 2), (2, 8)])

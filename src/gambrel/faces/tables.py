@@ -192,6 +192,15 @@ def phase_rows(run: Run) -> list[list[str]]:
     return rows
 
 
+def cost_words(usd_per_mtok: float | None) -> str:
+    """Dollars with the whole fleet charged to the output that was delivered."""
+    if usd_per_mtok is None:
+        return "no price known"
+    if math.isinf(usd_per_mtok):
+        return "no answer came to its end"
+    return f"{human.per_mtok(usd_per_mtok)} of output all-in, at this load"
+
+
 def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> list[RenderableType]:
     """Latency blocks, then what the replicas did."""
     lost = run.num_unfinished
@@ -220,7 +229,7 @@ def run_tables(run: Run, memory: MemoryBudget, usd_per_mtok: float | None) -> li
                     (f"mean {human.percent(run.kv_usage_mean)}, max {human.percent(run.kv_usage_max)} of "
                     f"{memory.kv_tokens:,} tokens; {run.num_preemptions:,} preemptions"),
                 ),
-                ("cost", "no price known" if usd_per_mtok is None else f"{human.per_mtok(usd_per_mtok)} at this load"),
+                ("cost", cost_words(usd_per_mtok)),
                 ("basis", run.basis),
             ],
         ),
@@ -273,7 +282,8 @@ def answer_table(plan: Plan) -> Table:
         ]
     rows += [("launch", plan.launch), ("basis", plan.basis)]
     rows += [("know", sentence) for sentence in plan.caveats]
-    return facts(f"plan for {plan.workload}: {plan.num_requests:,} requests, {plan.rate_rps:.3g}/s", rows)
+    rate = "all at once" if math.isnan(plan.rate_rps) else f"{plan.rate_rps:.3g}/s"
+    return facts(f"plan for {plan.workload}: {plan.num_requests:,} requests, {rate}", rows)
 
 
 def last_column_left(table: Table) -> Table:
@@ -284,15 +294,25 @@ def last_column_left(table: Table) -> Table:
 
 def plan_tables(plan: Plan) -> list[RenderableType]:
     """The answer, why, against what, and what next: the rows of the report, for 100 columns."""
-    from gambrel.report import against_table, answer_tables, cell_table, fix_table, objective_table, plan_table
+    from gambrel.report import (
+        against_table,
+        answer_tables,
+        cell_table,
+        fix_table,
+        keeping_up,
+        objective_table,
+        plan_table,
+    )
 
     c = plan.chosen
     blocks: list[RenderableType] = [answer_table(plan), "", shown(objective_table(plan)), ""]
+    if word := keeping_up(plan):
+        blocks += [word, ""]
     unlimited = [m for m in ("ttft", "tpot") if not any(v.objective.metric in {m, "e2e"} for v in c.verdicts)]
     if unlimited:
         reached = ", ".join(f"{m}.p95 reaches {human.seconds(c.latency[m].p95)}" for m in unlimited)
         blocks += [f"without an objective: {reached}; add one to bound it", ""]
-    blocks += [shown(plan_table(plan), ("deployment", "$/h", "$/Mtok out", "unused", "worst margin", "why not")), ""]
+    blocks += [shown(plan_table(plan), ("deployment", "$/h", "$/Mtok all-in", "unused", "worst margin", "why not")), ""]
     blocks += [shown(against_table(plan)), ""]
     if plan.cells:
         columns = ("test", "TTFT p95", "TPOT p95", "E2E p95", "tokens/s", "KV max", "what it hides")

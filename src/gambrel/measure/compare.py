@@ -295,7 +295,7 @@ def _throughput(a: Side, b: Side, tolerance: float) -> list[Verdict]:
 
 
 def _rate(side: Side, name: str, seed: int) -> tuple[float, Floats] | None:
-    """The rate over the makespan, and draws of it, of their own for each side, from the means of ten batches in time."""
+    """The rate over the makespan, and draws of it from the means of ten batches in time; ``seed``: of the side."""
     run = side.run
     if run is None:
         value = side.rates.get(name)

@@ -183,9 +183,12 @@ def point(run: Run, load: float, slo: SLO) -> LoadPoint:
 
 
 def offered_rps(run: Run) -> float:
-    """Requests per second over the time in which they arrive; in a closed loop the engine made those times."""
+    """Requests per second over the time in which they arrive; in a closed loop the engine made those times.
+
+    NaN where all arrive at once: how long they take is the fleet's doing.
+    """
     span = float(run.arrival_s[-1] - run.arrival_s[0])
-    return (len(run) - 1) / span if span > 0 else len(run) / run.makespan_s
+    return (len(run) - 1) / span if span > 0 else float("nan")
 
 
 def met_objectives(deployment: Deployment, bench: Bench, workload: Workload, slo: SLO) -> dict[str, bool]:

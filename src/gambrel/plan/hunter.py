@@ -161,7 +161,7 @@ class Hunter:
         demand, spare, users = self.question.demand, self.space.spare, self.question.workload.closed_loop
         if users:
             return -(-users // max(1, bench.seats(self.question.workload))) + spare
-        if not foreseen(self.question.workload):
+        if not foreseen(self.question.workload) or demand.span_s < bench.turn_s(self.question.workload):
             return 1 + spare
         ttft, tpot = alone(bench.table, int(demand.grid[-1]))
         slack = 0.2 * demand.span_s + 1.0 + ttft + tpot * float(demand.outputs.max())

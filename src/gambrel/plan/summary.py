@@ -31,7 +31,7 @@ def sentence(file: PlanFile, deployment: Deployment) -> str:
 def markdown_summary(file: PlanFile, deployment: Deployment) -> str:
     """The page."""
     d, w = deployment, file.workload
-    traffic = f"{w.users} users" if w.users else f"{w.rate_rps or 0:.3g} requests/s"
+    traffic = f"{w.users} users" if w.users else f"{w.rate_rps:.3g} requests/s" if w.rate_rps else "all at once"
     made_for = (
         f"Made for *{w.name}*: {w.num_requests:,} requests, {traffic}, prompts of {tokens(w.prompt_tokens['mean'])} "
         f"tokens on average (p99 {tokens(w.prompt_tokens['p99'])}), answers of {tokens(w.output_tokens['mean'])}."
@@ -90,7 +90,6 @@ def settings(file: PlanFile, d: Deployment) -> list[tuple[str, str]]:
     if file.price is not None:
         rows.append(("price", f"{file.price.usd_per_gpu_hour:.4g} $/h each ({file.price.basis})"))
     if file.usd_per_mtok_output is not None and file.usd_per_mtok_input is not None:
-        rows.append(
-            ("tokens", f"{per_mtok(file.usd_per_mtok_input)} input, {per_mtok(file.usd_per_mtok_output)} output")
-        )  # fmt: skip
+        prompt, output = per_mtok(file.usd_per_mtok_input), per_mtok(file.usd_per_mtok_output)
+        rows.append(("tokens", f"{prompt} input, {output} output, by share of busy time"))
     return rows

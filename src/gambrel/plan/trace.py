@@ -108,11 +108,13 @@ def token_prices(plan: Plan, workload: Workload) -> list[Traced]:
     )
     million = leaf("a million", 1e6, "1", "definition")
     found = []
+    answered = np.isfinite(run.last_token_s)
+    of = "tokens in the log" if answered.all() else "tokens of its requests that were answered"
     for name, part, column in (
         ("price of a million input tokens", share, workload.prompt_tokens),
         ("price of a million output tokens", made("decode's share", "1", "complement", share), workload.output_tokens),
     ):
-        tokens = logged(workload, "tokens in the log", float(column.sum()), "tokens")
+        tokens = logged(workload, of, float(column[answered].sum()), "tokens")
         found.append(made(name, "$/Mtok", "quotient", made("dollars", "$", "product", dollars, part, million), tokens))
     return found
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gambrel.core.plan import Candidate, FrontPoint, Pricing
+from gambrel.core.step import Step
 from gambrel.engine import max_request_tokens, replay, run_of, simulate
 from gambrel.engine.prefixes import Prefixes
 from gambrel.engine.simulation import prepared
@@ -96,35 +97,41 @@ def rank(trial: Outcome) -> tuple[float, int, float, float, str]:
     return round(candidate.usd_per_hour, 6), loss(d), -round(trial.stressed, 6), -round(margin, 6), d.label
 
 
-def sustained(run: Run) -> bool:
+def sustained(run: Run, turn_s: float = 0.0) -> bool:
     """Whether the fleet keeps up with a log: the queue of the last tenth of requests is not a backlog.
 
     A backlog grows with the log's length; the test allows a twentieth of the span (and one second for short logs).
-    Where clients give up it cannot grow: what those who left would have asked is then the work not done, and a
-    twentieth of the last tenth (or one client) may leave before being served.
+    A log that is over within ``turn_s``, the time in which a full batch is answered, has no length for it to grow with:
+    its queue is that of a burst, which objectives limit or nobody minds. Where clients give up it cannot grow: what
+    those who left would have asked is then the work not done, and a twentieth of the last tenth (or one client) may
+    leave before being served.
     """
     last = run.queue_s[-max(1, len(run) // 10) :]
     served = last[~np.isnan(last)]
     span = float(run.arrival_s[-1] - run.arrival_s[0])
     left = len(last) - len(served)
     waited = float(np.mean(served)) if len(served) else 0.0
-    return left <= max(1.0, BEHIND * len(last)) and waited <= BEHIND * span + 1.0
+    grows = span >= turn_s and waited > BEHIND * span + 1.0
+    return left <= max(1.0, BEHIND * len(last)) and not grows
 
 
 def price_run(run: Run, usd_per_hour: float) -> Pricing:
     """Dollars per token at the utilisation the traffic really gives: idle time is paid too.
 
-    The fleet is charged from the first arrival to the last token. Prefill's share of the accelerators' busy time is
-    charged to prompt tokens, the rest to output tokens; ``usd_per_mtok`` charges everything to output tokens.
+    The fleet is charged from the first arrival to the last token, to the tokens of answers that came to their end;
+    infinite where none did. Prefill's share of the accelerators' busy time is charged to prompt tokens, the rest to
+    output tokens; ``usd_per_mtok`` charges everything to output tokens.
     """
     dollars = usd_per_hour * run.makespan_s / 3600.0
     share = run.gpu_prefill_s / run.gpu_busy_s if run.gpu_busy_s > 0 else 0.0
-    prompt, output = float(run.prompt_tokens.sum()), float(run.output_tokens.sum())
+    done = np.isfinite(run.last_token_s)
+    prompt, output = (float(n[done].sum()) for n in (run.prompt_tokens, run.output_tokens))
+    per = 1e6 * dollars if done.any() else math.inf
     return Pricing(
         usd_per_hour=usd_per_hour,
-        usd_per_mtok=1e6 * dollars / output,
-        usd_per_mtok_input=1e6 * dollars * share / prompt,
-        usd_per_mtok_output=1e6 * dollars * (1.0 - share) / output,
+        usd_per_mtok=per / max(output, 1.0),
+        usd_per_mtok_input=per * share / max(prompt, 1.0) if share > 0 else 0.0,
+        usd_per_mtok_output=per * (1.0 - share) / max(output, 1.0) if share < 1 else 0.0,
         utilisation=run.utilisation,
     )
 
@@ -175,6 +182,19 @@ class Bench:
             held = max(held, (memory.num_kv_blocks - int(found.sizes.sum())) // max(1, own))
         return min(self.limits.max_num_seqs, held)
 
+    def turn_s(self, workload: Workload) -> float:
+        """Seconds in which a replica answers a full batch of the workload's mean request: B t_prefill + G t(B).
+
+        No shorter log has a rate that could exceed what a replica carries: an overloaded one only fills its batch in
+        that time, and its queue grows as (overload - 1) x span from then on.
+        """
+        prompt, output = float(workload.prompt_tokens.mean()), float(workload.output_tokens.mean())
+        held = max(1, round(prompt + output / 2.0))
+        batch = max(1, min(self.limits.max_num_seqs, self.memory.sequences(held)))
+        window, chunk = self.table.window or None, self.table.max_tokens
+        prefill_s = prompt / chunk * self.table.cost(Step.prefill(chunk, window=window)).seconds
+        return batch * prefill_s + output * self.table.cost(Step.decode(batch, held, window)).seconds
+
     def keeps_up(self, deployment: Deployment, workload: Workload, run: Run) -> str:
         """Why the fleet does not keep up, or an empty string.
 
@@ -183,7 +203,7 @@ class Bench:
         """
         if not workload.closed_loop:
             grows = "the queue grows" if workload.deadline_s is None else "the queue grows, or clients leave it,"
-            return "" if sustained(run) else f"falls behind: {grows} to the end of the log"
+            return "" if sustained(run, self.turn_s(workload)) else f"falls behind: {grows} to the end of the log"
         seats = self.seats(workload) * deployment.replicas
         return "" if seats >= workload.closed_loop else f"serves {seats} of {workload.closed_loop} users at once"
 

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from gambrel.report import humanise as say
+from gambrel.report.choice import KEEPING_UP
 from gambrel.report.document import Table
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def sure_table(plan: Plan) -> Table | None:
         return None
     lines, status = [], []
     for c in plan.chances:
-        name = {"all": "every objective", "backlog": "no growing queue"}.get(c.objective, c.objective)
+        name = {"all": "every objective", "backlog": KEEPING_UP}.get(c.objective, c.objective)
         slower = "beyond what was tried" if math.isinf(c.slack) else f"{say.percent(c.slack - 1)} slower"
         lines.append((name, chance_text(c.chance), slower))
         status.append("chosen" if c.objective == "all" else "")
@@ -228,7 +229,7 @@ def mode_table(plan: Plan) -> Table | None:
         f"Full batches in steady decode on one replica: an answer {say.multiple(fast.speed)} as fast costs at least "
         f"{say.multiple(fast.price)} as much a token."
     )
-    columns = ("batch", "tokens/s each", "$/Mtok out", "speed", "price", "limits")
+    columns = ("batch", "tokens/s each", "$/Mtok decode", "speed", "price", "limits")
     status = tuple("" if m.meets_slo else "missed" for m in modes)
     return Table("Fast and slow modes", sentence, columns, lines, (True, True, True, True, True, False), status)
 

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from gambrel.report.style import Spec
 
 __all__ = [
+    "KEEPING_UP",
     "against_table",
     "cell_latency",
     "cell_table",
     "cost_of_candidates",
     "fix_table",
+    "keeping_up",
     "objective_table",
     "plan_table",
     "shown_candidates",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _MOST_SHOWN: Final = 14
+KEEPING_UP: Final = "no growing queue"
 
 
 def shown_candidates(plan: Plan, most: int = _MOST_SHOWN) -> list[Candidate]:
@@ -108,7 +111,7 @@ def plan_table(plan: Plan) -> Table:
         "deployment",
         "verdict",
         "$/h",
-        "$/Mtok out",
+        "$/Mtok all-in",
         "unused",
         "worst margin",
         *(o.name for o in plan.slo.objectives),
@@ -136,7 +139,8 @@ def plan_table(plan: Plan) -> Table:
         status.append("chosen" if c is plan.chosen else "biggest" if big else "met" if c.feasible else "missed")
     text = (
         f"Of {say.count(plan.num_considered)} deployments considered, after {say.count(plan.num_simulated)} "
-        "simulations of the log: the chosen one, the best of each accelerator and the cheapest that hold."
+        "simulations of the log: the chosen one, the best of each accelerator and the cheapest that hold. All-in "
+        "charges the whole fleet to the tokens of answers, prompts included."
     )
     numeric = (False, False, True, True, True, True, *(True for _ in plan.slo.objectives), False)
     return Table("Candidates", text, columns, tuple(lines), numeric, tuple(status))
@@ -250,6 +254,20 @@ def _cost_sentence(plan: Plan) -> str:
     return text + "."
 
 
+def _queue_first(plan: Plan) -> bool:
+    """Whether the fleet stops keeping up before any objective is missed."""
+    others = [load for name, load in plan.breaks_at.items() if name != "backlog"]
+    return plan.breaks_at.get("backlog", math.inf) < min(others, default=math.inf)
+
+
+def keeping_up(plan: Plan) -> str:
+    """The rule that decides where no objective does; an empty string where one does."""
+    if not _queue_first(plan):
+        return ""
+    load = f"{plan.breaks_at['backlog']:.2f}x"
+    return f"what gives way first is no objective: beyond {load} this load the fleet falls behind"
+
+
 def objective_table(plan: Plan) -> Table:
     """Each limit: what is reached, how sure that is, the margin, and the load at which it breaks."""
     lines, status = [], []
@@ -270,6 +288,9 @@ def objective_table(plan: Plan) -> Table:
             )
         )
         status.append("met" if v.met else "missed")
+    if _queue_first(plan):
+        lines.append((KEEPING_UP, *(say.UNKNOWN,) * 4, f"{plan.breaks_at['backlog']:.2f}x", "met"))
+        status.append("met")
     columns = ("objective", "limit", "reached", "80 % interval", "margin", "breaks at load", "verdict")
     nearest = min(plan.chosen.verdicts, key=lambda v: v.margin, default=None)
     sentence = (
@@ -279,7 +300,7 @@ def objective_table(plan: Plan) -> Table:
             f"The nearest limit is {nearest.objective.name}: {say.figure(nearest.objective, nearest.reached)} of "
             f"{say.allowed(nearest.objective)}, {say.percent(nearest.margin)} to spare."
         )
-    )
+    ) + (f" {keeping_up(plan).capitalize()}." if _queue_first(plan) else "")
     return Table("Limits", sentence, columns, tuple(lines), (False, True, True, True, True, True, False), tuple(status))
 
 

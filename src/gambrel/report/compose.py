@@ -24,6 +24,7 @@ from gambrel.report.answers import (
     sure_table,
 )
 from gambrel.report.choice import (
+    KEEPING_UP,
     against_table,
     cell_latency,
     cell_table,
@@ -198,8 +199,8 @@ def plan_report(
     return Report(
         title=f"{d.model.name.rpartition('/')[2]}: {gpus}",
         subtitle=(
-            f"{d.model.name}, planned for {plan.workload}: {say.count(plan.num_requests)} requests at "
-            f"{say.rate(plan.rate_rps)}; "
+            f"{d.model.name}, planned for {plan.workload}: {say.count(plan.num_requests)} requests "
+            f"{_arriving(plan)}; "
             f"{many}TP {d.tp}, {d.weights} weights, {d.kv} KV cache"
         ),
         headline=_plan_headline(plan),
@@ -209,8 +210,13 @@ def plan_report(
     )
 
 
+def _arriving(plan: Plan) -> str:
+    return "all at once" if math.isnan(plan.rate_rps) else f"at {say.rate(plan.rate_rps)}"
+
+
 def _first_break(plan: Plan) -> tuple[str, float]:
-    return min(plan.breaks_at.items(), key=lambda item: item[1], default=("", math.inf))
+    name, load = min(plan.breaks_at.items(), key=lambda item: item[1], default=("", math.inf))
+    return KEEPING_UP if name == "backlog" else name, load
 
 
 def _plan_headline(plan: Plan) -> tuple[str, ...]:

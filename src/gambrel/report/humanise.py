@@ -151,8 +151,8 @@ def multiple(value: float) -> str:
 
 
 def rate(per_second: float, of: str = "requests") -> str:
-    """Events per second: ``5.30 requests/s``."""
-    return f"{number(per_second)} {of}/s"
+    """Events per second: ``5.30 requests/s``; a dash where they have no rate, all coming at once."""
+    return UNKNOWN if math.isnan(per_second) else f"{number(per_second)} {of}/s"
 
 
 # Objectives

@@ -120,8 +120,9 @@ def _load_sentence(points: Sequence[LoadPoint], metric: str, breaks: Mapping[str
     now = min(points, key=lambda p: abs(math.log(max(p.load, 1e-9))))
     last = points[-1]
     first, end = (p.latency[metric] for p in (now, last))
+    rate = "" if math.isnan(now.rate_rps) else f" ({say.rate(now.rate_rps)})"
     text = (
-        f"At {say.multiple(now.load)} the log's load ({say.rate(now.rate_rps)}) {NAMES[metric]} is "
+        f"At {say.multiple(now.load)} the log's load{rate} {NAMES[metric]} is "
         f"{say.seconds(first.p50)} at the "
         f"median and {say.seconds(first.p95)} at p95; at {say.multiple(last.load)} p95 is {say.seconds(end.p95)}"
     )

@@ -218,7 +218,11 @@ def whatif_answer(planned: Planned, asked: WhatIf) -> dict[str, Any]:
     ]
     facts += [
         Fact("cost", "no price" if usd is None else say.per_hour(usd), d.label),
-        Fact("$ per Mtok", "no price" if pricing is None else say.dollars(pricing.usd_per_mtok_output), "output"),
+        Fact(
+            "$ per Mtok",
+            "no price" if pricing is None else say.dollars(pricing.usd_per_mtok_output),
+            "output, by time share",
+        ),
         Fact("busy", say.percent(run.utilisation), f"KV at most {say.percent(run.kv_usage_max)}"),
     ]
     if not plan.slo.floors:
