@@ -37,7 +37,7 @@ def test_a_trace_beside_a_table_is_replayed_as_its_row_says(tmp_path: Path) -> N
         assert r.num_requests == 40
         assert set(r.errors) == {"ttft", "ttft_p99", "tpot", "e2e"}
         assert np.isfinite(list(r.errors.values())).all()
-    said = CliRunner().invoke(app, ["validate", str(table)])
+    said = CliRunner().invoke(app, ["validate", str(table)], env={"COLUMNS": "120"})
     assert "traces replayed request by request" in said.stdout
     assert "2,588 as reported" in said.stdout
     page = tmp_path / "page.md"
