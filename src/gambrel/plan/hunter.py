@@ -213,8 +213,7 @@ class Hunter:
         """
         one, two = (challenger.deployment.with_(replicas=n) for n in (1, 2))
         each = (two.usd_per_hour or 0.0) - (one.usd_per_hour or 0.0)
-        spare = self.space.most_gpus(one.accelerator) - one.num_gpus
-        most = min(1 + spare // (two.num_gpus - one.num_gpus), len(self.question.workload) + self.space.spare)
+        most = min(self.space.most_replicas(one), len(self.question.workload) + self.space.spare)
         if math.isfinite(best[0]) and each > 0.0:
             most = min(most, 1 + math.floor((best[0] - (one.usd_per_hour or 0.0)) / each + 1e-9))
             fleet = one.with_(replicas=max(1, most))
