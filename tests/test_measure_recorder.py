@@ -79,7 +79,7 @@ def test_it_counts_times_and_keeps_nothing_private(tmp_path: Path) -> None:
         assert [(e["prompt_tokens"], e["output_tokens"]) for e in found] == [(9, 12), (9, 12), (3, 5)]
         assert {e["gambrel_log"] for e in found} == {1}
         assert 0.001 < found[0]["ttft_s"] < found[0]["last_token_s"] <= found[0]["service_s"]
-        assert found[0]["last_token_s"] - found[0]["ttft_s"] == pytest.approx(11 * 0.002, abs=0.01)
+        assert 0.020 < found[0]["last_token_s"] - found[0]["ttft_s"] < 0.1  # 11 x 2 ms, and what a busy machine adds
         assert found[0]["session"] == found[2]["session"] != found[1]["session"]
         assert abs(found[0]["arrival_s"] - time.time()) < 60
         text = path.read_text()
