@@ -192,6 +192,14 @@ def test_the_command_writes_checks_and_alarms(
     status, out, err = run(monkeypatch, capsys, "plan", "--check", target, *other)
     assert (status, out) == (2, "")
     assert "not --model, --slo, --gpu, --tp;" in err
+    odd, named = tmp_path / "odd.csv", ["--column", "arrival_s=a", "--column", "prompt_tokens=b"]
+    odd.write_text("a,b,output_tokens\n" + "".join(f"{i},{100 + i},{20 + i}\n" for i in range(30)))
+    status, out, _ = run(monkeypatch, capsys, "plan", "--check", target, "-w", str(odd), *named)
+    assert status == 0
+    assert "the plan holds" in out
+    status, out, err = run(monkeypatch, capsys, "plan", "--check", target, *named)
+    assert (status, out) == (2, "")
+    assert "it goes with --workload" in err
     heavier = ["plan", "--check", target, "--workload", "chat:rate=60,n=1500"]
     status, out, _ = run(monkeypatch, capsys, *heavier, "--json")
     assert status == 1

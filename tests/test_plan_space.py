@@ -289,7 +289,7 @@ def test_requests_longer_than_the_models_context_are_counted_and_nobody_is_refus
     longer = np.flatnonzero(total > most)
     (said,) = context_caveats(model, log)
     assert said.startswith(f"{len(longer)} of 60 requests are longer than the {most:,} tokens")
-    assert f"first row {longer[0] + 1} with {total[longer[0]]:,}" in said
+    assert f"the first, request {longer[0] + 1} in order of arrival, with {total[longer[0]]:,}" in said
     assert context_caveats(model, log, max_model_len=int(total.max())) == ()
     assert context_caveats(replace(MODEL, max_context=int(total.max())), log) == ()
     assert context_caveats(replace(MODEL, max_context=None), log) == ()

@@ -551,9 +551,8 @@ def plan_command(
 
     if check is not None:
         plan_outputs.unchecked(context)
-        asked = (
-            None if workload is None and users is None else settle(traffic(workload, users, prompt, output, columns))
-        )
+        named = workload is not None or users is not None or columns
+        asked = settle(traffic(workload, users, prompt, output, columns)) if named else None
         if not plan_outputs.show_check(check, asked, catalog or [], api.profile(profile), as_json=as_json):
             raise typer.Exit(EXIT_INFEASIBLE)
         return

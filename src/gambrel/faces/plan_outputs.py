@@ -32,7 +32,7 @@ __all__ = [
     "available", "check_document", "check_file", "load_plan", "settled", "show_check", "unchecked", "write_plan",
 ]  # fmt: skip
 
-CHECKED = {"check", "workload", "users", "prompt", "output", "catalog", "profile", "as_json"}
+CHECKED = {"check", "workload", "columns", "users", "prompt", "output", "catalog", "profile", "as_json"}
 """Parameters of ``gambrel plan`` that a check reads."""
 
 

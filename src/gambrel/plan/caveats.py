@@ -60,7 +60,8 @@ def context_caveats(model: Model, workload: Workload, max_model_len: int | None 
     row = int(longer[0])
     caveat = (
         f"{len(longer):,} of {len(total):,} requests are longer than the {most:,} tokens of {model.name}'s context, "
-        f"first row {row + 1} with {int(total[row]):,}: an engine refuses them unless it is told otherwise"
+        f"the first, request {row + 1} in order of arrival, with {int(total[row]):,}: "
+        "an engine refuses them unless it is told otherwise"
     )
     return (caveat,)
 
